@@ -1,0 +1,1 @@
+"""Kie.ai in plain Python: nothing in here imports Airflow."""

@@ -1,0 +1,62 @@
+"""Where Kie.ai is and with which key: what an Airflow connection, or a script, tells the client."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from kie_provider.client.errors import KieAuthError, KieValidationError
+from kie_provider.client.models import is_http_url, shorten
+
+DEFAULT_HOST = "https://api.kie.ai"
+#: Uploads go to a host of their own; the vendor's OpenAPI names the API host there, wrongly.
+DEFAULT_UPLOAD_HOST = "https://kieai.redpandaai.co"
+DEFAULT_REQUEST_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Checked settings of one Kie account.
+
+    :param api_key: kept out of the repr.
+    :param host: base URL of the API.
+    :param upload_host: base URL of the upload service.
+    :param request_timeout: seconds to wait for an answer.
+    :raises KieAuthError: the key is empty or cannot be one.
+    :raises KieValidationError: a host is not an http(s) base URL, or the time-out is not positive.
+    """
+
+    api_key: str = field(repr=False)
+    host: str = DEFAULT_HOST
+    upload_host: str = DEFAULT_UPLOAD_HOST
+    request_timeout: float = DEFAULT_REQUEST_TIMEOUT
+
+    def __post_init__(self) -> None:
+        if not self.api_key:
+            raise KieAuthError("the API key is empty")
+        if not re.fullmatch(r"[\x21-\x7e]+", self.api_key):
+            raise KieAuthError("the API key has white space or other characters that no key has")
+        for name in ("host", "upload_host"):
+            url: str = getattr(self, name)
+            if not is_http_url(url) or re.search(r"[@?#\s]", url):
+                raise KieValidationError(
+                    f"{name}: must be scheme, host and port, like https://api.kie.ai, "
+                    f"got {shorten(_without_userinfo(url))}"
+                )
+        try:
+            seconds = float(self.request_timeout)  # a form sends text
+        except (TypeError, ValueError):
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            raise KieValidationError(
+                f"request_timeout: must be a number of seconds above 0, got {shorten(self.request_timeout)}"
+            )
+        object.__setattr__(self, "request_timeout", seconds)
+
+    def url(self, path: str, *, upload: bool = False) -> str:
+        """Return the full URL of an absolute ``path``."""
+        return (self.upload_host if upload else self.host).rstrip("/") + path
+
+
+def _without_userinfo(url: str) -> str:
+    return re.sub(r"//[^/]*@", "//***@", str(url))

@@ -1,0 +1,260 @@
+"""Everything that can go wrong with Kie.ai, named by what the caller does next.
+
+Kie answers most failures with HTTP 200 and a ``code`` in the body, so the code, not the HTTP status, picks the
+class; :func:`error_for_code` is the only place that does. Body code 500 is the exception: Kie also uses it for a
+missing field, a value out of range and an empty account, and only the text tells these apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+LOGS_PAGE = "https://kie.ai/logs"
+
+
+class KieError(Exception):
+    """Base of all Kie.ai errors.
+
+    :param message: what happened, in Kie's words where Kie said something.
+    :param code: Kie's ``code`` (or the ``failCode`` of a failed task), if it sent one.
+    :param http_status: HTTP status of the answer, if there was one.
+    :param kie_task_id: the Kie task concerned, if known.
+    :param retry_after: seconds that the server asked to wait, if it did.
+    """
+
+    #: What went wrong, for people; stands before the message.
+    summary: ClassVar[str] = "Kie.ai call failed"
+    #: What to do about it; stands after the message.
+    advice: ClassVar[str] = ""
+    #: Whether the same request may succeed later without anybody changing anything.
+    is_transient: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: int | str | None = None,
+        http_status: int | None = None,
+        kie_task_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.http_status = http_status
+        self.kie_task_id = kie_task_id
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        facts = [
+            f"{label} {value}"
+            for label, value in (
+                ("Kie code", self.code),
+                ("HTTP", self.http_status),
+                ("Kie task", self.kie_task_id),
+            )
+            if value is not None
+        ]
+        text = f"{self.summary}: {self.message}"
+        if facts:
+            text += f" [{', '.join(facts)}]"
+        if self.advice:
+            text += f" -> {self.advice}"
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as JSON, for a trigger event; :func:`error_from_dict` reads it back."""
+        return {
+            "type": type(self).__name__,
+            "message": self.message,
+            "code": self.code,
+            "http_status": self.http_status,
+            "kie_task_id": self.kie_task_id,
+            "retry_after": self.retry_after,
+        }
+
+
+class KieAuthError(KieError):
+    """The API key is missing, wrong, or not allowed from this address (code 401)."""
+
+    summary = "Kie.ai did not accept the API key"
+    advice = (
+        "Set the connection's password to a key from https://kie.ai/api-key; if the key is right, look at the "
+        "IP allow-list in https://kie.ai/settings."
+    )
+
+
+class KieInsufficientCreditsError(KieError):
+    """The account cannot pay for the task (code 402, or the same text under code 500)."""
+
+    summary = "Not enough Kie.ai credits"
+    advice = "Nothing was charged. Top up at https://kie.ai/billing, then clear this task."
+
+
+class KieValidationError(KieError):
+    """The request itself is wrong and will be wrong again (codes 400 and 422, or such a text under 500)."""
+
+    summary = "Kie.ai request is not valid"
+
+
+class KieNotFoundError(KieError):
+    """Kie does not know the task, or the endpoint."""
+
+    summary = "Kie.ai does not know this"
+    advice = (
+        "Three causes: the record has expired (Kie keeps them two months), the task belongs to another account's "
+        f"key, or the connection points at another host. See {LOGS_PAGE}."
+    )
+
+
+class KieRateLimitError(KieError):
+    """Too many requests (code 429). Kie does not queue the excess: nothing was created."""
+
+    summary = "Kie.ai rate limit reached"
+    advice = "An account may create 20 tasks per 10 seconds; nothing was created or charged."
+    is_transient = True
+
+
+class KieQuotaError(KieError):
+    """The spending cap of this API key is reached (code 433)."""
+
+    summary = "The usage cap of this Kie.ai key is reached"
+    advice = "Raise the key's hourly, daily or total cap at https://kie.ai/api-key, or wait until it resets."
+
+
+class KieMaintenanceError(KieError):
+    """Kie is down for maintenance (code 455)."""
+
+    summary = "Kie.ai is under maintenance"
+    is_transient = True
+
+
+class KieServerError(KieError):
+    """Kie or a gateway before it failed (code 500, HTTP 5xx, or an answer that is not Kie's JSON)."""
+
+    summary = "Kie.ai server error"
+    is_transient = True
+
+
+class KieFeatureDisabledError(KieError):
+    """The model or feature is switched off (code 505)."""
+
+    summary = "Kie.ai has disabled this feature"
+    advice = "Choose another model."
+
+
+class KieTransportError(KieError):
+    """No usable answer: DNS, connection, TLS, proxy, time-out, or the connection broke.
+
+    :param may_have_arrived: ``False`` only when the request certainly never left this machine.
+    """
+
+    summary = "Cannot reach Kie.ai"
+    advice = "Check the connection's host and this machine's network and proxy."
+    is_transient = True
+
+    def __init__(self, message: str, *, may_have_arrived: bool = True, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.may_have_arrived = may_have_arrived
+
+
+class KieSubmitUnknownError(KieError):
+    """createTask was sent, but its outcome is not known: a task may run and be billed."""
+
+    summary = "It is not known whether Kie.ai created a task"
+    advice = (
+        f"It was not sent again, so that you do not pay twice. Look at {LOGS_PAGE} for a task created at this time: "
+        "if it is there, wait for its id with a sensor; if not, clear this task."
+    )
+
+
+class KieTaskFailedError(KieError):
+    """The task ended in ``state=fail``; Kie does not charge for it."""
+
+    summary = "The Kie.ai task failed"
+    advice = f"Kie does not charge failed tasks; details are at {LOGS_PAGE}."
+
+
+class KieTaskTimeoutError(KieError):
+    """The task had not finished by the deadline. It goes on at Kie and will be charged when it succeeds."""
+
+    summary = "Gave up waiting for the Kie.ai task"
+    advice = f"The task goes on at Kie and is not lost: wait for the same id again, or see {LOGS_PAGE}."
+    is_transient = True
+
+
+class KieResultError(KieError):
+    """The task succeeded, but there is no usable result."""
+
+    summary = "The Kie.ai task succeeded without a usable result"
+    advice = f"It may have been charged; see {LOGS_PAGE}."
+
+
+#: Kie's ``code`` -> error. Codes that are not here are judged by :func:`error_for_code`.
+ERROR_BY_CODE: Mapping[int, type[KieError]] = {
+    400: KieValidationError,
+    401: KieAuthError,
+    402: KieInsufficientCreditsError,
+    404: KieNotFoundError,
+    408: KieTaskFailedError,  # the upstream model gave nothing for ten minutes
+    422: KieValidationError,
+    429: KieRateLimitError,
+    433: KieQuotaError,
+    455: KieMaintenanceError,
+    500: KieServerError,
+    501: KieTaskFailedError,
+    505: KieFeatureDisabledError,
+}
+
+# Texts seen under code 500 that say the request, or the account, is at fault.
+_CREDITS_TEXT = re.compile(r"credits? insufficient|insufficient credits?|balance isn't enough", re.IGNORECASE)
+_VALIDATION_TEXT = re.compile(
+    r"\b(is|are) required\b|not within the range|allowed options|not supported|must be\b|cannot be empty",
+    re.IGNORECASE,
+)
+
+
+def error_for_code(
+    code: int,
+    message: str,
+    *,
+    http_status: int | None = None,
+    kie_task_id: str | None = None,
+    retry_after: float | None = None,
+) -> KieError:
+    """Return the error for Kie's ``code`` and text; this is the one table that decides.
+
+    An unlisted code from 500 up counts as a server error (ask again), any other as final.
+    """
+    error = ERROR_BY_CODE.get(code, KieServerError if code >= 500 else KieError)
+    if code == 500 and _CREDITS_TEXT.search(message):
+        error = KieInsufficientCreditsError
+    elif code == 500 and _VALIDATION_TEXT.search(message):
+        error = KieValidationError
+    return error(message, code=code, http_status=http_status, kie_task_id=kie_task_id, retry_after=retry_after)
+
+
+def refuses_submission(error: KieError) -> bool:
+    """Whether this error, read from Kie's own answer to createTask, says that nothing was created.
+
+    Only refusals known as such count. After a server error, an upstream failure or an unknown code a task may exist.
+    """
+    return error.code in ERROR_BY_CODE and not isinstance(error, KieServerError | KieTaskFailedError)
+
+
+_ERROR_CLASSES: list[type[KieError]] = [KieError, *KieError.__subclasses__()]
+_ERRORS_BY_NAME: Mapping[str, type[KieError]] = {error.__name__: error for error in _ERROR_CLASSES}
+
+
+def error_from_dict(data: Mapping[str, Any]) -> KieError:
+    """Read back what :meth:`KieError.to_dict` wrote.
+
+    :raises ValueError: ``data`` does not describe a Kie error.
+    """
+    error = _ERRORS_BY_NAME.get(str(data.get("type")))
+    if error is None or not isinstance(data.get("message"), str):
+        raise ValueError(f"not a Kie error: {data!r}")
+    facts = {name: data.get(name) for name in ("code", "http_status", "kie_task_id", "retry_after")}
+    return error(data["message"], **facts)

@@ -1,0 +1,317 @@
+"""What goes to Kie.ai and what comes back, parsed once: :class:`Flux2Input` and :class:`TaskRecord`."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+from urllib.parse import urlsplit
+
+import pendulum
+
+from kie_provider.client.errors import KieValidationError
+
+#: Flux-2 model id -> whether it takes images.
+FLUX2_MODELS: Mapping[str, bool] = {
+    "flux-2/pro-text-to-image": False,
+    "flux-2/flex-text-to-image": False,
+    "flux-2/pro-image-to-image": True,
+    "flux-2/flex-image-to-image": True,
+}
+FLUX2_ASPECT_RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
+#: Takes the ratio of the first input image, so only image-to-image models know it.
+FLUX2_ASPECT_RATIO_AUTO = "auto"
+FLUX2_RESOLUTIONS = ("1K", "2K")
+FLUX2_PROMPT_LENGTH = (3, 5000)
+FLUX2_MAX_INPUT_URLS = 8
+
+
+class TaskState(str, Enum):
+    """State of a Kie task; what is neither success nor fail counts as running (new states included)."""
+
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What recordInfo says of one task.
+
+    Kie sends fields late, as null, as "", double-encoded or not at all; all of that ends here.
+    """
+
+    kie_task_id: str
+    state: TaskState
+    #: Kie's own word: ``waiting``, ``queuing``, ``generating``, ``success``, ``fail``, or one yet unknown.
+    kie_state: str
+    model: str | None = None
+    input: Mapping[str, Any] = field(default_factory=dict)
+    #: http(s) URLs of the results; they can expire within 24 hours.
+    urls: tuple[str, ...] = ()
+    #: ``resultObject`` of text models.
+    result: Any = None
+    fail_code: str | None = None
+    fail_message: str | None = None
+    #: Credits held while running, charged on success.
+    credits_consumed: float | None = None
+    #: Whole seconds. The vendor's page says milliseconds; recorded answers show seconds.
+    cost_seconds: int | None = None
+    created_at: pendulum.DateTime | None = None
+    completed_at: pendulum.DateTime | None = None
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], kie_task_id: str) -> TaskRecord:
+        """Parse the ``data`` object of a recordInfo answer.
+
+        :param data: the object, in any of the shapes Kie is known to send.
+        :param kie_task_id: the id that was asked for, used when the answer does not repeat it.
+        """
+        kie_state = _text(data.get("state")) or _STATE_BY_SUCCESS_FLAG.get(data.get("successFlag"), "unknown")
+        results = _results(data)
+        return cls(
+            kie_task_id=_text(data.get("taskId")) or kie_task_id,
+            state=_STATES.get(kie_state.lower(), TaskState.RUNNING),
+            kie_state=kie_state,
+            model=_text(data.get("model")),
+            input=_input(data),
+            urls=tuple(_result_urls(results)),
+            result=next((r["resultObject"] for r in results if r.get("resultObject") is not None), None),
+            fail_code=_text(data.get("failCode")),
+            fail_message=_text(data.get("failMsg")),
+            credits_consumed=_number(data.get("creditsConsumed")),
+            cost_seconds=None if (cost := _number(data.get("costTime"))) is None else int(cost),
+            created_at=_time(data.get("createTime")),
+            completed_at=_time(data.get("completeTime")),
+        )
+
+    def to_result(self) -> dict[str, Any]:
+        """Return the result dict that operators and sensors push to XCom: JSON, times as ISO 8601 in UTC."""
+        return {
+            "kie_task_id": self.kie_task_id,
+            "model": self.model,
+            "state": self.state.value,
+            "urls": list(self.urls),
+            "result": self.result,
+            "credits_consumed": self.credits_consumed,
+            "cost_seconds": self.cost_seconds,
+            "created_at": self.created_at and self.created_at.to_iso8601_string(),
+            "completed_at": self.completed_at and self.completed_at.to_iso8601_string(),
+            "input": dict(self.input),
+        }
+
+
+_STATES = {"success": TaskState.SUCCESS, "fail": TaskState.FAIL}
+# Newer answers carry successFlag beside state; it only decides when state is missing.
+_STATE_BY_SUCCESS_FLAG: Mapping[Any, str] = {0: "generating", 1: "success", 3: "fail"}
+
+
+def _text(value: Any) -> str | None:
+    """Return a non-empty string, or None; numbers (codes) become text."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return str(value).strip() or None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < 1e15 else None  # neither nan nor inf nor nonsense
+
+
+def _time(milliseconds: Any) -> pendulum.DateTime | None:
+    number = _number(milliseconds)
+    if not number or not 0 < number < 4e12:  # the year 2096: later is not a time
+        return None
+    return pendulum.from_timestamp(number / 1000)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """Return a JSON object given as such or as text; anything else is an empty one."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, Mapping) else {}
+
+
+def _input(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the task's input. ``param`` is JSON text whose ``input`` is JSON text once more."""
+    param = _object(data.get("param")) or _object(data.get("paramJson"))
+    return _object(param.get("input"))
+
+
+def _results(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the result objects, the preferred ``response`` before the older ``resultJson``."""
+    return [_object(data.get("response")), _object(data.get("resultJson"))]
+
+
+def _result_urls(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    for result in results:
+        urls = result.get("resultUrls")
+        candidates = [urls] if isinstance(urls, str) else urls if isinstance(urls, list) else []
+        if usable := [url for url in candidates if is_http_url(url)]:
+            return usable
+    return []
+
+
+def is_http_url(value: Any) -> bool:
+    """Whether ``value`` is an absolute http or https URL."""
+    if not isinstance(value, str):
+        return False
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+@dataclass(frozen=True)
+class Flux2Input:
+    """A valid request for one of the four Flux-2 models. Make it with :meth:`parse`."""
+
+    model: str
+    prompt: str
+    aspect_ratio: str
+    resolution: str
+    input_urls: tuple[str, ...] = ()
+    nsfw_checker: bool | None = None
+
+    @classmethod
+    def parse(cls, model: Any, fields: Mapping[str, Any]) -> Flux2Input:
+        """Check a model and its input fields, all at once.
+
+        Values may come from templates, so text is accepted where it plainly means the value: ``"true"``, a list
+        written as text, and ``"None"`` or ``""`` for an optional field.
+
+        :param model: one of :data:`FLUX2_MODELS`.
+        :param fields: ``prompt`` (3 to 5000 characters, not counting white space around it), ``aspect_ratio``
+            (default ``1:1``), ``resolution`` (default ``1K``), ``input_urls`` (1 to 8 http(s) URLs, image-to-image
+            models only) and ``nsfw_checker`` (boolean, default: not sent).
+        :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
+        """
+        problems = [
+            f"{name}: Flux-2 has no such field; it has {', '.join(_FLUX2_FIELDS)}"
+            for name in fields
+            if name not in _FLUX2_FIELDS
+        ]
+        takes_images = FLUX2_MODELS.get(model) if isinstance(model, str) else None
+        if takes_images is None:
+            problems.append(f"model: {shorten(model)} is not a Flux-2 model; allowed: {', '.join(FLUX2_MODELS)}")
+
+        prompt = fields.get("prompt")
+        shortest, longest = FLUX2_PROMPT_LENGTH
+        if not isinstance(prompt, str):
+            problems.append(f"prompt: must be text, got {type(prompt).__name__} {shorten(prompt)}")
+        elif not shortest <= len(prompt := prompt.strip()) <= longest:
+            problems.append(
+                f"prompt: {shorten(prompt)} has {len(prompt)} characters; {shortest} to {longest} are allowed"
+            )
+
+        aspect_ratio = fields.get("aspect_ratio", FLUX2_ASPECT_RATIOS[0])
+        ratios = FLUX2_ASPECT_RATIOS if takes_images is False else (*FLUX2_ASPECT_RATIOS, FLUX2_ASPECT_RATIO_AUTO)
+        if aspect_ratio == FLUX2_ASPECT_RATIO_AUTO and takes_images is False:
+            problems.append(
+                "aspect_ratio: 'auto' takes the ratio of the first input image, and "
+                f"{model} takes none; allowed: {', '.join(ratios)}"
+            )
+        elif aspect_ratio not in ratios:
+            problems.append(f"aspect_ratio: {shorten(aspect_ratio)} is not allowed; allowed: {', '.join(ratios)}")
+
+        resolution = fields.get("resolution", FLUX2_RESOLUTIONS[0])
+        if resolution not in FLUX2_RESOLUTIONS:
+            problems.append(
+                f"resolution: {shorten(resolution)} is not allowed; allowed: {', '.join(FLUX2_RESOLUTIONS)}"
+            )
+
+        input_urls = _url_list(fields.get("input_urls"))
+        problems += _input_url_problems(input_urls, model, takes_images=takes_images)
+
+        nsfw_checker = _boolean(fields.get("nsfw_checker"))
+        if not (nsfw_checker is None or isinstance(nsfw_checker, bool)):
+            problems.append(f"nsfw_checker: must be true or false, got {shorten(nsfw_checker)}")
+
+        raise_for_problems(problems)
+        return cls(model, str(prompt), aspect_ratio, resolution, tuple(input_urls), nsfw_checker)
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return createTask's ``input`` object.
+
+        The three required fields are always there: the server does not apply the defaults its documentation names.
+        """
+        payload: dict[str, Any] = {
+            "prompt": self.prompt,
+            "aspect_ratio": self.aspect_ratio,
+            "resolution": self.resolution,
+        }
+        if self.input_urls:
+            payload["input_urls"] = list(self.input_urls)
+        if self.nsfw_checker is not None:
+            payload["nsfw_checker"] = self.nsfw_checker
+        return payload
+
+
+_FLUX2_FIELDS = ("prompt", "aspect_ratio", "resolution", "input_urls", "nsfw_checker")
+
+
+def raise_for_problems(problems: Sequence[str]) -> None:
+    """Report everything that is wrong with a request at once.
+
+    :raises KieValidationError: there are problems.
+    """
+    if problems:
+        raise KieValidationError("\n".join(["nothing was sent.", *(f"  - {problem}" for problem in problems)]))
+
+
+def shorten(value: Any, limit: int = 60) -> str:
+    """Return ``repr(value)``, cut to ``limit`` characters, for an error message."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def is_blank(value: Any) -> bool:
+    """Whether ``value`` is nothing, or what a template makes of nothing."""
+    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+def _boolean(value: Any) -> Any:
+    if is_blank(value):
+        return None
+    words = {"true": True, "false": False}
+    return words.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+def _url_list(value: Any) -> list[Any]:
+    """Return the URLs as a list; one URL, or a list that a template turned into text, is accepted too."""
+    if is_blank(value):
+        return []
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, RecursionError):
+            return [value]
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _input_url_problems(urls: list[Any], model: Any, *, takes_images: bool | None) -> list[str]:
+    if takes_images is False and urls:
+        twin = str(model).replace("text-to-image", "image-to-image")
+        return [f"input_urls: {model} takes no images; use {twin}"]
+    if takes_images and not urls:
+        return [f"input_urls: {model} needs 1 to {FLUX2_MAX_INPUT_URLS} http(s) URLs of images, got none"]
+    problems = [
+        f"input_urls[{i}]: must be an http(s) URL that Kie can fetch, got {shorten(url)}"
+        for i, url in enumerate(urls)
+        if not is_http_url(url)
+    ]
+    if len(urls) > FLUX2_MAX_INPUT_URLS:
+        problems.append(f"input_urls: {len(urls)} given; at most {FLUX2_MAX_INPUT_URLS} are allowed")
+    return problems

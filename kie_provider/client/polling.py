@@ -1,0 +1,219 @@
+"""Waiting for a Kie task: one decision, :func:`judge`, and one loop around it.
+
+The synchronous wait, the trigger and the sensor's poke all decide here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass, replace
+
+from kie_provider.client.errors import (
+    KieAuthError,
+    KieError,
+    KieNotFoundError,
+    KieResultError,
+    KieTaskFailedError,
+    KieTaskTimeoutError,
+)
+from kie_provider.client.models import TaskRecord, TaskState
+from kie_provider.client.retry import backoff, jitter
+
+#: One look at a task: its record, or why there is none.
+Observation = TaskRecord | KieError
+
+#: A record may be invisible for this many seconds after it was last seen, or the wait began. Market tasks are
+#: normally visible at once; clients of other Kie families have met lags of up to a minute.
+VISIBILITY_GRACE = 90.0
+#: The interval stays as asked for this many seconds, then grows.
+STEADY_SECONDS = 60.0
+INTERVAL_GROWTH = 1.5
+LONGEST_INTERVAL = 15.0
+#: So many transient errors in a row are waited out (over six minutes at the default interval).
+FAILURE_BUDGET = 10
+LONGEST_FAILURE_DELAY = 60.0
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What one wait knows so far. All times are epoch seconds, so that any process can go on with it.
+
+    :param started_at: when the wait began.
+    :param poll_interval: seconds between two looks, at first.
+    :param deadline: the last look is taken at this time; None: no deadline.
+    :param visible_at: when the record was last seen; None: not yet.
+    :param interval: the present interval, grown from ``poll_interval``; None: not grown.
+    :param failures: transient errors in a row.
+    :param key_was_refreshed: the connection was read again after a 401, with no good answer since.
+    """
+
+    started_at: float
+    poll_interval: float = 3.0
+    deadline: float | None = None
+    visible_at: float | None = None
+    interval: float | None = None
+    failures: int = 0
+    key_was_refreshed: bool = False
+
+
+@dataclass(frozen=True)
+class Done:
+    """The task succeeded."""
+
+    record: TaskRecord
+
+
+@dataclass(frozen=True)
+class Again:
+    """Look again after ``delay`` seconds, with ``waiting``; first read the connection anew if ``refresh_key``."""
+
+    delay: float
+    waiting: Waiting
+    reason: str
+    refresh_key: bool = False
+
+
+@dataclass(frozen=True)
+class Raise:
+    """The wait is over without a result."""
+
+    error: KieError
+
+
+Verdict = Done | Again | Raise
+
+
+def judge(observation: Observation, waiting: Waiting, now: float) -> Verdict:
+    """Decide what one look at a task means.
+
+    :param observation: the record, or the error in its place.
+    :param waiting: what the wait knew before this look.
+    :param now: epoch seconds when the look was over.
+    """
+    if isinstance(observation, TaskRecord):
+        verdict = _judge_record(observation, waiting, now)
+    else:
+        verdict = _judge_error(observation, waiting, now)
+    if isinstance(verdict, Again) and waiting.deadline is not None and now >= waiting.deadline:
+        return Raise(
+            KieTaskTimeoutError(
+                f"{verdict.reason} after {now - waiting.started_at:.0f} seconds of this wait",
+                kie_task_id=observation.kie_task_id,
+            )
+        )
+    return verdict
+
+
+def _judge_record(record: TaskRecord, waiting: Waiting, now: float) -> Verdict:
+    if record.state is TaskState.SUCCESS:
+        if record.urls or record.result is not None:
+            return Done(record)
+        return Raise(KieResultError("it has neither URLs nor a result object", kie_task_id=record.kie_task_id))
+    if record.state is TaskState.FAIL:
+        return Raise(
+            KieTaskFailedError(
+                record.fail_message or "Kie gave no reason",
+                code=record.fail_code,
+                kie_task_id=record.kie_task_id,
+            )
+        )
+    interval = waiting.interval or waiting.poll_interval
+    if now - waiting.started_at >= STEADY_SECONDS:
+        interval = max(min(interval * INTERVAL_GROWTH, LONGEST_INTERVAL), waiting.poll_interval)
+    return Again(
+        interval,
+        replace(waiting, visible_at=now, interval=interval, failures=0, key_was_refreshed=False),
+        f"still {record.kie_state}",
+    )
+
+
+def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
+    interval = waiting.interval or waiting.poll_interval
+    if isinstance(error, KieAuthError) and not waiting.key_was_refreshed:
+        return Again(0.0, replace(waiting, key_was_refreshed=True), str(error), refresh_key=True)
+    if isinstance(error, KieNotFoundError):
+        since = waiting.started_at if waiting.visible_at is None else waiting.visible_at
+        if now - since < VISIBILITY_GRACE:
+            return Again(interval, replace(waiting, failures=0), error.message)
+        return Raise(error)
+    if not error.is_transient or waiting.failures >= FAILURE_BUDGET:
+        return Raise(error)
+    failures = waiting.failures + 1
+    delay = max(
+        backoff(failures, first=max(interval, 1.0), longest=max(LONGEST_FAILURE_DELAY, interval)),
+        error.retry_after or 0.0,
+    )
+    return Again(delay, replace(waiting, failures=failures), f"unknown, the last look failed ({error})")
+
+
+def steps(waiting: Waiting, clock: Callable[[], float]) -> Generator[Again, Observation, TaskRecord]:
+    """Run the wait without doing I/O: yields what to do before each look, is sent what the look showed.
+
+    The first look is due at once, the last one at the deadline. Delays are spread by 10 % and never reach past the
+    deadline.
+
+    :returns: the record of the successful task.
+    :raises KieError: the wait ended otherwise.
+    """
+    step = Again(0.0, waiting, "first look")
+    while True:
+        verdict = judge((yield step), step.waiting, clock())
+        if isinstance(verdict, Done):
+            return verdict.record
+        if isinstance(verdict, Raise):
+            raise verdict.error
+        delay = jitter(verdict.delay)
+        if waiting.deadline is not None:
+            delay = min(delay, max(waiting.deadline - clock(), 0.0))
+        step = replace(verdict, delay=delay)
+
+
+def wait(
+    waiting: Waiting,
+    look: Callable[[], Observation],
+    refresh_key: Callable[[], None],
+    *,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> TaskRecord:
+    """Wait in the calling thread until the task has succeeded.
+
+    :param look: takes one look at the task.
+    :param refresh_key: reads the connection anew, after Kie refused the key.
+    :raises KieError: the task failed, timed out, or cannot be looked at.
+    """
+    loop = steps(waiting, clock)
+    step = next(loop)
+    while True:
+        sleep(step.delay)
+        if step.refresh_key:
+            refresh_key()
+        try:
+            step = loop.send(look())
+        except StopIteration as end:
+            record: TaskRecord = end.value
+            return record
+
+
+async def wait_async(
+    waiting: Waiting,
+    look: Callable[[], Awaitable[Observation]],
+    refresh_key: Callable[[], None],
+    *,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> TaskRecord:
+    """Wait on the event loop; otherwise as :func:`wait`."""
+    loop = steps(waiting, clock)
+    step = next(loop)
+    while True:
+        await sleep(step.delay)
+        if step.refresh_key:
+            refresh_key()
+        try:
+            step = loop.send(await look())
+        except StopIteration as end:
+            record: TaskRecord = end.value
+            return record

@@ -1,0 +1,254 @@
+"""Kie.ai's wire format: what to send, and what an answer means. Pure; nothing here does I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kie_provider.client.errors import (
+    KieAuthError,
+    KieError,
+    KieNotFoundError,
+    KieRateLimitError,
+    KieServerError,
+    KieSubmitUnknownError,
+    KieValidationError,
+    error_for_code,
+    refuses_submission,
+)
+from kie_provider.client.models import TaskRecord, is_blank, is_http_url, raise_for_problems, shorten
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to Kie.
+
+    :param path: absolute path on the API host, or on the upload host when ``to_upload_host``.
+    :param json_body: sent as JSON.
+    :param form: sent as multipart fields beside ``file``.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str] | None = None
+    json_body: Mapping[str, Any] | None = None
+    form: Mapping[str, str] | None = None
+    file: tuple[str, bytes] | None = None
+    to_upload_host: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, with the API key already blotted out of the body.
+
+    :param retry_after: seconds asked for by the ``Retry-After`` header, if any.
+    """
+
+    http_status: int
+    body: bytes
+    retry_after: float | None = None
+
+
+def create_task(model: str, task_input: Mapping[str, Any], callback_url: str | None = None) -> Request:
+    """Request a new, billed task.
+
+    :raises KieValidationError: an argument cannot be sent; the message names all that cannot.
+    """
+    problems = []
+    if is_blank(model) or not isinstance(model, str):
+        problems.append(f"model: must be the id of a Kie model, got {shorten(model)}")
+    try:
+        task_input = _plain_object(task_input)
+    except (TypeError, ValueError, RecursionError) as error:
+        problems.append(f"input: must be a JSON object, got {shorten(task_input)} ({error})")
+    if is_blank(callback_url):
+        callback_url = None
+    elif not is_http_url(callback_url):
+        problems.append(f"callback_url: must be an http(s) URL that Kie can reach, got {shorten(callback_url)}")
+    raise_for_problems(problems)
+    body: dict[str, Any] = {"model": model.strip(), "input": task_input}
+    if callback_url is not None:
+        body["callBackUrl"] = callback_url
+    return Request("POST", "/api/v1/jobs/createTask", json_body=body)
+
+
+def get_task(kie_task_id: str) -> Request:
+    """Request the record of a task."""
+    return Request("GET", "/api/v1/jobs/recordInfo", query={"taskId": kie_task_id})
+
+
+def get_credits() -> Request:
+    """Request the credit balance."""
+    return Request("GET", "/api/v1/chat/credit")
+
+
+def get_download_url(url: str) -> Request:
+    """Request a fresh link to one of Kie's own files; it is valid for 20 minutes."""
+    return Request("POST", "/api/v1/common/download-url", json_body={"url": url})
+
+
+def upload_file(name: str, content: bytes, upload_path: str) -> Request:
+    """Request the (free) upload of an input file."""
+    return Request(
+        "POST",
+        "/api/file-stream-upload",
+        form={"uploadPath": upload_path, "fileName": name},
+        file=(name, content),
+        to_upload_host=True,
+    )
+
+
+def read_created(answer: Answer) -> str:
+    """Return the id of the task that createTask created.
+
+    :raises KieSubmitUnknownError: the answer leaves open whether a task was created.
+    :raises KieError: Kie refused; nothing was created.
+    """
+    try:
+        data = _read_envelope(answer)
+    except KieError as error:
+        if refuses_submission(error):
+            raise
+        raise KieSubmitUnknownError(
+            f"createTask was answered with {error.summary.lower()}: {error.message}",
+            code=error.code,
+            http_status=error.http_status,
+        ) from error
+    kie_task_id = data.get("taskId") if isinstance(data, Mapping) else None
+    if not isinstance(kie_task_id, str) or not kie_task_id.strip():
+        raise KieSubmitUnknownError(
+            f"Kie says success but sent no taskId: data is {shorten(data)}", http_status=answer.http_status
+        )
+    return kie_task_id.strip()
+
+
+def read_task(answer: Answer, kie_task_id: str) -> TaskRecord:
+    """Return the task's record.
+
+    :raises KieNotFoundError: Kie does not know the task, or not yet.
+    :raises KieError: any other failure.
+    """
+    try:
+        data = _read_envelope(answer)
+    except KieError as error:
+        error.kie_task_id = kie_task_id
+        # Kie answers an unknown id with 422 and this text, not with 404.
+        if isinstance(error, KieValidationError) and "recordinfo is null" in error.message.lower():
+            raise KieNotFoundError(
+                f"no record of this task ({error.message})",
+                code=error.code,
+                http_status=error.http_status,
+                kie_task_id=kie_task_id,
+            ) from error
+        raise
+    if data is None:  # what sibling endpoints send for an unknown id
+        raise KieNotFoundError("no record of this task (code 200 without data)", code=200, kie_task_id=kie_task_id)
+    if not isinstance(data, Mapping):
+        raise KieServerError(
+            f"the task's record is not an object but {shorten(data)}",
+            http_status=answer.http_status,
+            kie_task_id=kie_task_id,
+        )
+    return TaskRecord.from_data(data, kie_task_id)
+
+
+def read_credits(answer: Answer) -> float:
+    """Return the credit balance; documented as an integer, sent as a decimal."""
+    data = _read_envelope(answer)
+    if isinstance(data, bool) or not isinstance(data, int | float):
+        raise KieServerError(f"the credit balance is not a number but {shorten(data)}")
+    return float(data)
+
+
+def read_download_url(answer: Answer) -> str:
+    """Return the fresh link."""
+    data = _read_envelope(answer)
+    if not is_http_url(data):
+        raise KieServerError(f"the download link is not a URL but {shorten(data)}")
+    return str(data)
+
+
+def read_upload(answer: Answer) -> str:
+    """Return the URL of the uploaded file."""
+    data = _read_envelope(answer)
+    url = data.get("downloadUrl") if isinstance(data, Mapping) else None
+    if not is_http_url(url):
+        raise KieServerError(f"the upload was answered without a downloadUrl: {shorten(data)}")
+    return str(url)
+
+
+def redact(body: bytes, api_key: str) -> bytes:
+    """Blot the API key out of a body, should a server or proxy echo it; very short keys would hit other text."""
+    return body.replace(api_key.encode(), b"***") if len(api_key) >= 8 else body
+
+
+def _plain_object(value: Any) -> dict[str, Any]:
+    """Return ``value`` as plain JSON: Airflow renders mapped XComs as sequences of its own, and text stays text."""
+    plain = json.loads(value) if isinstance(value, str) else value
+    plain = json.loads(json.dumps(plain, allow_nan=False, default=_plain_item))
+    if not isinstance(plain, dict):
+        raise TypeError(f"{type(plain).__name__} is not an object")
+    return plain
+
+
+def _plain_item(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _read_envelope(answer: Answer) -> Any:
+    """Return ``data`` of a successful answer.
+
+    Kie sends most errors with HTTP 200, so ``code`` decides wherever the body has one; the HTTP status decides for
+    gateways and wrong hosts, which do not speak Kie's JSON.
+
+    :raises KieError: anything but success.
+    """
+    status = answer.http_status
+    try:
+        body = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        raise _foreign_error(answer, f"not JSON but {_excerpt(answer.body)}") from None
+    code = body.get("code") if isinstance(body, dict) else None
+    if isinstance(code, str) and code.strip().isdecimal():
+        code = int(code)
+    if isinstance(code, bool) or not isinstance(code, int):
+        raise _foreign_error(answer, f"JSON without Kie's code: {_excerpt(answer.body)}")
+    if code != 200:
+        message = body.get("msg") or body.get("message")
+        raise error_for_code(
+            code,
+            message if isinstance(message, str) else "(no message)",
+            http_status=status,
+            retry_after=answer.retry_after,
+        )
+    if not 200 <= status < 300:
+        raise _foreign_error(answer, f"code 200 in the body: {_excerpt(answer.body)}")
+    return body.get("data")
+
+
+def _foreign_error(answer: Answer, what: str) -> KieError:
+    """Return the error for an answer that is not Kie's JSON; no Kie code, so the HTTP status decides."""
+    status = answer.http_status
+    message = f"HTTP {status} with {what}"
+    error: type[KieError]
+    if status in (401, 403):
+        error = KieAuthError
+    elif status == 429:
+        error = KieRateLimitError
+    elif 300 <= status < 500 and status != 408:
+        error = KieValidationError
+        message += "; is the connection's host Kie's API?"
+    else:
+        error = KieServerError
+    return error(message, http_status=status, retry_after=answer.retry_after)
+
+
+def _excerpt(body: bytes) -> str:
+    text = " ".join(body[:400].decode("utf-8", "replace").split())
+    return repr(f"{text[:120]}..." if len(text) > 120 else text)

@@ -1,0 +1,82 @@
+"""What may be sent again, and after how long. Pure: the caller sleeps.
+
+A createTask is sent again only after an explicit refusal or when it cannot have left this machine; everything
+else may already run and cost credits.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import random
+from collections.abc import Callable
+
+from kie_provider.client.errors import (
+    KieError,
+    KieMaintenanceError,
+    KieRateLimitError,
+    KieTransportError,
+)
+
+#: A single look-up (credits, one record, a download link) is asked at most this often.
+LOOKUP_ATTEMPTS = 4
+#: createTask waits in place at most this many seconds altogether; Kie's window for 20 creations is ten.
+SUBMIT_PATIENCE = 10.0
+#: A server that asks for a longer wait than this (seconds) is not waited for in place.
+LONGEST_RETRY_AFTER = 30.0
+
+
+def backoff(attempt: int, *, first: float = 0.5, longest: float = 8.0) -> float:
+    """Return the nominal seconds before attempt number ``attempt + 1``: first, doubled each time, capped."""
+    return float(min(first * 2 ** min(attempt - 1, 30), longest))
+
+
+def jitter(seconds: float, uniform: Callable[[float, float], float] = random.uniform) -> float:
+    """Spread ``seconds`` by 10 % either way, so that many tasks do not march in step."""
+    return seconds * uniform(0.9, 1.1)
+
+
+def lookup_delay(error: KieError, attempt: int) -> float | None:
+    """Return after how many seconds a failed GET may be sent again; None: not at all.
+
+    :param attempt: how often it has been sent, from 1.
+    """
+    if not error.is_transient or attempt >= LOOKUP_ATTEMPTS:
+        return None
+    return _polite(error, backoff(attempt), patience=LONGEST_RETRY_AFTER)
+
+
+def submit_delay(error: KieError, attempt: int, waited: float) -> float | None:
+    """Return after how many seconds createTask may be sent again; None: not at all.
+
+    :param attempt: how often it has been sent, from 1.
+    :param waited: seconds already spent waiting in place.
+    """
+    refused = isinstance(error, KieRateLimitError | KieMaintenanceError)
+    never_left = isinstance(error, KieTransportError) and not error.may_have_arrived
+    if not (refused or never_left):
+        return None
+    return _polite(error, backoff(attempt, first=1.0), patience=SUBMIT_PATIENCE - waited)
+
+
+def _polite(error: KieError, delay: float, patience: float) -> float | None:
+    if error.retry_after is not None:
+        delay = max(delay, error.retry_after)
+    return delay if delay <= patience else None
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Return the seconds that a ``Retry-After`` header asks for: a number, or an HTTP date.
+
+    :param now: epoch seconds, to measure a date against.
+    """
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
+        except (ValueError, OverflowError):
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None

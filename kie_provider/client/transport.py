@@ -1,0 +1,200 @@
+"""Send a request, hand back the answer: requests for workers, aiohttp for the triggerer. Nothing is retried here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kie_provider.client.endpoint import Endpoint
+from kie_provider.client.errors import KieTransportError
+from kie_provider.client.protocol import Answer, Request, redact
+from kie_provider.client.retry import parse_retry_after
+
+if TYPE_CHECKING:
+    from http.cookiejar import CookiePolicy
+
+    import aiohttp
+    import requests
+
+CONNECT_TIMEOUT = 10.0
+#: More polls than this at the same moment wait for a free socket of the pool.
+POOL_SIZE = 512
+
+
+def send(session: requests.Session, endpoint: Endpoint, request: Request) -> Answer:
+    """Send ``request`` once, with the key, following no redirect.
+
+    :param session: from :func:`reusable_session` or :func:`fresh_connection`.
+    :raises KieTransportError: no complete answer; ``may_have_arrived`` is False only if nothing was sent.
+    """
+    import requests
+
+    url = endpoint.url(request.path, upload=request.to_upload_host)
+    try:
+        response = session.request(
+            request.method,
+            url,
+            params=request.query,
+            json=request.json_body,
+            data=request.form,
+            files={"file": request.file} if request.file else None,
+            auth=_bearer_auth(endpoint.api_key),
+            timeout=(CONNECT_TIMEOUT, endpoint.request_timeout),
+            allow_redirects=False,
+        )
+        body = response.content
+    except requests.RequestException as error:
+        raise _transport_error(endpoint, request, error, may_have_arrived=_was_sent(session, url)) from None
+    return Answer(
+        response.status_code,
+        redact(body, endpoint.api_key),
+        parse_retry_after(response.headers.get("Retry-After"), time.time()),
+    )
+
+
+def reusable_session() -> requests.Session:
+    """Return a session that keeps connections alive and remembers no cookies; for requests that may be repeated."""
+    import requests
+
+    session = requests.Session()
+    session.cookies.set_policy(_no_cookies())
+    return session
+
+
+@contextlib.contextmanager
+def fresh_connection() -> Iterator[requests.Session]:
+    """Open a session whose connection is new, used once, and knows whether anything was sent over it.
+
+    For createTask: the reset of a stale kept-alive connection is the commonest reason for not knowing whether a
+    request arrived.
+    """
+    from kie_provider.client.sent_bytes import SentBytesAdapter
+
+    with reusable_session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, SentBytesAdapter())
+        yield session
+
+
+def _was_sent(session: requests.Session, url: str) -> bool:
+    from kie_provider.client.sent_bytes import SentBytesAdapter
+
+    adapter = session.get_adapter(url)
+    return adapter.request_was_sent if isinstance(adapter, SentBytesAdapter) else True
+
+
+def _bearer_auth(api_key: str) -> Any:
+    """Return the key as an auth object: a plain header would be replaced by a matching .netrc entry."""
+    from requests.auth import AuthBase
+
+    class BearerAuth(AuthBase):
+        def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+            request.headers["Authorization"] = f"Bearer {api_key}"
+            return request
+
+    return BearerAuth()
+
+
+def _no_cookies() -> CookiePolicy:
+    from http.cookiejar import DefaultCookiePolicy
+
+    return DefaultCookiePolicy(allowed_domains=[])
+
+
+async def send_async(session: aiohttp.ClientSession, endpoint: Endpoint, request: Request) -> Answer:
+    """Send a GET once on the event loop, with the key, following no redirect.
+
+    :param session: from :func:`shared_session`.
+    :raises KieTransportError: no complete answer.
+    """
+    import aiohttp
+
+    try:
+        async with session.request(
+            request.method,
+            endpoint.url(request.path, upload=request.to_upload_host),
+            params=request.query,
+            # Per request, never a default of the session: triggers of several accounts share it.
+            headers={"Authorization": f"Bearer {endpoint.api_key}"},
+            allow_redirects=False,
+            # No total: it would also count the time spent waiting for a free socket of the pool.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=endpoint.request_timeout),
+        ) as response:
+            body = await response.read()
+    except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, OSError) as error:
+        raise _transport_error(endpoint, request, error, may_have_arrived=True) from None
+    return Answer(
+        response.status,
+        redact(body, endpoint.api_key),
+        parse_retry_after(response.headers.get("Retry-After"), time.time()),
+    )
+
+
+@dataclass
+class _SharedSession:
+    session: aiohttp.ClientSession
+    users: int = 0
+
+
+_shared_sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _SharedSession] = weakref.WeakKeyDictionary()
+
+
+@contextlib.asynccontextmanager
+async def shared_session() -> AsyncIterator[aiohttp.ClientSession]:
+    """Lease the one pooled session of this event loop; it is closed when the last leaves, cancelled ones included.
+
+    Yield no trigger event inside the lease: a generator suspended there would keep the session open.
+    """
+    loop = asyncio.get_running_loop()
+    shared = _shared_sessions.get(loop)
+    if shared is None:
+        shared = _shared_sessions[loop] = _SharedSession(_new_async_session())
+    shared.users += 1
+    try:
+        yield shared.session
+    finally:
+        shared.users -= 1
+        if not shared.users:
+            # Forgotten before the close is awaited, or a newcomer would lease a closing session.
+            del _shared_sessions[loop]
+            await asyncio.shield(shared.session.close())
+
+
+def _new_async_session() -> aiohttp.ClientSession:
+    import aiohttp
+
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=POOL_SIZE),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=True,
+    )
+
+
+def _transport_error(
+    endpoint: Endpoint, request: Request, error: BaseException, *, may_have_arrived: bool
+) -> KieTransportError:
+    host = endpoint.url("", upload=request.to_upload_host)
+    outcome = "no usable answer" if may_have_arrived else "the request never left this machine"
+    return KieTransportError(
+        f"{request.method} {host}{request.path}: {outcome} ({_root_cause(error)})",
+        may_have_arrived=may_have_arrived,
+    )
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the innermost reason; the HTTP libraries wrap it up to four deep."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "reason", None) or next(
+            (arg for arg in error.args if isinstance(arg, BaseException)), None
+        )
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,1 @@
+"""Kie.ai hooks."""

@@ -1,0 +1,293 @@
+"""KieHook: from an Airflow connection to the Kie.ai client."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+
+from kie_provider.client.errors import KieAuthError, KieError, KieValidationError
+
+# The rest of the client is imported where it is used: DAG files import this module.
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
+    from kie_provider.client.client import KieClient
+    from kie_provider.client.endpoint import Endpoint
+    from kie_provider.client.models import TaskRecord
+    from kie_provider.client.polling import Observation
+
+DEFAULT_CONN_ID = "kie_default"
+DEFAULT_POLL_INTERVAL = 3.0
+DEFAULT_TIMEOUT = 900.0
+
+
+class KieHook(BaseHook):
+    """Authentication and transport for Kie.ai; every method that talks to Kie raises a ``KieError`` on failure.
+
+    The connection's password is the API key. Host, schema and port are optional (default ``https://api.kie.ai``), as
+    are the extras ``upload_host`` and ``request_timeout`` (seconds, default 60).
+
+    The hook keeps HTTP connections alive: use it as a context manager, or call :meth:`close`.
+
+    :param kie_conn_id: the Airflow connection, of type ``kie``.
+    """
+
+    conn_name_attr = "kie_conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = "kie"
+    hook_name = "Kie.ai"
+
+    def __init__(self, kie_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.kie_conn_id = kie_conn_id
+        self._endpoint: Endpoint | None = None
+        self._client: KieClient | None = None
+
+    def get_conn(self) -> KieClient:
+        """Return the client for the connection, which is read when first needed.
+
+        :raises KieAuthError: there is no such connection, or no usable key in it.
+        :raises KieValidationError: another field of the connection is not valid.
+        """
+        if self._client is None:
+            from kie_provider.client.client import KieClient
+
+            if self._endpoint is None:
+                try:
+                    connection = self.get_connection(self.kie_conn_id)
+                except AirflowNotFoundException:
+                    raise self._no_connection() from None
+                self._endpoint = endpoint_from_connection(connection)
+            self._client = KieClient(self._endpoint)
+        return self._client
+
+    def create_task(self, model: str, input: Mapping[str, Any], callback_url: str | None = None) -> str:  # noqa: A002
+        """Create a task, which Kie bills when it succeeds, and return its Kie task id.
+
+        Never sent twice when the first one may have arrived.
+
+        :param model: any model of Kie's market, such as ``flux-2/pro-text-to-image``.
+        :param input: the model's input object.
+        :param callback_url: public URL that Kie calls when the task ends; optional.
+        :raises KieSubmitUnknownError: sent, but it is not known whether a task was created.
+        :raises KieError: nothing was created.
+        """
+        return self.get_conn().create_task(model, input, callback_url)
+
+    def get_task(self, kie_task_id: str) -> TaskRecord:
+        """Return the record of a task.
+
+        :raises KieNotFoundError: Kie does not know it (yet).
+        """
+        return self.get_conn().get_task(kie_task_id)
+
+    def look(self, kie_task_id: str) -> Observation:
+        """Take one look at a task and return its record, or the error in its place; nothing is retried."""
+        try:
+            return self.get_conn().look(kie_task_id)
+        except KieError as error:  # the connection itself
+            return error
+
+    def wait(
+        self, kie_task_id: str, *, poll_interval: float = DEFAULT_POLL_INTERVAL, timeout: float = DEFAULT_TIMEOUT
+    ) -> TaskRecord:
+        """Wait in this process until the task has succeeded. Prefer the deferrable sensor: it holds no worker slot.
+
+        :param poll_interval: seconds between two looks; grows to 15 after the first minute.
+        :param timeout: seconds, after which one last look is taken.
+        :raises KieTaskTimeoutError: it was still running then; nothing is lost, wait again.
+        :raises KieTaskFailedError: it ended in ``state=fail``.
+        :raises KieResultError: it succeeded without a result.
+        """
+        from kie_provider.client.polling import Waiting, wait
+
+        now = time.time()
+        waiting = Waiting(started_at=now, poll_interval=poll_interval, deadline=now + timeout)
+        return wait(waiting, lambda: self.look(kie_task_id), self.forget_connection)
+
+    def get_credits(self) -> float:
+        """Return the balance in credits (1 credit = 0.005 USD)."""
+        return self.get_conn().get_credits()
+
+    def get_download_url(self, url: str) -> str:
+        """Return a fresh link, valid for 20 minutes, to a result or upload URL of Kie's."""
+        return self.get_conn().get_download_url(url)
+
+    def download_file(self, url: str, path: str | Path) -> Path:
+        """Download a result URL to a local file, which appears only when complete; the key stays here.
+
+        :raises KieResultError: the link is dead, or answers with a web page.
+        """
+        return self.get_conn().download_file(url, path)
+
+    def upload_file(self, path: str | Path, upload_path: str = "airflow") -> str:
+        """Upload a local input file (free, kept for at least 24 hours) and return its public URL."""
+        return self.get_conn().upload_file(path, upload_path)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Check host and key by reading the credit balance, which costs nothing."""
+        try:
+            with self:
+                return True, f"Connected to Kie.ai: {self.get_credits():g} credits left"
+        except KieError as error:
+            return False, str(error)
+
+    async def aget_task(self, kie_task_id: str) -> TaskRecord:
+        """Return the record of a task, on the event loop, over the session that all its triggers share.
+
+        :raises KieNotFoundError: Kie does not know it (yet).
+        """
+        from kie_provider.client import protocol, transport
+
+        endpoint = await self._aget_endpoint()
+        try:
+            async with transport.shared_session() as session:
+                answer = await transport.send_async(session, endpoint, protocol.get_task(kie_task_id))
+            return protocol.read_task(answer, kie_task_id)
+        except KieError as error:
+            error.kie_task_id = kie_task_id
+            raise
+
+    async def await_task(
+        self, kie_task_id: str, *, poll_interval: float = DEFAULT_POLL_INTERVAL, deadline: float | None = None
+    ) -> TaskRecord:
+        """Wait on the event loop until the task has succeeded; otherwise as :meth:`wait`.
+
+        :param deadline: epoch seconds of the last look; None: wait for ever.
+        """
+        from kie_provider.client.polling import Waiting, wait_async
+        from kie_provider.client.transport import shared_session
+
+        async def look() -> Observation:
+            try:
+                return await self.aget_task(kie_task_id)
+            except KieError as error:
+                return error
+
+        async with shared_session():
+            waiting = Waiting(started_at=time.time(), poll_interval=poll_interval, deadline=deadline)
+            return await wait_async(waiting, look, self.forget_connection)
+
+    def forget_connection(self) -> None:
+        """Read the connection anew at the next call: the key may have been rotated."""
+        self.close()
+        self._endpoint = None
+
+    def close(self) -> None:
+        """Close kept-alive HTTP connections; the next call opens new ones."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def __enter__(self) -> KieHook:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def _aget_endpoint(self) -> Endpoint:
+        if self._endpoint is None:
+            try:
+                connection = await _aget_connection(self.kie_conn_id)
+            except AirflowNotFoundException:
+                raise self._no_connection() from None
+            self._endpoint = endpoint_from_connection(connection)
+        return self._endpoint
+
+    def _no_connection(self) -> KieAuthError:
+        return KieAuthError(
+            f"there is no Airflow connection {self.kie_conn_id!r}. Create it in Admin > Connections, or with: "
+            f"airflow connections add {self.kie_conn_id} --conn-type kie --conn-password <API key>"
+        )
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Describe the connection form for Airflow 3.1; later ones read it from the provider info."""
+        from kie_provider.get_provider_info import UI_FIELD_BEHAVIOUR
+
+        return {name.replace("-", "_"): value for name, value in UI_FIELD_BEHAVIOUR.items()}
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the extra fields of the connection form for Airflow 3.1; later ones read the provider info.
+
+        Airflow 3.1 brings wtforms only with the FAB provider; without it the form has the standard fields, and the
+        extras go into its JSON field.
+        """
+        try:
+            from wtforms import IntegerField, StringField
+        except ImportError:
+            return {}
+        from kie_provider.get_provider_info import CONN_FIELDS
+
+        fields = {"integer": IntegerField, "string": StringField}
+        return {
+            name: fields[field["schema"]["type"][0]](field["label"], description=field["description"])
+            for name, field in CONN_FIELDS.items()
+        }
+
+
+def endpoint_from_connection(connection: Connection) -> Endpoint:
+    """Read and check the fields of an Airflow connection.
+
+    :raises KieAuthError: no usable key.
+    :raises KieValidationError: another field is not valid; the message names it.
+    """
+    from kie_provider.client.endpoint import Endpoint
+
+    extra = _extra(connection)
+    fields: dict[str, Any] = {
+        "host": _base_url(connection.host, connection.schema, connection.port),
+        "upload_host": _base_url(extra.get("upload_host")),
+        "request_timeout": extra.get("request_timeout"),
+    }
+    try:
+        return Endpoint(
+            api_key=(connection.password or "").strip(),
+            **{name: value for name, value in fields.items() if value not in (None, "")},
+        )
+    except KieError as error:
+        raise type(error)(f"connection {connection.conn_id!r}: {error.message}") from None
+
+
+def _extra(connection: Connection) -> Mapping[str, Any]:
+    # Not extra_dejson: it masks secrets with a blocking call, which must not happen on the triggerer's event loop;
+    # there are no secrets in these extras.
+    try:
+        extra = json.loads(connection.extra or "{}")
+    except ValueError:
+        extra = None
+    if not isinstance(extra, Mapping):
+        raise KieValidationError(f"connection {connection.conn_id!r}: extra is not a JSON object")
+    return extra
+
+
+def _base_url(value: object, schema: str | None = None, port: int | None = None) -> str:
+    host = str(value or "").strip().rstrip("/")
+    if not host:
+        return ""
+    if "://" not in host:
+        host = f"{schema or 'https'}://{host}"
+    if port:
+        parts = urlsplit(host)
+        if parts.netloc.rpartition("]")[2].count(":") == 0:  # no port of its own (brackets: IPv6)
+            return parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
+    return host
+
+
+async def _aget_connection(conn_id: str) -> Connection:
+    from airflow.providers.common.compat.sdk import Connection
+
+    # Before Airflow 3.3.2, which brought aextra_dejson, the coroutine masks secrets with a synchronous call to the
+    # supervisor and can fail with DeadlockImminentError; a thread may block.
+    if hasattr(Connection, "aextra_dejson"):
+        return await BaseHook.aget_connection(conn_id)
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(BaseHook.get_connection)(conn_id)

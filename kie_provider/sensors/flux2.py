@@ -1,0 +1,20 @@
+"""Wait for a Flux-2 image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kie_provider.client.errors import KieResultError
+from kie_provider.sensors.kie import KieTaskSensor
+
+
+class Flux2TaskSensor(KieTaskSensor):
+    """Wait until a Flux-2 task has made its image and return the result dict, whose ``urls`` are never empty.
+
+    Otherwise as :class:`~kie_provider.sensors.kie.KieTaskSensor`.
+    """
+
+    def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        if not result["urls"]:
+            raise KieResultError("it has no image URL", kie_task_id=result["kie_task_id"])
+        return super()._finish(result)

@@ -1,0 +1,221 @@
+"""Wait for a Kie.ai task."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+    TaskDeferred,
+    conf,
+)
+
+from kie_provider.airflow_errors import sensor_failure
+from kie_provider.client.errors import KieError, KieValidationError
+from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
+from kie_provider.links import KieLogsLink, KieResultLink
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from kie_provider.client.polling import Waiting
+
+#: Airflow's own deferral timeout comes this many seconds after ours, so that the trigger's clear event wins.
+DEFERRAL_MARGIN = 60.0
+#: How often a crashed or unloadable trigger is replaced within one try.
+MAX_TRIGGER_RESTARTS = 3
+_RESTARTS_KEY = "kie_trigger_restarts"
+
+
+class KieTaskSensor(BaseSensorOperator):
+    """Wait until a Kie task has succeeded and return its result dict.
+
+    Deferred, it holds no worker slot. Retrying or clearing it only waits again: it never creates a task and never
+    costs credits.
+
+    The result dict has ``kie_task_id, model, state, urls, result, credits_consumed, cost_seconds, created_at,
+    completed_at`` (ISO 8601, UTC) and ``input``.
+
+    ``state=fail`` and other hopeless errors fail the sensor without retry, its deadline raises
+    ``AirflowSensorTimeout``; ``soft_fail``, ``never_fail`` and ``mode`` act as in every sensor.
+
+    :param kie_task_id: what the creating operator returned (templated).
+    :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
+    :param poke_interval: seconds between two looks, default 3; a deferred wait slows down to 15 after a minute.
+    :param timeout: seconds from the start of the try, default 900; after them one last look is taken.
+    :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
+    """
+
+    template_fields: Sequence[str] = ("kie_task_id", "kie_conn_id")
+    operator_extra_links = (KieLogsLink(), KieResultLink())
+    ui_color = "#f3f0fc"
+
+    def __init__(
+        self,
+        *,
+        kie_task_id: str,
+        kie_conn_id: str = DEFAULT_CONN_ID,
+        poke_interval: timedelta | float = DEFAULT_POLL_INTERVAL,
+        timeout: timedelta | float = DEFAULT_TIMEOUT,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
+        self.kie_task_id = kie_task_id
+        self.kie_conn_id = kie_conn_id
+        self.deferrable = deferrable
+        self._waiting: Waiting | None = None
+
+    def execute(self, context: Context) -> Any:
+        """Look once; defer if the task is still running. Without ``deferrable``, poke as every sensor does."""
+        if not self.deferrable:
+            return super().execute(context)
+        with self._failures():
+            return self._look(self._deferred_wait(context)) or self._defer(context)
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once."""
+        try:
+            result = self._look(self._waiting or self._new_wait(context))
+        except KieError as error:
+            failure = sensor_failure(error)
+            raise failure from (None if failure is error else error)
+        return PokeReturnValue(is_done=result is not None, xcom_value=result)
+
+    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:  # noqa: ARG002
+        """Return the result that the trigger's event carries, or raise its error."""
+        from kie_provider.triggers.kie import read_event
+
+        with self._failures():
+            return self._finish(read_event(event, self.kie_task_id))
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the deferral; a trigger that timed out or crashed gets one look and, if need be, a successor."""
+        with self._failures():
+            try:
+                # Not BaseSensorOperator's: it would fail or skip before we have looked.
+                return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
+            except _deferral_exceptions() as error:
+                self.log.warning("The trigger ended without an event (%s); looking at the Kie task", error)
+                if result := self._look(self._deferred_wait(context)):
+                    return result
+                self._count_trigger_restart(context, error)
+                return self._defer(context)
+
+    def _look(self, waiting: Waiting) -> dict[str, Any] | None:
+        """Take one look and return the result dict, or None while the task is running.
+
+        :raises KieError: the wait is over without a result.
+        """
+        from kie_provider.client.models import is_blank, shorten
+        from kie_provider.client.polling import Done, Raise, judge
+
+        kie_task_id = self.kie_task_id
+        if is_blank(kie_task_id) or not isinstance(kie_task_id, str):
+            raise KieValidationError(
+                f"kie_task_id: must be the id that createTask returned, got {shorten(kie_task_id)}; did the task "
+                "upstream return it?"
+            )
+        with KieHook(self.kie_conn_id) as hook:
+            verdict = judge(hook.look(kie_task_id), waiting, time.time())
+        if isinstance(verdict, Raise):
+            raise verdict.error
+        if isinstance(verdict, Done):
+            return self._finish(verdict.record.to_result())
+        self.log.info("Kie task %s: %s", kie_task_id, verdict.reason)
+        self._waiting = verdict.waiting
+        return None
+
+    def _new_wait(self, context: Context, timeout: float | None = None) -> Waiting:
+        """Return a wait that began with this try: its start survives deferral and rescheduling.
+
+        :param timeout: seconds to the deadline; None: BaseSensorOperator watches the time.
+        """
+        from kie_provider.client.polling import Waiting
+
+        ti = context["ti"]
+        first_reschedule = ti.get_first_reschedule_date(context) if self.reschedule else None
+        start = first_reschedule or ti.start_date
+        started_at = start.timestamp() if start else time.time()
+        return Waiting(
+            started_at,
+            self.poke_interval,
+            deadline=None if timeout is None else started_at + timeout,
+            # Every look reads the connection first, so a refused key is final at once.
+            key_was_refreshed=True,
+        )
+
+    def _deferred_wait(self, context: Context) -> Waiting:
+        """Return the same with the deadline that BaseSensorOperator does not watch while the task is deferred."""
+        timeout = self.timeout
+        if self.execution_timeout is not None:
+            timeout = min(timeout, self.execution_timeout.total_seconds())
+        return self._new_wait(context, timeout)
+
+    def _defer(self, context: Context) -> NoReturn:
+        from kie_provider.triggers.kie import KieTaskTrigger
+
+        deadline = self._deferred_wait(context).deadline or 0.0
+        raise TaskDeferred(
+            trigger=KieTaskTrigger(
+                kie_conn_id=self.kie_conn_id,
+                kie_task_id=self.kie_task_id,
+                poll_interval=self.poke_interval,
+                deadline=deadline,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=max(deadline - time.time(), 0.0) + DEFERRAL_MARGIN),
+        )
+
+    def _count_trigger_restart(self, context: Context, error: Exception) -> None:
+        """Allow a few new triggers per try. Counted in XCom: the deferral's own arguments are lost with the trigger.
+
+        :raises Exception: ``error``, once there were enough.
+        """
+        ti = context["ti"]
+        restarts = ti.xcom_pull(task_ids=self.task_id, map_indexes=ti.map_index, key=_RESTARTS_KEY) or 0
+        if restarts >= MAX_TRIGGER_RESTARTS:
+            raise error
+        ti.xcom_push(_RESTARTS_KEY, restarts + 1)
+
+    def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Take the result dict of the successful task; the place for a model's own demands on it."""
+        self.log.info(
+            "Kie task %s succeeded: %d result URLs, %s credits",
+            result["kie_task_id"],
+            len(result["urls"]),
+            result.get("credits_consumed"),
+        )
+        return result
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Turn the errors of a deferred wait into what BaseSensorOperator raises for those of a poke."""
+        try:
+            yield
+        except AirflowSkipException:
+            raise
+        except (KieError, AirflowException) as error:
+            failure = sensor_failure(error) if isinstance(error, KieError) else error
+            is_final = not isinstance(failure, KieError)
+            if self.never_fail or (self.soft_fail and is_final):
+                flag = "never_fail" if self.never_fail else "soft_fail"
+                raise AirflowSkipException(f"Skipped because {flag} is set: {error}") from error
+            raise failure from (None if failure is error else error)
+
+
+def _deferral_exceptions() -> tuple[type[Exception], type[Exception]]:
+    from airflow.sdk import exceptions
+
+    if hasattr(exceptions, "TaskDeferralError"):
+        return exceptions.TaskDeferralError, exceptions.TaskDeferralTimeout
+    from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # Airflow 3.1
+
+    return TaskDeferralError, TaskDeferralTimeout

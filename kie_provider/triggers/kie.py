@@ -1,0 +1,102 @@
+"""The trigger that waits for a Kie task in the triggerer, and the event it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from kie_provider.client.errors import KieError, error_from_dict
+from kie_provider.client.models import TaskRecord
+from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
+
+
+class KieTaskTrigger(BaseTrigger):
+    """Fire one event when a Kie task has ended, or cannot be waited for.
+
+    Its arguments are stored unencrypted in Airflow's database, so they name the connection and hold no secret.
+
+    :param kie_conn_id: Airflow connection of type ``kie``.
+    :param kie_task_id: the Kie task. Never ``task_id``: Airflow sets that attribute to its own task's.
+    :param poll_interval: seconds between two looks; grows to 15 after the first minute.
+    :param deadline: epoch seconds of the last look; None: wait for ever.
+    """
+
+    def __init__(
+        self,
+        kie_conn_id: str,
+        kie_task_id: str,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        deadline: float | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kie_conn_id = kie_conn_id
+        self.kie_task_id = kie_task_id
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return class path and arguments; every release must be able to read those of the ones before."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "kie_conn_id": self.kie_conn_id,
+                "kie_task_id": self.kie_task_id,
+                "poll_interval": self.poll_interval,
+                "deadline": self.deadline,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait for the task and fire its event."""
+        # The HTTP session's lease ends inside: Airflow may never resume this generator after the yield.
+        yield TriggerEvent(await self._wait())
+
+    async def _wait(self) -> dict[str, Any]:
+        try:
+            record = await KieHook(self.kie_conn_id).await_task(
+                self.kie_task_id, poll_interval=self.poll_interval, deadline=self.deadline
+            )
+        except KieError as error:
+            return error_event(error)
+        return success_event(record)
+
+
+def success_event(record: TaskRecord) -> dict[str, Any]:
+    """Return the event of a successful task."""
+    return {"status": "success", "result": record.to_result()}
+
+
+def error_event(error: KieError) -> dict[str, Any]:
+    """Return the event of a wait that ended otherwise."""
+    return {"status": "error", "error": error.to_dict()}
+
+
+def read_event(event: Any, kie_task_id: str) -> dict[str, Any]:
+    """Return the result dict of an event that says that ``kie_task_id`` succeeded.
+
+    Only the two shapes above are believed: whatever else comes is an error, never a success.
+
+    :raises KieError: the event carries this error, or is not one of ours.
+    """
+    if isinstance(event, Mapping):
+        result, error = event.get("result"), event.get("error")
+        if event.get("status") == "success" and _is_result(result, kie_task_id):
+            return dict(result)  # type: ignore[arg-type]
+        if event.get("status") == "error" and isinstance(error, Mapping):
+            try:
+                raise error_from_dict(error)
+            except ValueError:
+                pass
+    raise KieError(f"the trigger sent an event that is not one of ours: {event!r:.200}", kie_task_id=kie_task_id)
+
+
+def _is_result(result: Any, kie_task_id: str) -> bool:
+    return (
+        isinstance(result, Mapping)
+        and result.get("kie_task_id") == kie_task_id
+        and result.get("state") == "success"
+        and isinstance(result.get("urls"), list)
+        and bool(result["urls"] or result.get("result") is not None)
+    )
