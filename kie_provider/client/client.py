@@ -53,7 +53,7 @@ class KieClient:
                     if isinstance(error, KieTransportError) and error.may_have_arrived:
                         raise KieSubmitUnknownError(error.message) from error
                     raise
-            delay = retry.jitter(delay)
+                delay = retry.jitter(delay, at_least=error.retry_after)
             self._sleep(delay)
             attempt, waited = attempt + 1, waited + delay
 
@@ -130,8 +130,10 @@ class KieClient:
                 with part.open("wb") as file:
                     for chunk in response.iter_content(_CHUNK):
                         file.write(chunk)
+                if not part.stat().st_size:
+                    raise KieResultError(f"{url} answered with an empty file", http_status=response.status_code)
             part.replace(path)
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to what is no URL
             raise KieTransportError(f"downloading {url} broke off ({type(error).__name__}: {error})") from None
         finally:
             part.unlink(missing_ok=True)
@@ -165,5 +167,6 @@ class KieClient:
                 delay = retry.lookup_delay(error, attempt)
                 if delay is None:
                     raise
-            self._sleep(retry.jitter(delay))
+                delay = retry.jitter(delay, at_least=error.retry_after)
+            self._sleep(delay)
             attempt += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from kie_provider.client.errors import KieAuthError, KieValidationError
+from kie_provider.client.errors import KieConnectionError
 from kie_provider.client.models import is_http_url, shorten
 
 DEFAULT_HOST = "https://api.kie.ai"
@@ -22,8 +22,8 @@ class Endpoint:
     :param host: base URL of the API.
     :param upload_host: base URL of the upload service.
     :param request_timeout: seconds to wait for an answer.
-    :raises KieAuthError: the key is empty or cannot be one.
-    :raises KieValidationError: a host is not an http(s) base URL, or the time-out is not positive.
+    :raises KieConnectionError: the key is empty or cannot be one, a host is not an http(s) base URL, or the time-out
+        is not a positive number.
     """
 
     api_key: str = field(repr=False)
@@ -33,13 +33,13 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if not self.api_key:
-            raise KieAuthError("the API key is empty")
+            raise KieConnectionError("there is no API key; set the password to one from https://kie.ai/api-key")
         if not re.fullmatch(r"[\x21-\x7e]+", self.api_key):
-            raise KieAuthError("the API key has white space or other characters that no key has")
+            raise KieConnectionError("the API key has white space or other characters that no key has")
         for name in ("host", "upload_host"):
             url: str = getattr(self, name)
             if not is_http_url(url) or re.search(r"[@?#\s]", url):
-                raise KieValidationError(
+                raise KieConnectionError(
                     f"{name}: must be scheme, host and port, like https://api.kie.ai, "
                     f"got {shorten(_without_userinfo(url))}"
                 )
@@ -48,7 +48,7 @@ class Endpoint:
         except (TypeError, ValueError):
             seconds = 0.0
         if not 0 < seconds < float("inf"):
-            raise KieValidationError(
+            raise KieConnectionError(
                 f"request_timeout: must be a number of seconds above 0, got {shorten(self.request_timeout)}"
             )
         object.__setattr__(self, "request_timeout", seconds)

@@ -86,6 +86,13 @@ class KieAuthError(KieError):
     )
 
 
+class KieConnectionError(KieAuthError):
+    """The connection itself is missing or not usable: no key, or a field that is not valid. Nothing was sent."""
+
+    summary = "The Kie.ai connection is not usable"
+    advice = "Nothing was sent."
+
+
 class KieInsufficientCreditsError(KieError):
     """The account cannot pay for the task (code 402, or the same text under code 500)."""
 
@@ -244,7 +251,7 @@ def refuses_submission(error: KieError) -> bool:
     return error.code in ERROR_BY_CODE and not isinstance(error, KieServerError | KieTaskFailedError)
 
 
-_ERROR_CLASSES: list[type[KieError]] = [KieError, *KieError.__subclasses__()]
+_ERROR_CLASSES: list[type[KieError]] = [KieError, *KieError.__subclasses__(), KieConnectionError]
 _ERRORS_BY_NAME: Mapping[str, type[KieError]] = {error.__name__: error for error in _ERROR_CLASSES}
 
 

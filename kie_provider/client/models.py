@@ -70,7 +70,7 @@ class TaskRecord:
         :param data: the object, in any of the shapes Kie is known to send.
         :param kie_task_id: the id that was asked for, used when the answer does not repeat it.
         """
-        kie_state = _text(data.get("state")) or _STATE_BY_SUCCESS_FLAG.get(data.get("successFlag"), "unknown")
+        kie_state = _text(data.get("state")) or _STATE_BY_SUCCESS_FLAG.get(_number(data.get("successFlag")), "unknown")
         results = _results(data)
         return cls(
             kie_task_id=_text(data.get("taskId")) or kie_task_id,
@@ -106,7 +106,7 @@ class TaskRecord:
 
 _STATES = {"success": TaskState.SUCCESS, "fail": TaskState.FAIL}
 # Newer answers carry successFlag beside state; it only decides when state is missing.
-_STATE_BY_SUCCESS_FLAG: Mapping[Any, str] = {0: "generating", 1: "success", 3: "fail"}
+_STATE_BY_SUCCESS_FLAG: Mapping[float | None, str] = {0: "generating", 1: "success", 3: "fail"}
 
 
 def _text(value: Any) -> str | None:
@@ -273,7 +273,10 @@ def raise_for_problems(problems: Sequence[str]) -> None:
 
 def shorten(value: Any, limit: int = 60) -> str:
     """Return ``repr(value)``, cut to ``limit`` characters, for an error message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"<{type(value).__name__} nested too deep>"
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
@@ -296,7 +299,7 @@ def _url_list(value: Any) -> list[Any]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval may raise
             return [value]
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 

@@ -132,7 +132,7 @@ def _judge_record(record: TaskRecord, waiting: Waiting, now: float) -> Verdict:
 def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
     interval = waiting.interval or waiting.poll_interval
     if isinstance(error, KieAuthError) and not waiting.key_was_refreshed:
-        return Again(0.0, replace(waiting, key_was_refreshed=True), str(error), refresh_key=True)
+        return Again(0.0, replace(waiting, key_was_refreshed=True), error.message, refresh_key=True)
     if isinstance(error, KieNotFoundError):
         since = waiting.started_at if waiting.visible_at is None else waiting.visible_at
         if now - since < VISIBILITY_GRACE:
@@ -145,7 +145,7 @@ def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
         backoff(failures, first=max(interval, 1.0), longest=max(LONGEST_FAILURE_DELAY, interval)),
         error.retry_after or 0.0,
     )
-    return Again(delay, replace(waiting, failures=failures), f"unknown, the last look failed ({error})")
+    return Again(delay, replace(waiting, failures=failures), f"the last look failed ({error.summary}: {error.message})")
 
 
 def steps(waiting: Waiting, clock: Callable[[], float]) -> Generator[Again, Observation, TaskRecord]:
@@ -159,12 +159,14 @@ def steps(waiting: Waiting, clock: Callable[[], float]) -> Generator[Again, Obse
     """
     step = Again(0.0, waiting, "first look")
     while True:
-        verdict = judge((yield step), step.waiting, clock())
+        observation = yield step
+        verdict = judge(observation, step.waiting, clock())
         if isinstance(verdict, Done):
             return verdict.record
         if isinstance(verdict, Raise):
             raise verdict.error
-        delay = jitter(verdict.delay)
+        asked_for = observation.retry_after if isinstance(observation, KieError) else None
+        delay = jitter(verdict.delay, at_least=asked_for)
         if waiting.deadline is not None:
             delay = min(delay, max(waiting.deadline - clock(), 0.0))
         step = replace(verdict, delay=delay)

@@ -196,7 +196,7 @@ def _plain_object(value: Any) -> dict[str, Any]:
 def _plain_item(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
         return list(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
 
@@ -215,7 +215,7 @@ def _read_envelope(answer: Answer) -> Any:
     except (ValueError, RecursionError):
         raise _foreign_error(answer, f"not JSON but {_excerpt(answer.body)}") from None
     code = body.get("code") if isinstance(body, dict) else None
-    if isinstance(code, str) and code.strip().isdecimal():
+    if isinstance(code, str) and code.strip().isdecimal() and len(code) < 20:
         code = int(code)
     if isinstance(code, bool) or not isinstance(code, int):
         raise _foreign_error(answer, f"JSON without Kie's code: {_excerpt(answer.body)}")

@@ -31,9 +31,14 @@ def backoff(attempt: int, *, first: float = 0.5, longest: float = 8.0) -> float:
     return float(min(first * 2 ** min(attempt - 1, 30), longest))
 
 
-def jitter(seconds: float, uniform: Callable[[float, float], float] = random.uniform) -> float:
-    """Spread ``seconds`` by 10 % either way, so that many tasks do not march in step."""
-    return seconds * uniform(0.9, 1.1)
+def jitter(
+    seconds: float, *, at_least: float | None = None, uniform: Callable[[float, float], float] = random.uniform
+) -> float:
+    """Spread ``seconds`` by 10 % either way, so that many tasks do not march in step.
+
+    :param at_least: what a ``Retry-After`` asked for; coming back sooner would be refused again.
+    """
+    return max(seconds * uniform(0.9, 1.1), at_least or 0.0)
 
 
 def lookup_delay(error: KieError, attempt: int) -> float | None:

@@ -6,11 +6,10 @@ answer is read (the task may exist). So the connection itself keeps the record.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.poolmanager import PoolManager
 
 
@@ -53,16 +52,10 @@ class SentBytesAdapter(HTTPAdapter):
                     adapter.request_was_sent = True
                 super().send(data)  # type: ignore[misc]
 
-        class WatchedHTTPConnection(Watched, HTTPConnection):
-            pass
+        def watched(pool: Any) -> Any:
+            connection = type("WatchedConnection", (Watched, pool.ConnectionCls), {})
+            return type("WatchedPool", (pool,), {"ConnectionCls": connection})
 
-        class WatchedHTTPSConnection(Watched, HTTPSConnection):
-            pass
-
-        class WatchedHTTPPool(HTTPConnectionPool):
-            ConnectionCls = WatchedHTTPConnection
-
-        class WatchedHTTPSPool(HTTPSConnectionPool):
-            ConnectionCls = WatchedHTTPSConnection
-
-        manager.pool_classes_by_scheme = {"http": WatchedHTTPPool, "https": WatchedHTTPSPool}
+        # Made from the manager's own classes, which differ for a SOCKS proxy.
+        pools: Mapping[str, Any] = manager.pool_classes_by_scheme
+        manager.pool_classes_by_scheme = {scheme: watched(pool) for scheme, pool in pools.items()}

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from kie_provider.client.endpoint import Endpoint
 from kie_provider.client.errors import KieTransportError
@@ -48,7 +49,8 @@ def send(session: requests.Session, endpoint: Endpoint, request: Request) -> Ans
             allow_redirects=False,
         )
         body = response.content
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:
+        # A plain ValueError comes from the bad Location of a redirect, which is read though it is not followed.
         raise _transport_error(endpoint, request, error, may_have_arrived=_was_sent(session, url)) from None
     return Answer(
         response.status_code,
@@ -61,7 +63,12 @@ def reusable_session() -> requests.Session:
     """Return a session that keeps connections alive and remembers no cookies; for requests that may be repeated."""
     import requests
 
-    session = requests.Session()
+    class Session(requests.Session):
+        def rebuild_auth(self, prepared_request: requests.PreparedRequest, _: requests.Response) -> None:
+            """Take no credentials along to where a redirect leads; requests would look for some in .netrc."""
+            prepared_request.headers.pop("Authorization", None)
+
+    session = Session()
     session.cookies.set_policy(_no_cookies())
     return session
 
@@ -114,11 +121,13 @@ async def send_async(session: aiohttp.ClientSession, endpoint: Endpoint, request
     """
     import aiohttp
 
+    url = endpoint.url(request.path, upload=request.to_upload_host)
     try:
         async with session.request(
             request.method,
-            endpoint.url(request.path, upload=request.to_upload_host),
+            url,
             params=request.query,
+            proxy=_proxy_from_environment(url),
             # Per request, never a default of the session: triggers of several accounts share it.
             headers={"Authorization": f"Bearer {endpoint.api_key}"},
             allow_redirects=False,
@@ -126,7 +135,8 @@ async def send_async(session: aiohttp.ClientSession, endpoint: Endpoint, request
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=endpoint.request_timeout),
         ) as response:
             body = await response.read()
-    except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, OSError) as error:
+    except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, OSError, ValueError) as error:
+        # A plain ValueError comes from a host name that cannot be encoded, or a bad proxy URL.
         raise _transport_error(endpoint, request, error, may_have_arrived=True) from None
     return Answer(
         response.status,
@@ -171,8 +181,22 @@ def _new_async_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=POOL_SIZE),
         cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=True,
     )
+
+
+def _proxy_from_environment(url: str) -> str | None:
+    """Return the proxy for ``url`` that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name.
+
+    aiohttp's ``trust_env`` would look into .netrc as well: file access before every poll, and a matching entry there
+    is refused beside an Authorization header.
+    """
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    if not proxy or proxy_bypass(parts.hostname or ""):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _transport_error(
@@ -180,8 +204,10 @@ def _transport_error(
 ) -> KieTransportError:
     host = endpoint.url("", upload=request.to_upload_host)
     outcome = "no usable answer" if may_have_arrived else "the request never left this machine"
+    # Protocol errors quote the answer, which may quote the key.
+    cause = redact(_root_cause(error).encode("utf-8", "replace"), endpoint.api_key).decode()
     return KieTransportError(
-        f"{request.method} {host}{request.path}: {outcome} ({_root_cause(error)})",
+        f"{request.method} {host}{request.path}: {outcome} ({cause})",
         may_have_arrived=may_have_arrived,
     )
 
@@ -191,10 +217,6 @@ def _root_cause(error: BaseException) -> str:
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
-        inner = getattr(error, "reason", None) or next(
-            (arg for arg in error.args if isinstance(arg, BaseException)), None
-        )
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
+        inner = (getattr(error, "reason", None), error.__cause__, *error.args)
+        error = next((e for e in inner if isinstance(e, BaseException)), error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from kie_provider.client.errors import KieAuthError, KieError, KieValidationError
+from kie_provider.client.errors import KieConnectionError, KieError
 
 # The rest of the client is imported where it is used: DAG files import this module.
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class KieHook(BaseHook):
     def get_conn(self) -> KieClient:
         """Return the client for the connection, which is read when first needed.
 
-        :raises KieAuthError: there is no such connection, or no usable key in it.
-        :raises KieValidationError: another field of the connection is not valid.
+        :raises KieConnectionError: there is no such connection, or a field of it is not valid.
         """
         if self._client is None:
             from kie_provider.client.client import KieClient
@@ -200,8 +199,8 @@ class KieHook(BaseHook):
             self._endpoint = endpoint_from_connection(connection)
         return self._endpoint
 
-    def _no_connection(self) -> KieAuthError:
-        return KieAuthError(
+    def _no_connection(self) -> KieConnectionError:
+        return KieConnectionError(
             f"there is no Airflow connection {self.kie_conn_id!r}. Create it in Admin > Connections, or with: "
             f"airflow connections add {self.kie_conn_id} --conn-type kie --conn-password <API key>"
         )
@@ -236,8 +235,7 @@ class KieHook(BaseHook):
 def endpoint_from_connection(connection: Connection) -> Endpoint:
     """Read and check the fields of an Airflow connection.
 
-    :raises KieAuthError: no usable key.
-    :raises KieValidationError: another field is not valid; the message names it.
+    :raises KieConnectionError: a field is not valid; the message names it.
     """
     from kie_provider.client.endpoint import Endpoint
 
@@ -252,8 +250,8 @@ def endpoint_from_connection(connection: Connection) -> Endpoint:
             api_key=(connection.password or "").strip(),
             **{name: value for name, value in fields.items() if value not in (None, "")},
         )
-    except KieError as error:
-        raise type(error)(f"connection {connection.conn_id!r}: {error.message}") from None
+    except KieConnectionError as error:
+        raise KieConnectionError(f"connection {connection.conn_id!r}: {error.message}") from None
 
 
 def _extra(connection: Connection) -> Mapping[str, Any]:
@@ -264,7 +262,7 @@ def _extra(connection: Connection) -> Mapping[str, Any]:
     except ValueError:
         extra = None
     if not isinstance(extra, Mapping):
-        raise KieValidationError(f"connection {connection.conn_id!r}: extra is not a JSON object")
+        raise KieConnectionError(f"connection {connection.conn_id!r}: extra is not a JSON object")
     return extra
 
 

@@ -1,0 +1,87 @@
+"""One Kie account: who may come in, how often, what is running and what it cost."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from typing import Any
+
+from kie_provider.emulator.models import Order, Refusal
+from kie_provider.emulator.settings import Settings
+from kie_provider.emulator.tasks import Fate, Task, cost_at, iso, state_at
+
+
+class Account:
+    """The tasks of an account. Balance and states are computed from the tasks and the time, never stored.
+
+    :param settings: its key, credits, limits and durations.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.tasks: dict[str, Task] = {}
+        self._let_in: list[float] = []
+
+    def knows(self, authorization: str | None) -> bool:
+        """Tell whether an Authorization header carries this account's key."""
+        expected = f"Bearer {self.settings.api_key}"
+        return hmac.compare_digest((authorization or "").encode(errors="replace"), expected.encode())
+
+    def count_create(self, now: float) -> None:
+        """Count one createTask request.
+
+        :raises Refusal: 429, too many in the window; such a request is not counted and creates nothing.
+        """
+        self._let_in = [at for at in self._let_in if now - at < self.settings.create_window_seconds]
+        if len(self._let_in) >= self.settings.create_limit:
+            raise Refusal(429)
+        self._let_in.append(now)
+
+    def create(self, order: Order, fate: Fate, now: float) -> Task:
+        """Hold the price of an order and start its task.
+
+        :raises Refusal: 402, the balance is too short.
+        """
+        if self.credits_left(now) < order.price:
+            raise Refusal(402)
+        task = Task(secrets.token_hex(16), order, now, fate)
+        self.tasks[task.id] = task
+        return task
+
+    def task(self, task_id: str) -> Task:
+        """Return a task.
+
+        :raises Refusal: 422, as Kie answers for an id it does not know; 404 is documented but never sent.
+        """
+        try:
+            return self.tasks[task_id]
+        except KeyError:
+            raise Refusal(422, "recordInfo is null") from None
+
+    def credits_left(self, now: float) -> float:
+        """Return the balance: the credits at the start less what is held or charged."""
+        return self.settings.credits - self._charged(list(self.tasks.values()), now)
+
+    def bill(self, now: float) -> dict[str, Any]:
+        """Return what was charged for which task, oldest first; what is still held counts as charged."""
+        tasks = list(self.tasks.values())
+        charged = self._charged(tasks, now)
+        return {
+            "credits_start": self.settings.credits,
+            "credits_left": self.settings.credits - charged,
+            "charged_total": charged,
+            "tasks": [
+                {
+                    "taskId": task.id,
+                    "model": task.order.model,
+                    "prompt": task.order.prompt,
+                    "state": state_at(task, self.settings, now),
+                    "credits": cost_at(task, self.settings, now),
+                    "created_at": iso(task.created_at),
+                }
+                for task in tasks
+            ],
+        }
+
+    def _charged(self, tasks: list[Task], now: float) -> float:
+        return sum((cost_at(task, self.settings, now) for task in tasks), 0.0)

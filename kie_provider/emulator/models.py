@@ -1,0 +1,156 @@
+"""Which models the emulator knows, what they cost, and which createTask bodies are refused (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
+RESOLUTIONS = ("1K", "2K")
+MAX_INPUT_URLS = 8
+MESSAGES: Mapping[int, str] = {
+    401: "Unauthorized – Authentication failed. "  # noqa: RUF001 - the vendor's dash
+    "Please check that your Authorization and Content-Type headers are correctly set.",
+    402: "Credits insufficient : Your current balance isn't enough to run this request. Please top up to continue.",
+    422: "The model name you specified is not supported. "
+    "Please verify your input and use one of the supported models provided by KIE.",
+    429: "Your call frequency is too high. Please try again later.",
+    433: "The current number of points used by apiKey has exceeded the daily limit",
+    500: "Server exception, please try again later",
+}
+"""The usual text of a code, as seen on the wire."""
+
+
+class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault of the emulator
+    """An answer other than success.
+
+    :param code: code in the envelope; the HTTP status stays 200.
+    :param msg: text in the envelope; the usual one of the code by default.
+    """
+
+    def __init__(self, code: int, msg: str | None = None) -> None:
+        super().__init__(code, msg)
+        self.code, self.msg = code, msg or MESSAGES.get(code, f"Emulated error {code}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the market.
+
+    :param required: fields of ``input`` that must be there. The server fills in no defaults.
+    :param options: allowed values by field.
+    :param prices: credits by resolution; a model without resolutions has its one price under ``1K``.
+    """
+
+    required: tuple[str, ...]
+    prices: Mapping[str, float]
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    result: Literal["image", "text"] = "image"
+
+
+@dataclass(frozen=True)
+class Order:
+    """A createTask body that was accepted.
+
+    :param input: as it came, foreign fields included: Flux-2 is known to accept them.
+    :param callback_url: ``callBackUrl``; it is shown in the record, nothing is sent to it yet.
+    :param price: credits.
+    """
+
+    model: str
+    input: Mapping[str, Any]
+    callback_url: str | None
+    price: float
+
+    @property
+    def prompt(self) -> str:
+        """The prompt; empty for a model that has none."""
+        prompt = self.input.get("prompt")
+        return prompt if isinstance(prompt, str) else ""
+
+    @property
+    def ratio(self) -> str:
+        """The ratio asked for; ``auto`` is the one of the first input image."""
+        return str(self.input.get("aspect_ratio") or self.input.get("image_size") or "1:1")
+
+    @property
+    def resolution(self) -> str:
+        """``1K`` or ``2K``."""
+        return "2K" if self.input.get("resolution") == "2K" else "1K"
+
+    @property
+    def input_urls(self) -> tuple[str, ...]:
+        """The images of image-to-image."""
+        urls = self.input.get("input_urls")
+        return tuple(map(str, urls)) if isinstance(urls, list) else ()
+
+
+def _flux2(prices: Mapping[str, float], *, from_images: bool) -> Model:
+    # "auto" takes the ratio of an input image; for text-to-image the vendor removed it in 2026.
+    ratios = (*RATIOS, "auto") if from_images else RATIOS
+    required = ("prompt", *(("input_urls",) if from_images else ()), "aspect_ratio", "resolution")
+    return Model(required, prices, {"aspect_ratio": ratios, "resolution": RESOLUTIONS})
+
+
+_PRO, _FLEX = {"1K": 5.0, "2K": 7.0}, {"1K": 14.0, "2K": 24.0}
+
+MODELS: Mapping[str, Model] = {
+    "flux-2/pro-text-to-image": _flux2(_PRO, from_images=False),
+    "flux-2/flex-text-to-image": _flux2(_FLEX, from_images=False),
+    "flux-2/pro-image-to-image": _flux2(_PRO, from_images=True),
+    "flux-2/flex-image-to-image": _flux2(_FLEX, from_images=True),
+    # One other image model and one that answers with an object, for what is written for any model.
+    "google/nano-banana": Model(("prompt",), {"1K": 4.0}),
+    "elevenlabs/speech-to-text": Model(("audio_url",), {"1K": 3.5}, result="text"),
+}
+
+
+def accept(body: Any) -> Order:
+    """Check a createTask body.
+
+    :raises Refusal: with the codes and texts that were seen on the wire; only the texts for a body that is no object,
+        for a prompt of the wrong type or below 3 characters, and for bad ``input_urls`` are the emulator's own.
+    """
+    if not isinstance(body, dict):
+        raise Refusal(422, "The request body must be a JSON object")
+    name, fields = body.get("model"), body.get("input")
+    if not name:
+        raise Refusal(500, "model is required")
+    model = MODELS.get(name) if isinstance(name, str) else None
+    if model is None:
+        raise Refusal(422)
+    if not isinstance(fields, dict):
+        raise Refusal(500, "input is required")
+    for required in model.required:
+        if fields.get(required) in (None, "", []):
+            raise Refusal(500, f"{required} is required")
+    for option, allowed in model.options.items():
+        if fields[option] not in allowed:
+            raise Refusal(500, f"This {option} is not within the range of allowed options")
+    _check_prompt(fields.get("prompt"))
+    _check_urls(fields.get("input_urls"))
+    callback = body.get("callBackUrl")
+    price = model.prices.get(str(fields.get("resolution")), model.prices["1K"])
+    return Order(str(name), fields, str(callback) if callback else None, price)
+
+
+def _check_prompt(prompt: Any) -> None:
+    if prompt is None:
+        return
+    if not isinstance(prompt, str):
+        raise Refusal(422, "prompt must be a string")
+    if len(prompt) > 5000:
+        raise Refusal(500, "The text length cannot exceed the maximum limit")
+    if len(prompt) < 3:
+        raise Refusal(422, "prompt must have at least 3 characters")
+
+
+def _check_urls(urls: Any) -> None:
+    if urls is None:
+        return
+    if not isinstance(urls, list) or len(urls) > MAX_INPUT_URLS:
+        raise Refusal(422, f"input_urls must be a list of at most {MAX_INPUT_URLS} URLs")
+    # Kie fetches the images itself over http(s); data URIs are refused.
+    if not all(isinstance(url, str) and url.startswith(("http://", "https://")) for url in urls):
+        raise Refusal(422, "input_urls must be http(s) URLs")

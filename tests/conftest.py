@@ -1,0 +1,19 @@
+"""Give every test run an Airflow of its own, before anything imports Airflow."""
+
+import os
+import tempfile
+
+_AIRFLOW_HOME = tempfile.TemporaryDirectory(prefix="kie-tests-")
+
+for name in [name for name in os.environ if name.startswith("AIRFLOW") or name.lower().endswith("_proxy")]:
+    del os.environ[name]
+os.environ |= {
+    "AIRFLOW_HOME": _AIRFLOW_HOME.name,
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__DAGS_FOLDER": os.devnull,
+    "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+}
+
+
+def pytest_unconfigure() -> None:
+    _AIRFLOW_HOME.cleanup()

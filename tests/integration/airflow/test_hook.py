@@ -1,0 +1,117 @@
+"""KieHook: from connection to answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kie_provider.client.errors import KieConnectionError, KieNotFoundError, KieTaskTimeoutError
+from kie_provider.client.models import TaskState
+from kie_provider.hooks.kie import KieHook
+
+FOX = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
+MODEL = "flux-2/pro-text-to-image"
+
+
+def connect(monkeypatch, **fields):
+    monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps({"conn_type": "kie", "password": "k"} | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "host"),
+    [
+        ({}, "https://api.kie.ai"),
+        ({"host": "gateway.example"}, "https://gateway.example"),
+        ({"host": "gateway.example", "schema": "http", "port": 8080}, "http://gateway.example:8080"),
+        ({"host": "http://gateway.example:8080/"}, "http://gateway.example:8080"),
+        ({"host": "http://gateway.example:8080", "port": 9090}, "http://gateway.example:8080"),
+        ({"host": "https://gateway.example/kie", "port": 444}, "https://gateway.example:444/kie"),
+        ({"host": "[::1]", "schema": "http", "port": 8080}, "http://[::1]:8080"),
+    ],
+)
+def test_host_schema_and_port_are_honoured(monkeypatch, fields, host):
+    connect(monkeypatch, **fields)
+
+    assert KieHook().get_conn().endpoint.host == host
+
+
+def test_extras_and_their_defaults(monkeypatch):
+    connect(monkeypatch)
+    endpoint = KieHook().get_conn().endpoint
+    assert (endpoint.upload_host, endpoint.request_timeout) == ("https://kieai.redpandaai.co", 60.0)
+
+    connect(monkeypatch, extra={"upload_host": "http://up.example", "request_timeout": "5"})
+    endpoint = KieHook().get_conn().endpoint
+    assert (endpoint.upload_host, endpoint.request_timeout) == ("http://up.example", 5.0)
+
+
+def test_connection_as_uri(monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", "kie://:secret@gateway.example:8443/https")
+
+    assert KieHook().get_conn().endpoint.host == "https://gateway.example:8443"
+
+
+def test_extra_that_is_no_object(monkeypatch):
+    connect(monkeypatch, extra="[1]")
+
+    with pytest.raises(KieConnectionError, match="extra is not a JSON object"):
+        KieHook().get_conn()
+
+
+def test_create_look_wait_and_download(kie_emulator, tmp_path):
+    with KieHook() as hook:
+        kie_task_id = hook.create_task(MODEL, FOX)
+        assert hook.get_task(kie_task_id).state is TaskState.RUNNING
+        record = hook.wait(kie_task_id, poll_interval=0.05)
+        file = hook.download_file(hook.get_download_url(record.urls[0]), tmp_path / "new" / "fox.png")
+
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert list(file.parent.iterdir()) == [file]
+    assert hook.get_credits() == kie_emulator.bill()["credits_left"]
+    hook.close()
+
+
+def test_the_file_host_never_gets_the_key(kie_emulator, tmp_path):
+    with KieHook() as hook:
+        record = hook.wait(hook.create_task(MODEL, FOX), poll_interval=0.05)
+        hook.download_file(record.urls[0], tmp_path / "fox.png")
+
+    downloads = [r for r in kie_emulator.requests() if not r["path"].startswith("/api/")]
+    assert downloads
+    assert {r["headers"].get("authorization") for r in downloads} <= {None}
+
+
+def test_wait_gives_up_at_the_timeout_and_can_be_repeated(kie_emulator):
+    kie_emulator.fault({"on": "createTask", "do": "stuck"})
+    with KieHook() as hook:
+        kie_task_id = hook.create_task(MODEL, FOX)
+        for _ in range(2):
+            with pytest.raises(KieTaskTimeoutError):
+                hook.wait(kie_task_id, poll_interval=0.05, timeout=0.2)
+    assert len(kie_emulator.bill()["tasks"]) == 1
+
+
+def test_unknown_task(kie_emulator):
+    with KieHook() as hook, pytest.raises(KieNotFoundError):
+        hook.get_task("0" * 32)
+
+
+def test_upload(kie_emulator, tmp_path):
+    (tmp_path / "in.png").write_bytes(b"\x89PNG not really")
+
+    with KieHook() as hook:
+        url = hook.upload_file(tmp_path / "in.png")
+        copy = hook.download_file(url, tmp_path / "out.png")
+
+    assert copy.read_bytes() == b"\x89PNG not really"
+
+
+def test_connection_test(kie_emulator, monkeypatch):
+    assert KieHook().test_connection() == (True, "Connected to Kie.ai: 1000 credits left")
+
+    monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(kie_emulator.connection | {"password": "wrong-key"}))
+    ok, message = KieHook().test_connection()
+    assert not ok
+    assert message.startswith("Kie.ai did not accept the API key: Unauthorized")
+    assert "wrong-key" not in message

@@ -1,0 +1,120 @@
+"""The trigger on its event loop, as the triggerer runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from types import SimpleNamespace
+
+import blockbuster
+import pytest
+from airflow.sdk import serde
+
+from kie_provider.client import transport
+from kie_provider.hooks.kie import KieHook
+from kie_provider.triggers.kie import KieTaskTrigger, read_event
+
+
+@pytest.fixture
+def create(kie_emulator):
+    def create(*faults):
+        for fault in faults:
+            kie_emulator.fault(fault)
+        return KieHook().create_task(
+            "flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
+        )
+
+    return create
+
+
+def trigger_for(kie_task_id, seconds=30.0, poll_interval=0.1):
+    """Make the trigger, send it through Airflow's serialisation, and give it a task instance as the triggerer does."""
+    trigger = KieTaskTrigger("kie_default", kie_task_id, poll_interval, deadline=time.time() + seconds)
+    path, kwargs = trigger.serialize()
+    assert path == "kie_provider.triggers.kie.KieTaskTrigger"
+    stored = json.loads(json.dumps(serde.serialize(kwargs)))
+    restored = KieTaskTrigger(**serde.deserialize(stored))
+    assert restored.serialize() == trigger.serialize()
+    restored.task_instance = SimpleNamespace(task_id="airflow_task", dag_id="d", run_id="r", map_index=-1, try_number=1)
+    return restored
+
+
+async def fire(trigger):
+    events = [event async for event in trigger.run()]
+    assert len(events) == 1
+    return json.loads(json.dumps(events[0].payload))
+
+
+async def test_success(create):
+    kie_task_id = create()
+
+    event = await fire(trigger_for(kie_task_id))
+
+    assert read_event(event, kie_task_id)["kie_task_id"] == kie_task_id
+    assert not transport._shared_sessions
+
+
+async def test_without_task_instance_as_under_dag_test(create):
+    trigger = trigger_for(create())
+    trigger.task_instance = None
+
+    assert (await fire(trigger))["status"] == "success"
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ({"on": "createTask", "do": "fail", "failMsg": "Internal Error"}, "KieTaskFailedError"),
+        ({"on": "createTask", "do": "no_urls"}, "KieResultError"),
+        ({"on": "createTask", "do": "stuck"}, "KieTaskTimeoutError"),
+        ({"on": "recordInfo", "do": "code", "code": 401, "msg": "No", "times": None}, "KieAuthError"),
+    ],
+)
+async def test_errors_become_events(create, fault, error):
+    event = await fire(trigger_for(create(fault), seconds=0.4))
+
+    assert (event["status"], event["error"]["type"]) == ("error", error)
+
+
+async def test_a_hundred_triggers_share_one_session_and_never_block_the_loop(create, monkeypatch):
+    made = []
+    new_session = transport._new_async_session
+    monkeypatch.setattr(transport, "_new_async_session", lambda: made.append(new_session()) or made[-1])
+    kie_task_id = create()
+    # Connections from environment variables are read without I/O; what is watched is our own code and HTTP.
+    with blockbuster.blockbuster_ctx("kie_provider"):
+        events = await asyncio.gather(*(fire(trigger_for(kie_task_id)) for _ in range(100)))
+
+    assert {event["status"] for event in events} == {"success"}
+    assert len(made) == 1
+    assert made[0].closed
+
+
+async def test_cancelled_triggers_give_the_session_back(create):
+    kie_task_id = create({"on": "createTask", "do": "stuck"})
+    tasks = [asyncio.create_task(fire(trigger_for(kie_task_id))) for _ in range(3)]
+    await asyncio.sleep(0.2)
+    [shared] = transport._shared_sessions.values()
+    assert shared.users == 3
+
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert not transport._shared_sessions
+    assert shared.session.closed
+
+
+async def test_an_abandoned_generator_holds_no_session(create):
+    events = trigger_for(create()).run()
+    assert (await anext(events)).payload["status"] == "success"
+    assert not transport._shared_sessions
+    await events.aclose()
+
+
+def test_arguments_hold_no_secret(kie_emulator):
+    trigger = trigger_for("abc")
+
+    assert kie_emulator.api_key not in json.dumps(trigger.serialize())
+    assert kie_emulator.api_key not in repr(trigger)
