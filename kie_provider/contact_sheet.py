@@ -44,7 +44,7 @@ def write_html(items: Sequence[SheetItem], path: Path, title: str) -> Path:
   h1 {{ font-weight: 600; }}
   main {{ display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fill, minmax({THUMBNAIL}px, 1fr)); }}
   figure {{ margin: 0; background: #1f1f2b; border-radius: 10px; overflow: hidden; }}
-  img, .failed {{ display: block; width: 100%; aspect-ratio: 1; object-fit: cover; }}
+  img, .failed {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }}
   .failed {{ display: grid; place-items: center; background: #3a1d26; }}
   figcaption {{ padding: .75rem 1rem; }}
   small {{ color: #a9a4c0; }}
@@ -91,7 +91,7 @@ def write_png(items: Sequence[SheetItem], path: Path) -> Path:
         else:
             with Image.open(item.file) as image:
                 image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # lets JPEG decode at reduced size
-                sheet.paste(ImageOps.fit(image.convert("RGB"), (THUMBNAIL, THUMBNAIL)), (left, top))
+                sheet.paste(ImageOps.pad(image.convert("RGB"), (THUMBNAIL, THUMBNAIL), color=_BACKGROUND), (left, top))
         for line, text in enumerate((item.prompt, item.note)):
             draw.text((left, top + THUMBNAIL + 5 + 18 * line), _fit(draw, text, font), fill=_INK, font=font)
     sheet.save(path, "PNG")

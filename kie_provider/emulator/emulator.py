@@ -85,16 +85,16 @@ class KieEmulator:
         ready.wait()
         if self._error is not None:
             error, self._error = self._error, None
-            self.stop()
+            self._thread.join()
+            self._thread = self._loop = self._stop = None
             raise error
         return self
 
     def stop(self) -> None:
         """Stop serving: held answers are sent, then every connection is closed and the thread ends."""
-        if self._thread is None:
+        if self._thread is None or self._loop is None or self._stop is None:
             return
-        if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         self._thread = self._loop = self._stop = None
 

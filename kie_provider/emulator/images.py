@@ -53,7 +53,7 @@ def ratio_of(content: bytes) -> str:
 def render(prompt: str, ratio: str, resolution: str, image_format: str, source: bytes | None = None) -> bytes:
     """Draw the picture of a prompt: the same arguments give the same bytes.
 
-    Takes about 0.25 s of one core at 1K, so call it outside the event loop; the last 32 pictures are kept.
+    Takes about 0.3 s of one core at 1K, so call it outside the event loop; the last 32 pictures are kept.
 
     :param image_format: ``png`` or ``jpeg``.
     :param source: the first input image, for image-to-image.

@@ -11,7 +11,7 @@ import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import quote, unquote, urlsplit
 
 from aiohttp import web
@@ -229,7 +229,7 @@ class Server:
         file = form.get("file")
         if not isinstance(file, web.FileField):
             raise Refusal(400, "file is required")
-        content = await asyncio.to_thread(file.file.read)
+        content = await asyncio.to_thread(_read_all, cast("BinaryIO", file.file))
         return self._keep(call, content, form.get("uploadPath"), form.get("fileName"), file.content_type)
 
     async def _upload_url(self, call: Call) -> web.Response:
@@ -304,6 +304,11 @@ async def _read_json(request: web.Request) -> Any:
         return None
 
 
+def _read_all(file: BinaryIO) -> bytes:
+    with file:
+        return file.read()
+
+
 def _recorded(call: Call, *, key_is_valid: bool) -> dict[str, Any]:
     """Return a request as it is kept: of the key only whether it was the right one."""
     headers: dict[str, str | None] = {name.lower(): value for name, value in call.request.headers.items()}
@@ -324,10 +329,8 @@ def _own_path(call: Call, url: Any) -> str | None:
     if not isinstance(url, str):
         return None
     try:
-        parts = urlsplit(url)
-        ours = parts.netloc == call.request.host or (
-            _is_loopback(parts.hostname) and parts.port == call.request.url.port
-        )
+        parts, here = urlsplit(url), urlsplit(call.base_url)
+        ours = parts.netloc == here.netloc or (_is_loopback(parts.hostname) and parts.port == here.port)
     except ValueError:
         return None
     return unquote(parts.path) if ours and parts.scheme == "http" else None
