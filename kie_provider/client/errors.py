@@ -120,7 +120,7 @@ class KieRateLimitError(KieError):
     """Too many requests (code 429). Kie does not queue the excess: nothing was created."""
 
     summary = "Kie.ai rate limit reached"
-    advice = "An account may create 20 tasks per 10 seconds; nothing was created or charged."
+    advice = "An account may create 20 tasks per 10 seconds; a refused request creates and costs nothing."
     is_transient = True
 
 
@@ -135,6 +135,7 @@ class KieMaintenanceError(KieError):
     """Kie is down for maintenance (code 455)."""
 
     summary = "Kie.ai is under maintenance"
+    advice = "Try again later; a refused request creates and costs nothing."
     is_transient = True
 
 
@@ -181,7 +182,10 @@ class KieTaskFailedError(KieError):
     """The task ended in ``state=fail``; Kie does not charge for it."""
 
     summary = "The Kie.ai task failed"
-    advice = f"Kie does not charge failed tasks; details are at {LOGS_PAGE}."
+    advice = (
+        f"Kie does not charge failed tasks; details are at {LOGS_PAGE}. To order another one, clear the Airflow task "
+        "that created it."
+    )
 
 
 class KieTaskTimeoutError(KieError):

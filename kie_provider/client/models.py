@@ -6,6 +6,7 @@ import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 from urllib.parse import urlsplit
@@ -60,8 +61,8 @@ class TaskRecord:
     credits_consumed: float | None = None
     #: Whole seconds. The vendor's page says milliseconds; recorded answers show seconds.
     cost_seconds: int | None = None
-    created_at: pendulum.DateTime | None = None
-    completed_at: pendulum.DateTime | None = None
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], kie_task_id: str) -> TaskRecord:
@@ -98,8 +99,8 @@ class TaskRecord:
             "result": self.result,
             "credits_consumed": self.credits_consumed,
             "cost_seconds": self.cost_seconds,
-            "created_at": self.created_at and self.created_at.to_iso8601_string(),
-            "completed_at": self.completed_at and self.completed_at.to_iso8601_string(),
+            "created_at": self.created_at and pendulum.instance(self.created_at).to_iso8601_string(),
+            "completed_at": self.completed_at and pendulum.instance(self.completed_at).to_iso8601_string(),
             "input": dict(self.input),
         }
 
@@ -109,15 +110,18 @@ _STATES = {"success": TaskState.SUCCESS, "fail": TaskState.FAIL}
 _STATE_BY_SUCCESS_FLAG: Mapping[float | None, str] = {0: "generating", 1: "success", 3: "fail"}
 
 
+_SCALARS = (str, int, float)
+
+
 def _text(value: Any) -> str | None:
     """Return a non-empty string, or None; numbers (codes) become text."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, _SCALARS):
         return None
     return str(value).strip() or None
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, _SCALARS):
         return None
     try:
         number = float(value)
@@ -126,21 +130,22 @@ def _number(value: Any) -> float | None:
     return number if abs(number) < 1e15 else None  # neither nan nor inf nor nonsense
 
 
-def _time(milliseconds: Any) -> pendulum.DateTime | None:
+def _time(milliseconds: Any) -> datetime | None:
     number = _number(milliseconds)
     if not number or not 0 < number < 4e12:  # the year 2096: later is not a time
         return None
-    return pendulum.from_timestamp(number / 1000)
+    # Not pendulum's: it takes 40 microseconds, and every look of every trigger comes by here.
+    return datetime.fromtimestamp(number / 1000, timezone.utc)
 
 
 def _object(value: Any) -> Mapping[str, Any]:
     """Return a JSON object given as such or as text; anything else is an empty one."""
-    if isinstance(value, str):
+    if value and isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return {}
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _input(data: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -112,7 +112,7 @@ def read_created(answer: Answer) -> str:
         if refuses_submission(error):
             raise
         raise KieSubmitUnknownError(
-            f"createTask was answered with {error.summary.lower()}: {error.message}",
+            f"createTask was answered with an error ({error.summary}: {error.message})",
             code=error.code,
             http_status=error.http_status,
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -178,12 +179,14 @@ async def shared_session() -> AsyncIterator[aiohttp.ClientSession]:
 def _new_async_session() -> aiohttp.ClientSession:
     import aiohttp
 
+    _proxy_from_environment.cache_clear()  # a new session looks at the environment anew
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=POOL_SIZE),
         cookie_jar=aiohttp.DummyCookieJar(),
     )
 
 
+@functools.lru_cache(maxsize=64)  # the look-up scans the whole environment, at half the cost of the request itself
 def _proxy_from_environment(url: str) -> str | None:
     """Return the proxy for ``url`` that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name.
 

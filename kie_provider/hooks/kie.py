@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 DEFAULT_CONN_ID = "kie_default"
 DEFAULT_POLL_INTERVAL = 3.0
 DEFAULT_TIMEOUT = 900.0
+#: Triggers that start within this many seconds of each other read a connection once.
+CONNECTION_SECONDS = 60.0
 
 
 class KieHook(BaseHook):
@@ -47,6 +52,7 @@ class KieHook(BaseHook):
         super().__init__()
         self.kie_conn_id = kie_conn_id
         self._endpoint: Endpoint | None = None
+        self._forgotten: Endpoint | None = None
         self._client: KieClient | None = None
 
     def get_conn(self) -> KieClient:
@@ -61,7 +67,7 @@ class KieHook(BaseHook):
                 try:
                     connection = self.get_connection(self.kie_conn_id)
                 except AirflowNotFoundException:
-                    raise self._no_connection() from None
+                    raise _no_connection(self.kie_conn_id) from None
                 self._endpoint = endpoint_from_connection(connection)
             self._client = KieClient(self._endpoint)
         return self._client
@@ -176,7 +182,7 @@ class KieHook(BaseHook):
     def forget_connection(self) -> None:
         """Read the connection anew at the next call: the key may have been rotated."""
         self.close()
-        self._endpoint = None
+        self._forgotten, self._endpoint = self._endpoint, None
 
     def close(self) -> None:
         """Close kept-alive HTTP connections; the next call opens new ones."""
@@ -192,18 +198,8 @@ class KieHook(BaseHook):
 
     async def _aget_endpoint(self) -> Endpoint:
         if self._endpoint is None:
-            try:
-                connection = await _aget_connection(self.kie_conn_id)
-            except AirflowNotFoundException:
-                raise self._no_connection() from None
-            self._endpoint = endpoint_from_connection(connection)
+            self._endpoint = await _aget_shared_endpoint(self.kie_conn_id, self._forgotten)
         return self._endpoint
-
-    def _no_connection(self) -> KieConnectionError:
-        return KieConnectionError(
-            f"there is no Airflow connection {self.kie_conn_id!r}. Create it in Admin > Connections, or with: "
-            f"airflow connections add {self.kie_conn_id} --conn-type kie --conn-password <API key>"
-        )
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -279,13 +275,56 @@ def _base_url(value: object, schema: str | None = None, port: int | None = None)
     return host
 
 
+def _no_connection(conn_id: str) -> KieConnectionError:
+    return KieConnectionError(
+        f"there is no Airflow connection {conn_id!r}. Create it in Admin > Connections, or with: "
+        f"airflow connections add {conn_id} --conn-type kie --conn-password <API key>"
+    )
+
+
+class _SharedEndpoint:
+    """One connection, as all triggers of an event loop see it."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.endpoint: Endpoint | None = None
+        self.read_at = 0.0
+
+
+_shared_endpoints: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _SharedEndpoint]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+async def _aget_shared_endpoint(conn_id: str, forgotten: Endpoint | None) -> Endpoint:
+    """Read a connection on the event loop, or take what another trigger has read within the last minute.
+
+    A thousand triggers that start together, as after a restart of the triggerer, ask Airflow once.
+
+    :param forgotten: an endpoint that will not do, because Kie has refused its key.
+    """
+    connections = _shared_endpoints.setdefault(asyncio.get_running_loop(), {})
+    shared = connections.setdefault(conn_id, _SharedEndpoint())
+    async with shared.lock:
+        is_stale = time.monotonic() - shared.read_at > CONNECTION_SECONDS
+        if shared.endpoint is None or shared.endpoint is forgotten or is_stale:
+            try:
+                connection = await _aget_connection(conn_id)
+            except AirflowNotFoundException:
+                raise _no_connection(conn_id) from None
+            shared.endpoint, shared.read_at = endpoint_from_connection(connection), time.monotonic()
+        return shared.endpoint
+
+
 async def _aget_connection(conn_id: str) -> Connection:
     from airflow.providers.common.compat.sdk import Connection
+    from asgiref.sync import sync_to_async
 
     # Before Airflow 3.3.2, which brought aextra_dejson, the coroutine masks secrets with a synchronous call to the
-    # supervisor and can fail with DeadlockImminentError; a thread may block.
+    # supervisor and can fail with DeadlockImminentError. Under dag.test() it never finds a connection that is in the
+    # database. A thread may block, and finds it.
     if hasattr(Connection, "aextra_dejson"):
-        return await BaseHook.aget_connection(conn_id)
-    from asgiref.sync import sync_to_async
+        with contextlib.suppress(AirflowNotFoundException):
+            return await BaseHook.aget_connection(conn_id)
 
     return await sync_to_async(BaseHook.get_connection)(conn_id)

@@ -1,0 +1,102 @@
+"""Directives for errors.md: what the code says about its errors, so that the page cannot disagree with it."""  # noqa: INP001
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
+from docutils import nodes
+from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+from kie_provider.airflow_errors import operator_failure, sensor_failure
+from kie_provider.client import errors
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+FINAL = "fails, no retry"
+RETRIED = "fails, Airflow retries"
+SENSOR_TIMEOUT = "times out, no retry"
+NEVER = "does not occur"
+
+#: createTask never ends with these: an answer that leaves the outcome open becomes KieSubmitUnknownError.
+_NOT_WHEN_CREATING = (
+    errors.KieServerError,
+    errors.KieTaskFailedError,
+    errors.KieTaskTimeoutError,
+    errors.KieResultError,
+)
+
+
+def error_classes() -> list[type[errors.KieError]]:
+    """Return KieError and all its descendants, in the order of the source."""
+    found: list[type[errors.KieError]] = []
+    pending: list[type[errors.KieError]] = [errors.KieError]
+    while pending:
+        error = pending.pop(0)
+        found.append(error)
+        pending = error.__subclasses__() + pending
+    return found
+
+
+def create_ends(error: type[errors.KieError]) -> str:
+    """Say how a create operator ends."""
+    if error is errors.KieError or issubclass(error, _NOT_WHEN_CREATING):
+        return NEVER
+    return FINAL if isinstance(operator_failure(error("")), AirflowFailException) else RETRIED
+
+
+def sensor_ends(error: type[errors.KieError]) -> str:
+    """Say how a sensor ends."""
+    if error is errors.KieSubmitUnknownError:
+        return NEVER
+    failure = sensor_failure(error(""))
+    if isinstance(failure, AirflowSensorTimeout):
+        return SENSOR_TIMEOUT
+    return FINAL if isinstance(failure, AirflowFailException) else RETRIED
+
+
+class ErrorTable(SphinxDirective):
+    """``{kie-errors}``: one row per error class."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        lines = ["| Error | Create operator | Sensor |", "| --- | --- | --- |"]
+        for error in error_classes():
+            name = error.__name__
+            lines.append(f"| [{name}](#{name.lower()}) | {create_ends(error)} | {sensor_ends(error)} |")
+        return self.parse_text_to_nodes(StringList(lines, source="kie-errors"))
+
+
+class ErrorExample(SphinxDirective):
+    """``{kie-error} Class``: the full text for the message in its body, and how tasks end."""
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar = {
+        "code": directives.unchanged,
+        "http": directives.nonnegative_int,
+        "task": directives.unchanged,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        """Return a literal block and a line of text."""
+        error = getattr(errors, self.arguments[0])
+        example = error(
+            "\n".join(self.content),
+            code=self.options.get("code"),
+            http_status=self.options.get("http"),
+            kie_task_id=self.options.get("task"),
+        )
+        block = nodes.literal_block(str(example), str(example), language="text", classes=["wrap"])
+        ends = f"Create operator: {create_ends(error)}. Sensor: {sensor_ends(error)}."
+        return [block, nodes.paragraph(ends, ends)]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directives."""
+    app.add_directive("kie-errors", ErrorTable)
+    app.add_directive("kie-error", ErrorExample)
+    return {"parallel_read_safe": True}
