@@ -31,8 +31,8 @@ VISIBILITY_GRACE = 90.0
 STEADY_SECONDS = 60.0
 INTERVAL_GROWTH = 1.5
 LONGEST_INTERVAL = 15.0
-#: So many transient errors in a row are waited out (over six minutes at the default interval).
-FAILURE_BUDGET = 10
+#: Transient errors are waited out for this many seconds in a row.
+FAILURE_PATIENCE = 360.0
 LONGEST_FAILURE_DELAY = 60.0
 
 
@@ -46,6 +46,7 @@ class Waiting:
     :param visible_at: when the record was last seen; None: not yet.
     :param interval: the present interval, grown from ``poll_interval``; None: not grown.
     :param failures: transient errors in a row.
+    :param failing_since: when the first of them was seen; None: the last look was good.
     :param key_was_refreshed: the connection was read again after a 401, with no good answer since.
     """
 
@@ -55,6 +56,7 @@ class Waiting:
     visible_at: float | None = None
     interval: float | None = None
     failures: int = 0
+    failing_since: float | None = None
     key_was_refreshed: bool = False
 
 
@@ -124,7 +126,7 @@ def _judge_record(record: TaskRecord, waiting: Waiting, now: float) -> Verdict:
         interval = max(min(interval * INTERVAL_GROWTH, LONGEST_INTERVAL), waiting.poll_interval)
     return Again(
         interval,
-        replace(waiting, visible_at=now, interval=interval, failures=0, key_was_refreshed=False),
+        replace(waiting, visible_at=now, interval=interval, failures=0, failing_since=None, key_was_refreshed=False),
         f"still {record.kie_state}",
     )
 
@@ -136,16 +138,21 @@ def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
     if isinstance(error, KieNotFoundError):
         since = waiting.started_at if waiting.visible_at is None else waiting.visible_at
         if now - since < VISIBILITY_GRACE:
-            return Again(interval, replace(waiting, failures=0), error.message)
+            return Again(interval, replace(waiting, failures=0, failing_since=None), error.message)
         return Raise(error)
-    if not error.is_transient or waiting.failures >= FAILURE_BUDGET:
+    failing_since = now if waiting.failing_since is None else waiting.failing_since
+    if not error.is_transient or now - failing_since >= FAILURE_PATIENCE:
         return Raise(error)
     failures = waiting.failures + 1
     delay = max(
         backoff(failures, first=max(interval, 1.0), longest=max(LONGEST_FAILURE_DELAY, interval)),
         error.retry_after or 0.0,
     )
-    return Again(delay, replace(waiting, failures=failures), f"the last look failed ({error.summary}: {error.message})")
+    return Again(
+        delay,
+        replace(waiting, failures=failures, failing_since=failing_since),
+        f"the last look failed ({error.summary}: {error.message})",
+    )
 
 
 def steps(waiting: Waiting, clock: Callable[[], float]) -> Generator[Again, Observation, TaskRecord]:

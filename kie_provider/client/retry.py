@@ -20,8 +20,8 @@ from kie_provider.client.errors import (
 
 #: A single look-up (credits, one record, a download link) is asked at most this often.
 LOOKUP_ATTEMPTS = 4
-#: createTask waits in place at most this many seconds altogether; Kie's window for 20 creations is ten.
-SUBMIT_PATIENCE = 10.0
+#: createTask waits in place for about this many seconds altogether: Kie's window for 20 creations, and a little.
+SUBMIT_PATIENCE = 12.0
 #: A server that asks for a longer wait than this (seconds) is not waited for in place.
 LONGEST_RETRY_AFTER = 30.0
 
@@ -61,7 +61,9 @@ def submit_delay(error: KieError, attempt: int, waited: float) -> float | None:
     never_left = isinstance(error, KieTransportError) and not error.may_have_arrived
     if not (refused or never_left):
         return None
-    return _polite(error, backoff(attempt, first=1.0), patience=SUBMIT_PATIENCE - waited)
+    remaining = SUBMIT_PATIENCE - waited
+    # The last wait takes what remains: a longer one would give up before the window has passed.
+    return _polite(error, min(backoff(attempt, first=1.0), remaining), patience=remaining) if remaining > 1 else None
 
 
 def _polite(error: KieError, delay: float, patience: float) -> float | None:

@@ -143,8 +143,8 @@ CREATE = {
         flux2(callback_url="call me"),
     ),
     "HTML instead of JSON": Case(
-        "It is not known whether Kie.ai created a task: createTask was answered with kie.ai server error: HTTP 502 "
-        "with not JSON but '<html>Bad Gateway</html>' [HTTP 502]" + UNKNOWN_ADVICE,
+        "It is not known whether Kie.ai created a task: createTask was answered with an error (Kie.ai server error: "
+        "HTTP 502 with not JSON but '<html>Bad Gateway</html>') [HTTP 502]" + UNKNOWN_ADVICE,
         faults=(
             {
                 "on": "createTask",
@@ -165,7 +165,7 @@ CREATE = {
     ),
     "rate limit for longer than is waited in place": Case(
         "Kie.ai rate limit reached: Your call frequency is too high. Please try again later. [Kie code 429, HTTP 200] "
-        "-> An account may create 20 tasks per 10 seconds; nothing was created or charged.",
+        "-> An account may create 20 tasks per 10 seconds; a refused request creates and costs nothing.",
         faults=(
             {
                 "on": "createTask",
@@ -257,7 +257,7 @@ WAIT = {
     ),
     "task failed": Case(
         "The Kie.ai task failed: Your prompt was flagged [Kie code 400, Kie task {id}] -> Kie does not charge failed "
-        "tasks; details are at https://kie.ai/logs.",
+        "tasks; details are at https://kie.ai/logs. To order another one, clear the Airflow task that created it.",
         faults=({"on": "createTask", "do": "fail", "failCode": "400", "failMsg": "Your prompt was flagged"},),
     ),
     "success without URLs": Case(
@@ -300,7 +300,7 @@ def test_wait_for_an_unknown_task(deferrable, kie_emulator, monkeypatch):
 
 
 def test_wait_while_kie_is_down_is_retried(kie_emulator, monkeypatch):
-    monkeypatch.setattr("kie_provider.client.polling.FAILURE_BUDGET", 1)
+    monkeypatch.setattr("kie_provider.client.polling.FAILURE_PATIENCE", 0.05)
     monkeypatch.setattr("kie_provider.client.polling.LONGEST_FAILURE_DELAY", 0.1)
     kie_task_id = create(kie_emulator)
     connect(monkeypatch, kie_emulator, {"host": "http://127.0.0.1:1"})

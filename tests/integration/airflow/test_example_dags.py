@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tests.support.airflow_inprocess import load_dag, run_dag
 
 DAGS = Path(__file__).parents[3] / "dags"

@@ -25,6 +25,8 @@ from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 STUCK = {"on": "createTask", "do": "stuck"}
 FAILS = {"on": "createTask", "do": "fail", "failCode": "501", "failMsg": "Internal Error"}
 HTML = {"on": "recordInfo", "do": "answer", "http_status": 502, "content_type": "text/html", "body": "<h1>502</h1>"}
+#: The first look finds nothing yet, so that a deferrable sensor does defer.
+LATE = {"on": "recordInfo", "do": "not_visible"}
 MODES = [
     pytest.param({"deferrable": True}, id="deferrable"),
     pytest.param({"mode": "poke"}, id="poke"),
@@ -56,7 +58,7 @@ def wait(kie_task_id, sensor=Flux2TaskSensor, poke_interval=0.1, retries=1, **kw
 
 @pytest.mark.parametrize("mode", MODES)
 def test_returns_the_result_dict(create, mode):
-    kie_task_id = create()
+    kie_task_id = create(LATE)
 
     outcome = wait(kie_task_id, **mode)
 
@@ -91,7 +93,7 @@ def test_a_finished_task_is_not_deferred(create, looks, kie_emulator):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_state_fail_is_final(create, mode):
-    outcome = wait(create(FAILS), **mode)
+    outcome = wait(create(FAILS, LATE), **mode)
 
     assert (outcome.state, outcome.retried, type(outcome.error)) == ("failed", False, AirflowFailException)
 
@@ -124,7 +126,7 @@ def test_execution_timeout_bounds_a_deferred_wait(create):
 @pytest.mark.parametrize("flag", ["soft_fail", "never_fail"])
 @pytest.mark.parametrize("mode", MODES)
 def test_flags_skip_a_failed_task(create, mode, flag):
-    assert wait(create(FAILS), **mode, **{flag: True}).state == "skipped"
+    assert wait(create(FAILS, LATE), **mode, **{flag: True}).state == "skipped"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_passing_errors_are_waited_out(create, mode):
 
 @pytest.mark.parametrize("mode", MODES[:2])
 def test_transient_errors_without_end_are_retried_and_only_never_fail_skips_them(create, mode, monkeypatch):
-    monkeypatch.setattr("kie_provider.client.polling.FAILURE_BUDGET", 1)
+    monkeypatch.setattr("kie_provider.client.polling.FAILURE_PATIENCE", 0.05)
     monkeypatch.setattr("kie_provider.client.polling.LONGEST_FAILURE_DELAY", 0.1)
     kie_task_id = create(HTML | {"times": None})
 
@@ -191,7 +193,7 @@ def test_generic_sensor_returns_the_object_of_a_text_model_and_the_flux2_sensor_
     from kie_provider.emulator.models import MODELS
 
     text_model = next(name for name, model in MODELS.items() if model.result == "text")
-    kie_task_id = create(model=text_model)
+    kie_task_id = create(model=text_model, audio_url="https://example.com/a.mp3")
 
     assert wait(kie_task_id, sensor=KieTaskSensor, deferrable=True).result["result"]
     refused = wait(kie_task_id, sensor=Flux2TaskSensor, deferrable=True)
@@ -199,11 +201,29 @@ def test_generic_sensor_returns_the_object_of_a_text_model_and_the_flux2_sensor_
     assert "it has no image URL" in str(refused.error)
 
 
-def test_rotated_key_is_read_again_while_deferred(create, kie_emulator, monkeypatch):
+def test_rotated_key_is_read_again_while_deferred(create, looks):
     """The trigger reads the connection at its start and anew after a 401."""
-    kie_task_id = create({"on": "recordInfo", "do": "code", "code": 401, "msg": "Unauthorized", "skip": 1})
+    kie_task_id = create(LATE, {"on": "recordInfo", "do": "code", "code": 401, "msg": "Unauthorized"})
 
     assert wait(kie_task_id, deferrable=True).state == "success"
+    assert looks() >= 3
+
+
+def test_dag_test_finds_a_connection_of_the_database(create, kie_emulator):
+    """The trigger runs in dag.test()'s own process, where Airflow 3.3's asynchronous look-up finds none of these."""
+    from airflow.models import Connection
+    from airflow.utils.session import create_session
+
+    kie_task_id = create(LATE)
+    with create_session() as session:
+        session.add(Connection(conn_id="kie_stored", **kie_emulator.connection))
+    try:
+        outcome = wait(kie_task_id, kie_conn_id="kie_stored", deferrable=True)
+    finally:
+        with create_session() as session:
+            session.query(Connection).filter_by(conn_id="kie_stored").delete()
+
+    assert outcome.state == "success", outcome.error
 
 
 class ResumedTask:

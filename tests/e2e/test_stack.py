@@ -1,0 +1,216 @@
+"""The provider in a real Airflow: discovery, the connection form, and both example DAGs from prompt to file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests.support.airflow_stack import COMMANDS, AirflowStack, AirflowStackError
+
+if TYPE_CHECKING:
+    from kie_provider.emulator import KieEmulator
+    from tests.e2e.conftest import EmulatorClock
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).resolve().parents[2]
+PRICE = 5.0  # credits for one Flux-2 Pro image in 1K
+
+
+def test_every_component_is_healthy(airflow_stack: AirflowStack) -> None:
+    health = airflow_stack.api("GET", "/monitor/health")
+
+    states = {name: part["status"] for name, part in health.items() if part}
+    assert states == dict.fromkeys(("metadatabase", "scheduler", "triggerer", "dag_processor"), "healthy")
+
+
+def test_airflow_lists_the_provider(airflow_stack: AirflowStack) -> None:
+    providers = airflow_stack.api("GET", "/providers?limit=100")["providers"]
+
+    assert "airflow-provider-kie" in [provider["package_name"] for provider in providers]
+
+
+def test_the_example_dags_are_read_without_errors(airflow_stack: AirflowStack) -> None:
+    for dag_id in ("flux2_daily_content", "flux2_single_image"):
+        airflow_stack.wait_for_dag(dag_id)
+
+    assert airflow_stack.api("GET", "/importErrors")["import_errors"] == []
+
+
+def test_the_connection_form_knows_kie(airflow_stack: AirflowStack) -> None:
+    forms = {form["connection_type"]: form for form in airflow_stack.ui("/connections/hook_meta")}
+
+    form = forms["kie"]
+    assert form["hook_name"] == "Kie.ai"
+    if airflow_stack.api("GET", "/version")["version"].startswith("3.1."):
+        return  # builds forms with a library that it does not install; all providers get the plain form there
+    assert form["standard_fields"]["password"]["title"] == "API key"
+    assert set(form["extra_fields"]) == {"upload_host", "request_timeout"}
+
+
+def test_the_test_button_shows_the_balance(airflow_stack: AirflowStack, kie_emulator: KieEmulator) -> None:
+    answer = airflow_stack.api("POST", "/connections/test", connection_form(kie_emulator.connection))
+
+    assert answer["status"] is True, answer
+    assert "1000 credits" in answer["message"]
+
+
+def test_the_test_button_explains_a_wrong_key(airflow_stack: AirflowStack, kie_emulator: KieEmulator) -> None:
+    form = connection_form({**kie_emulator.connection, "password": "not-the-key"})
+
+    answer = airflow_stack.api("POST", "/connections/test", form)
+
+    assert answer["status"] is False
+    assert "key" in answer["message"].lower()
+    assert "not-the-key" not in answer["message"]
+
+
+def test_a_single_image_waits_without_a_worker_and_is_charged_once(
+    airflow_stack: AirflowStack, kie_emulator: KieEmulator, kie_clock: EmulatorClock
+) -> None:
+    dag_id = "flux2_single_image"
+    run_id = airflow_stack.trigger_dag(dag_id)
+    wait_for_deferred(airflow_stack, dag_id, run_id, 1)
+
+    pool = airflow_stack.api("GET", "/pools/default_pool")
+    assert (pool["deferred_slots"], pool["occupied_slots"]) == (1, 0)
+
+    kie_clock.finish_all_tasks()
+    assert airflow_stack.wait_for_run(dag_id, run_id) == "success"
+
+    result = airflow_stack.xcom(dag_id, run_id, "wait")
+    assert result["kie_task_id"] == airflow_stack.xcom(dag_id, run_id, "create")
+    assert result["state"] == "success"
+    assert len(result["urls"]) == 1
+    bill = kie_emulator.bill()
+    assert [task["taskId"] for task in bill["tasks"]] == [result["kie_task_id"]]
+    assert bill["charged_total"] == PRICE
+    assert kie_emulator.api_key not in airflow_stack.task_log(dag_id, run_id, "wait")
+
+
+def test_the_daily_content_ends_in_files_on_disk(
+    airflow_stack: AirflowStack, kie_emulator: KieEmulator, kie_clock: EmulatorClock, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    dag_id = "flux2_daily_content"
+    run_id = airflow_stack.trigger_dag(dag_id, {"output_dir": str(tmp_path)})
+    wait_for_deferred(airflow_stack, dag_id, run_id, 4)
+    kie_clock.finish_all_tasks()
+
+    assert airflow_stack.wait_for_run(dag_id, run_id) == "success"
+    assert {task["state"] for task in airflow_stack.task_instances(dag_id, run_id)} == {"success"}
+
+    manifest = Path(airflow_stack.xcom(dag_id, run_id, "manifest"))
+    sheet = Path(airflow_stack.xcom(dag_id, run_id, "contact_sheet"))
+    assert manifest.is_relative_to(tmp_path)
+    assert sheet.is_relative_to(tmp_path)
+    assert sheet.stat().st_size > 0
+    images = [path for path in sheet.parent.glob("*.png") if path.stem != "contact_sheet"]
+    assert len(images) == len(json.loads(manifest.read_text(encoding="utf-8"))) == 4
+    for path in images:
+        with Image.open(path) as image:
+            image.load()
+            assert image.width > image.height  # 4:3
+
+    bill = kie_emulator.bill()
+    assert len(bill["tasks"]) == 4
+    assert bill["charged_total"] == 4 * PRICE
+
+
+def test_a_killed_process_can_be_started_again_and_a_second_one_added(airflow_stack: AirflowStack) -> None:
+    airflow_stack.kill_process("triggerer")
+    assert airflow_stack.process("triggerer").exit_code == -signal.SIGKILL
+    assert "triggerer" not in airflow_stack.living_processes()
+
+    airflow_stack.start_process("triggerer")
+    airflow_stack.start_process("triggerer", "second-triggerer")
+    airflow_stack.wait_healthy()
+    assert {"triggerer", "second-triggerer"} <= set(airflow_stack.living_processes())
+
+    airflow_stack.stop_process("second-triggerer")
+    assert "second-triggerer" not in airflow_stack.living_processes()
+    airflow_stack.wait_healthy()
+
+
+def test_stop_leaves_no_process_no_port_and_no_file(tmp_path: Path) -> None:
+    (tmp_path / "dags").mkdir()
+    with AirflowStack(tmp_path / "dags") as stack:
+        processes = stack.living_processes()
+        home = stack.home
+        port = urlsplit(stack.url).port
+
+    assert set(processes) == set(COMMANDS)
+    assert stack.living_processes() == {}
+    assert not [pid for members in processes.values() for pid in members if psutil.pid_exists(pid)]
+    assert port not in listening_ports()
+    assert not home.exists()
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    stack = AirflowStack(tmp_path, env={"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite:////no/such/folder/airflow.db"})
+
+    with pytest.raises(AirflowStackError, match=r"(?s)db migrate.*unable to open database file"):
+        stack.start()
+
+    assert stack.living_processes() == {}
+    assert not stack.home.exists()
+
+
+def test_ctrl_c_ends_the_demo_and_all_it_has_started(tmp_path: Path) -> None:
+    with (tmp_path / "output").open("wb") as output:
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.demo"],
+            cwd=ROOT,
+            env={key: value for key, value in os.environ.items() if key != "KIE_API_KEY"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        children: list[psutil.Process] = []
+        deadline = time.monotonic() + 60
+        while len(children) < 3:  # the emulator, the API server, and the migration or the scheduler
+            assert time.monotonic() < deadline, (tmp_path / "output").read_text()
+            children = psutil.Process(demo.pid).children(recursive=True)
+            time.sleep(0.1)
+        demo.send_signal(signal.SIGINT)
+        exit_code = demo.wait(60)
+    finally:
+        demo.kill()
+        demo.wait()
+
+    assert exit_code == 128 + signal.SIGINT, (tmp_path / "output").read_text()
+    assert not [child for child in children if child.is_running()]
+
+
+def connection_form(connection: dict[str, Any]) -> dict[str, Any]:
+    """What the page of a connection sends when its test button is pressed."""
+    return {"connection_id": "kie_form", **connection, "extra": json.dumps(connection["extra"])}
+
+
+def wait_for_deferred(stack: AirflowStack, dag_id: str, run_id: str, count: int) -> None:
+    """Wait until `count` task instances are in the triggerer and no other one is on a worker."""
+
+    def states() -> list[str]:
+        return [task["state"] for task in stack.task_instances(dag_id, run_id) if task["state"]]
+
+    def deferred() -> bool:
+        now = states()
+        assert "failed" not in now
+        return now.count("deferred") == count and not {"running", "queued", "scheduled"} & set(now)
+
+    stack.wait_until(deferred, 90, lambda: f"not {count} deferred tasks, but {states()}")
+
+
+def listening_ports() -> set[int]:
+    return {each.laddr.port for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN}

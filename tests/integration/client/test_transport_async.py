@@ -1,0 +1,505 @@
+"""The event loop's transport over real sockets: one session per loop, nothing blocks, nothing leaks."""
+
+import asyncio
+import gc
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import aiohttp
+import pytest
+from blockbuster import blockbuster_ctx
+
+from kie_provider.client import protocol, transport
+from kie_provider.client.endpoint import Endpoint
+from kie_provider.client.errors import KieError, KieTransportError
+from kie_provider.client.models import TaskState
+from kie_provider.client.polling import Waiting, wait_async
+from kie_provider.client.protocol import Answer
+from kie_provider.client.transport import send_async, shared_session
+from tests.integration.client.conftest import KEY, assert_no_key
+from tests.support.servers import (
+    ScriptedServer,
+    close,
+    echo,
+    envelope,
+    hang,
+    raw,
+    refusing_port,
+    reply,
+    reset,
+    truncated,
+    tunnel,
+)
+
+TASK = "ee9c2715375b7837f8bb51d641ff5863"
+HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
+OK = b"HTTP/1.1 200 OK\r\n"
+CREDITS = envelope(5.5)
+
+
+def endpoint(url, key=KEY, timeout=5.0):
+    return Endpoint(key, host=url, request_timeout=timeout)
+
+
+async def get_credits(of):
+    async with shared_session() as session:
+        return protocol.read_credits(await send_async(session, of, protocol.get_credits()))
+
+
+async def error_of(of):
+    with pytest.raises(KieError) as caught:
+        await get_credits(of)
+    assert_no_key(caught.value)
+    return caught.value
+
+
+def run_cleanly(main):
+    """Run a coroutine function on a loop of its own and see that nothing is left open, nor any exception lost."""
+    complaints = []
+
+    async def watched():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        return await main()
+
+    gc.freeze()  # only what comes now counts, and is quick to look through
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = asyncio.run(watched())
+        gc.collect()
+    gc.unfreeze()
+    assert [str(warning.message) for warning in caught] == []
+    assert complaints == []
+    return result
+
+
+async def until(condition):
+    while not condition():  # noqa: ASYNC110 - a thread's doing, no event to await
+        await asyncio.sleep(0.005)
+
+
+# ---------------------------------------------------------------- one session per loop
+
+
+def test_concurrent_users_share_one_session():
+    sessions = set()
+
+    async def user(of):
+        async with shared_session() as session:
+            sessions.add(session)
+            for _ in range(3):
+                await send_async(session, of, protocol.get_credits())
+
+    async def main():
+        async with shared_session() as session:
+            await asyncio.gather(*(user(endpoint(server.url)) for _ in range(20)))
+            assert not session.closed
+        assert sessions == {session}
+        assert session.closed
+
+    with ScriptedServer(CREDITS) as server:
+        run_cleanly(main)
+    assert len(server.requests) == 60
+    assert server.connections <= 20
+
+
+def test_the_last_to_leave_closes_it_and_the_next_gets_a_new_one():
+    async def main():
+        async with shared_session() as first, shared_session() as same:
+            assert first is same
+        assert first.closed
+        async with shared_session() as second:
+            assert second is not first
+            assert not second.closed
+        assert second.closed
+
+    run_cleanly(main)
+
+
+def test_the_first_user_may_leave_before_the_others():
+    async def main():
+        lease = shared_session()
+        first = await lease.__aenter__()
+        async with shared_session() as second:
+            await lease.__aexit__(None, None, None)
+            assert second is first
+            assert protocol.read_credits(await send_async(second, endpoint(server.url), protocol.get_credits())) == 5.5
+        assert second.closed
+
+    with ScriptedServer(CREDITS) as server:
+        run_cleanly(main)
+
+
+def test_an_error_gives_the_lease_back():
+    async def main():
+        with pytest.raises(ZeroDivisionError):
+            async with shared_session() as session:
+                raise ZeroDivisionError
+        assert session.closed
+
+    run_cleanly(main)
+
+
+def test_a_cancelled_user_leaves_the_session_to_the_others():
+    async def main():
+        async with shared_session() as session:
+            waiting = asyncio.create_task(get_credits(endpoint(server.url)))
+            await until(lambda: server.requests)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert not session.closed
+            assert await get_credits(endpoint(server.url)) == 5.5
+        assert session.closed
+
+    with ScriptedServer(hang, CREDITS) as server:
+        run_cleanly(main)
+
+
+def test_the_last_user_cancelled_in_mid_request_closes_it():
+    sessions = []
+
+    async def user():
+        async with shared_session() as session:
+            sessions.append(session)
+            await send_async(session, endpoint(server.url), protocol.get_credits())
+
+    async def main():
+        users = [asyncio.create_task(user()) for _ in range(3)]
+        await until(lambda: len(server.requests) == 3)
+        for task in users:
+            task.cancel()
+        outcomes = await asyncio.gather(*users, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
+        assert len(set(sessions)) == 1
+        assert sessions[0].closed
+
+    with ScriptedServer(hang) as server:
+        run_cleanly(main)
+
+
+@pytest.fixture
+def slow_close(monkeypatch):
+    """Make sessions close in two steps, so that others can do something in between; returns what has closed."""
+    closed, real_close = [], aiohttp.ClientSession.close
+
+    async def close_slowly(session):
+        await asyncio.sleep(0.05)
+        await real_close(session)
+        closed.append(session)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "close", close_slowly)
+    return closed
+
+
+def test_a_newcomer_while_the_last_closes_gets_a_fresh_session(slow_close):
+    async def main():
+        first = asyncio.create_task(get_credits(endpoint(server.url)))
+        await until(lambda: not transport._shared_sessions and server.requests)
+        assert not first.done()  # it is closing
+        assert await get_credits(endpoint(server.url)) == 5.5
+        await first
+
+    with ScriptedServer(CREDITS) as server:
+        run_cleanly(main)
+    assert len(set(slow_close)) == 2
+
+
+def test_cancelled_while_closing_it_is_closed_all_the_same(slow_close):
+    async def main():
+        user = asyncio.create_task(get_credits(endpoint(server.url)))
+        await until(lambda: not transport._shared_sessions and server.requests)
+        user.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await user
+        await until(lambda: slow_close)
+
+    with ScriptedServer(CREDITS) as server:
+        run_cleanly(main)
+    assert slow_close[0].closed
+
+
+def test_two_loops_do_not_share():
+    sessions, both = [], threading.Barrier(2, timeout=10)
+
+    async def user():
+        async with shared_session() as session:
+            sessions.append(session)
+            both.wait()
+            for _ in range(5):
+                await send_async(session, endpoint(server.url), protocol.get_credits())
+            both.wait()
+            assert not session.closed
+
+    with ScriptedServer(CREDITS) as server, ThreadPoolExecutor(2) as threads:
+        for future in [threads.submit(asyncio.run, user()) for _ in range(2)]:
+            future.result(timeout=10)
+    assert sessions[0] is not sessions[1]
+    assert sessions[0].closed
+    assert sessions[1].closed
+
+
+def test_a_loop_that_has_ended_leaves_nothing_to_the_next():
+    for _ in range(3):
+        with ScriptedServer(CREDITS) as server:
+            assert run_cleanly(lambda: get_credits(endpoint(server.url))) == 5.5
+    assert not transport._shared_sessions
+
+
+# ---------------------------------------------------------------- what is sent
+
+
+async def test_each_request_has_its_own_key():
+    other = "f" * 32
+    with ScriptedServer(CREDITS) as server:
+        async with shared_session() as session:
+            for key in (KEY, other, KEY):
+                await send_async(session, endpoint(server.url, key), protocol.get_credits())
+            assert "Authorization" not in session.headers
+    assert [request.headers["authorization"] for request in server.requests] == [
+        f"Bearer {KEY}",
+        f"Bearer {other}",
+        f"Bearer {KEY}",
+    ]
+    assert server.connections == 1
+
+
+async def test_the_request_on_the_wire():
+    with ScriptedServer(envelope({"state": "waiting"})) as server:
+        async with shared_session() as session:
+            answer = await send_async(session, endpoint(f"{server.url}/"), protocol.get_task("a&b=ä /"))
+    assert protocol.read_task(answer, TASK).state is TaskState.RUNNING
+    (request,) = server.requests
+    assert (request.method, request.path, request.query) == (
+        "GET",
+        "/api/v1/jobs/recordInfo",
+        {"taskId": ["a&b=ä /"]},
+    )
+
+
+async def test_cookies_are_not_kept():
+    with ScriptedServer(envelope(5.5, Set_Cookie="JSESSIONID=1; Path=/")) as server:
+        async with shared_session():
+            await get_credits(endpoint(server.url))
+            await get_credits(endpoint(server.url))
+    assert len(server.requests) == 2
+    assert not [request for request in server.requests if "cookie" in request.headers]
+
+
+async def test_netrc_neither_replaces_the_key_nor_stops_the_request(netrc):
+    with ScriptedServer(CREDITS) as server:
+        assert await get_credits(endpoint(server.url)) == 5.5
+    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_redirect_is_followed(status):
+    with ScriptedServer(CREDITS) as elsewhere, ScriptedServer(reply(b"", status, Location=elsewhere.url)) as server:
+        assert (await error_of(endpoint(server.url))).http_status == status
+    assert elsewhere.connections == 0
+
+
+async def test_a_redirect_to_nowhere():
+    with ScriptedServer(reply(b"", 302, Location="http://[bad/")) as server:
+        assert (await error_of(endpoint(server.url))).http_status == 302
+
+
+# ---------------------------------------------------------------- proxies
+
+
+async def test_through_a_plain_proxy(monkeypatch):
+    with ScriptedServer(CREDITS) as proxy:
+        for url in (proxy.url, proxy.host, f"http://me:secret@{proxy.host}"):
+            monkeypatch.setenv("HTTP_PROXY", url)
+            assert await get_credits(endpoint("http://api.example")) == 5.5
+    assert {request.target for request in proxy.requests} == {"http://api.example/api/v1/chat/credit"}
+    assert {request.headers["authorization"] for request in proxy.requests} == {f"Bearer {KEY}"}
+    assert [request.headers.get("proxy-authorization") for request in proxy.requests] == [
+        None,
+        None,
+        "Basic bWU6c2VjcmV0",
+    ]
+
+
+async def test_the_proxy_is_passed_by_when_the_environment_says_so(monkeypatch):
+    with ScriptedServer(CREDITS) as server, ScriptedServer(reply(HTML, 502)) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert await get_credits(endpoint(server.url)) == 5.5
+    assert proxy.connections == 0
+
+
+@pytest.mark.parametrize("step", [reply(HTML, 403), close, reset], ids=["403", "close", "reset"])
+async def test_a_proxy_that_does_not_connect(step, monkeypatch):
+    with ScriptedServer(step) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        assert type(await error_of(endpoint("https://api.example"))) is KieTransportError
+    assert {request.method for request in proxy.requests} == {"CONNECT"}
+    assert KEY.encode() not in b"".join(request.raw for request in proxy.requests)
+
+
+@pytest.mark.parametrize("url", ["http://[bad", "http://127.0.0.1:x"])
+async def test_a_proxy_url_that_is_none(url, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", url)
+    assert type(await error_of(endpoint("http://api.example"))) is KieTransportError
+
+
+# ---------------------------------------------------------------- trouble
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        reset,
+        close,
+        truncated(b'{"code":200'),
+        raw(OK + b'Transfer-Encoding: chunked\r\n\r\n50\r\n{"code":200'),
+        raw(OK + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello"),
+        raw(bytes(range(256))),
+        raw(OK + b"X: " + b"x" * 100_000),
+        echo,
+    ],
+    ids=["reset", "closed", "truncated", "truncated chunk", "bad gzip", "not HTTP", "long header", "echo"],
+)
+async def test_broken_answers(step):
+    with ScriptedServer(step) as server:
+        error = await error_of(endpoint(server.url))
+    assert type(error) is KieTransportError
+    assert error.is_transient
+    assert error.message.startswith(f"GET {server.url}/api/v1/chat/credit: no usable answer (")
+
+
+async def test_a_slow_answer():
+    with ScriptedServer(hang) as server:
+        error = await asyncio.wait_for(error_of(endpoint(server.url, timeout=0.05)), 2)
+    assert type(error) is KieTransportError
+    assert "Timeout" in error.message
+
+
+async def test_hosts_that_are_not_there(certificate):
+    with refusing_port() as port, ScriptedServer(CREDITS) as server, ScriptedServer(tls=certificate[0]) as untrusted:
+        for url in (
+            f"http://127.0.0.1:{port}",
+            "http://no-such-host.invalid",
+            "http://a..invalid",
+            "http://127.0.0.1:99999",
+            f"https://{server.host}",
+            untrusted.url,
+        ):
+            assert type(await error_of(endpoint(url))) is KieTransportError
+    assert server.requests == untrusted.requests == []
+
+
+async def test_a_handshake_that_hangs(monkeypatch):
+    monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.05)
+    with ScriptedServer(on_accept=hang) as server:
+        assert type(await error_of(endpoint(f"https://{server.host}"))) is KieTransportError
+
+
+async def test_only_silence_counts_as_slow_not_the_whole_time(monkeypatch):
+    def trickle(exchange):
+        body = b'{"code":200,"data":5.5}'
+        exchange.send(OK + b"Content-Length: %d\r\n\r\n" % len(body))
+        for n in range(0, len(body), 2):
+            exchange.send(body[n : n + 2])
+            time.sleep(0.025)
+
+    monkeypatch.setattr(transport, "POOL_SIZE", 1)  # the second waits for the socket of the first
+    with ScriptedServer(trickle) as server:
+        of = endpoint(server.url, timeout=0.2)
+        async with shared_session():
+            assert await asyncio.gather(get_credits(of), get_credits(of)) == [5.5, 5.5]
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        raw(f"Bearer {KEY}\r\n\r\n".encode()),
+        raw(OK + f"Authorization Bearer {KEY}\r\n\r\n".encode()),
+        raw(OK + f"Content-Length: {KEY}\r\n\r\n".encode()),
+        raw(OK + f"Transfer-Encoding: chunked\r\n\r\nBearer {KEY}\r\n".encode()),
+        raw(OK + f"Content-Length: 2\r\nConnection: close\r\n\r\n{{}}Bearer {KEY}".encode()),
+        reply(f"bad header: Authorization: Bearer {KEY}", 400),
+        envelope(code=401, msg=f"bad header: Authorization: Bearer {KEY}"),
+        reply(b"", 302, Location=f"http://x:{KEY}@[bad/"),
+    ],
+)
+async def test_the_key_is_in_no_error(step):
+    with ScriptedServer(step) as server:
+        await error_of(endpoint(server.url))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        CREDITS,
+        envelope(code=429, msg="busy", status=429, Retry_After="7"),
+        envelope(code=401, msg=f"no {KEY}"),
+        reply(HTML, 502, Content_Type="text/html"),
+        reply(b"", 204),
+        reply(b"", 302, Location="http://127.0.0.1:1/"),
+        reply('{"code": 200, "msg": "Grüße"}', Content_Type="application/json; charset=latin-1"),
+    ],
+)
+async def test_both_transports_read_the_same(step):
+    with ScriptedServer(step) as server:
+        with transport.reusable_session() as blocking:
+            expected = transport.send(blocking, endpoint(server.url), protocol.get_credits())
+        async with shared_session() as session:
+            answer = await send_async(session, endpoint(server.url), protocol.get_credits())
+    assert isinstance(answer, Answer)
+    assert answer == expected
+
+
+# ---------------------------------------------------------------- the loop stays free
+
+
+class NoThreads(ThreadPoolExecutor):
+    def submit(self, *args, **kwargs):
+        raise AssertionError("a poll took a thread")
+
+
+async def test_a_wait_never_blocks_the_loop_nor_takes_a_thread(netrc, monkeypatch):
+    def record(**data):
+        return envelope({"taskId": TASK, "state": "waiting"} | data)
+
+    script = [
+        envelope(code=422, msg="recordInfo is null"),
+        record(),
+        envelope(code=401, msg="Unauthorized"),
+        record(state="generating"),
+        reply(HTML, 502),
+        reset,
+        record(state="success", response={"resultUrls": ["https://x.example/1.png"]}),
+    ]
+    naps, refreshed = [], []
+
+    async def nap(seconds):
+        naps.append(seconds)
+        await asyncio.sleep(0)
+
+    with ScriptedServer(*script) as server, ScriptedServer(tunnel) as unused:
+        monkeypatch.setenv("HTTPS_PROXY", unused.url)
+
+        async def look():
+            try:
+                async with shared_session() as session:
+                    answer = await send_async(session, endpoint(server.url), protocol.get_task(TASK))
+                return protocol.read_task(answer, TASK)
+            except KieError as error:
+                return error
+
+        asyncio.get_running_loop().set_default_executor(NoThreads(1))
+        with blockbuster_ctx():
+            async with shared_session():
+                result = await wait_async(Waiting(time.time()), look, lambda: refreshed.append(True), sleep=nap)
+    assert result.urls == ("https://x.example/1.png",)
+    assert refreshed == [True]
+    assert len(naps) >= 6
+
+
+async def test_blockbuster_would_have_noticed():
+    with blockbuster_ctx(), pytest.raises(Exception, match="Blocking call"):
+        time.sleep(0.001)  # noqa: ASYNC251

@@ -1,0 +1,297 @@
+"""`make demo`: a real Airflow makes a day's illustrations, and everything is gone afterwards except the images.
+
+Without `KIE_API_KEY` the Kie.ai emulator plays the other side and nothing costs anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kie_provider.client.client import KieClient
+from kie_provider.client.endpoint import Endpoint
+from kie_provider.client.errors import KieError
+from tests.support.airflow_stack import AirflowStack, AirflowStackError, epoch
+from tests.support.processes import ChildProcess, stop_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from tests.support.airflow_stack import TaskInstances
+
+ROOT = Path(__file__).resolve().parents[2]
+DAG_ID = "flux2_daily_content"
+EMULATOR_KEY = "emulator-key"
+LATER = "to come"  # task instances that have no state yet
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; 0 when every image was made."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave Airflow and the emulator running until Ctrl-C")
+    options = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        with contextlib.ExitStack() as cleanup:
+            return Demo(cleanup, keep=options.keep).run()
+    except KeyboardInterrupt:
+        say("\nStopped by Ctrl-C; nothing is left running.")
+        return 128 + signal.SIGINT
+    except (AirflowStackError, KieError) as error:
+        say(f"\nThe demo has failed: {error}")
+        return 1
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+class Demo:
+    """One run of the example DAG, shown in the terminal."""
+
+    def __init__(self, cleanup: contextlib.ExitStack, *, keep: bool) -> None:
+        self.cleanup = cleanup
+        self.keep = keep
+        self.began = time.monotonic()
+        self.phases: list[tuple[str, float]] = []
+
+    def run(self) -> int:
+        """Start everything, run the DAG, report; with `keep`, stay until Ctrl-C."""
+        key = os.environ.pop("KIE_API_KEY", "").strip()
+        self.is_real = bool(key)
+        _SECRETS.update(filter(None, [key]))
+        emulator_url = None
+        if key:
+            say("KIE_API_KEY is set: this uses the REAL Kie.ai API and spends REAL credits (one charge per image).")
+            say("Unset it to use the emulator.\n")
+            self.client = KieClient(Endpoint(key))
+            connection: dict[str, Any] = {"conn_type": "kie", "password": key}
+        else:
+            emulator_url = self.cleanup.enter_context(emulator())
+            say(f"Kie.ai emulator on {emulator_url}: same API, no real credits.")
+            self.client = KieClient(Endpoint(EMULATOR_KEY, host=emulator_url, upload_host=emulator_url))
+            connection = {
+                "conn_type": "kie",
+                "host": emulator_url,
+                "password": EMULATOR_KEY,
+                "extra": {"upload_host": emulator_url},
+            }
+        self.cleanup.enter_context(self.client)
+        self.credits_start = self.client.get_credits()
+        say(f"Credits: {self.credits_start:g}")
+
+        say("Starting Airflow: database, API server, scheduler, DAG processor, triggerer ...")
+        self.airflow = AirflowStack(ROOT / "dags", env={"AIRFLOW_CONN_KIE_DEFAULT": json.dumps(connection)})
+        with self.phase("start Airflow"):
+            self.cleanup.enter_context(self.airflow)
+        version = self.airflow.api("GET", "/version")["version"]
+        say(f"Airflow {version} is ready after {self.phases[-1][1]:.1f} s: {self.airflow.url}\n")
+
+        status = self.make_images()
+        if self.keep:
+            say("Everything keeps running until you press Ctrl-C:")
+            say(f"  Airflow   {self.airflow.url}/dags/{DAG_ID}  (no password)")
+            if emulator_url:
+                say(f"  Emulator  {emulator_url}  (bill: {emulator_url}/_emulator/bill)")
+            self.wait_for_ctrl_c()
+        return status
+
+    def make_images(self) -> int:
+        """Run the DAG once and report what came of it."""
+        output = ROOT / "build" / "demo" / datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
+        with self.phase("run the DAG"):
+            self.run_id = self.airflow.trigger_dag(DAG_ID, {"output_dir": str(output)})
+            display = Display()
+            started = asked = time.monotonic()
+            balance = self.credits_left()
+            last: TaskInstances = []
+
+            def look(tasks: TaskInstances) -> None:
+                nonlocal asked, balance
+                now = time.monotonic()
+                if now - asked > (10 if self.is_real else 1):
+                    asked, balance = now, self.credits_left()
+                last[:] = tasks
+                display.show(tasks, now - started, balance)
+
+            timeout = 1200 if self.is_real else 240  # seconds
+            state = self.airflow.wait_for_run(DAG_ID, self.run_id, timeout, on_poll=look)
+        failed = [task for task in last if task["state"] == "failed"]
+        self.report(output, last)
+        for task in failed:
+            self.show_log(task)
+        if state != "success" or failed:
+            say(f"\nThe run ended as {state}, with {len(failed)} failed tasks.\n")
+            return 1
+        return 0
+
+    def report(self, output: Path, tasks: TaskInstances) -> None:
+        """Say where everything is, what it cost and how long it took."""
+        from PIL import Image
+
+        files = sorted(output.rglob("*")) if output.exists() else []
+        pictures = [file for file in files if file.suffix in (".png", ".jpg", ".jpeg", ".webp")]
+        images = [file for file in pictures if not file.stem.startswith("contact_sheet")]
+        say(f"\n{len(images)} images")
+        for image in images:
+            with Image.open(image) as picture:
+                width, height = picture.size
+            say(f"  {_short(image)}  {width} x {height} px, {image.stat().st_size:,} bytes")
+        for label, task_id in (("Contact sheet", "contact_sheet"), ("Manifest", "manifest")):
+            if any(task["task_id"] == task_id and task["state"] == "success" for task in tasks):
+                path = Path(str(self.airflow.xcom(DAG_ID, self.run_id, task_id)))
+                say(f"{label:14} {_short(path)}")
+
+        left = self.credits_left()
+        charged = "unknown" if left is None else f"{self.credits_start - left:g} credits"
+        say(f"{'Charged':14} {charged}" + ("" if self.is_real else " (by the emulator)"))
+
+        say("\nTime")
+        for name, seconds in self.phases:
+            say(f"  {name:28} {seconds:6.1f} s")
+        for task_id, first, last, count in _spans(tasks):
+            say(f"    {task_id:26} {last - first:6.1f} s" + (f"  ({count} in parallel)" if count > 1 else ""))
+        say(f"  {'total':28} {time.monotonic() - self.began:6.1f} s\n")
+
+    def show_log(self, task: dict[str, Any]) -> None:
+        """Print the log of a failed task instance's last try."""
+        where = (task["task_id"], task["map_index"], max(1, task["try_number"]))
+        say(f"\n--- log of {where[0]}, map index {where[1]}, try {where[2]} ---")
+        try:
+            say("\n".join(self.airflow.task_log(DAG_ID, self.run_id, *where).splitlines()[-60:]))
+        except AirflowStackError as error:
+            say(f"(cannot be read: {error})")
+
+    def credits_left(self) -> float | None:
+        """What is left on the account; None when it cannot be asked now."""
+        with contextlib.suppress(KieError):
+            return self.client.get_credits()
+        return None
+
+    def wait_for_ctrl_c(self) -> None:
+        """Stay until Ctrl-C, or until a process ends by itself."""
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                self.airflow.check_processes()
+                time.sleep(1)
+        say("\nStopping ...")
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note how long a block takes."""
+        began = time.monotonic()
+        yield
+        self.phases.append((name, time.monotonic() - began))
+
+
+class Display:
+    """Task states as they change: redrawn in place on a terminal, else one line per change."""
+
+    def __init__(self) -> None:
+        self.lines_drawn = 0
+        self.last = ""
+        self.is_terminal = sys.stdout.isatty()
+
+    def show(self, tasks: TaskInstances, seconds: float, credits_left: float | None) -> None:
+        """Draw the states of all task instances."""
+        begun = {task["task_id"] for task in tasks if task["state"]}
+        states = {
+            each: Counter(task["state"] or LATER for task in tasks if task["task_id"] == each)
+            for each in sorted(begun, key=lambda each: _first_start(tasks, each))
+        }
+        balance = "" if credits_left is None else f"credits left {credits_left:g}"
+        if self.is_terminal:
+            width = shutil.get_terminal_size().columns - 1
+            lines = [f"  {each:24} {_counts(counts)}" for each, counts in states.items()]
+            lines.append(f"{seconds:6.1f} s  {balance}")
+            up = f"\x1b[{self.lines_drawn}F" if self.lines_drawn else ""
+            print(up + "\n".join(f"{line[:width]}\x1b[K" for line in lines) + "\x1b[J", flush=True)
+            self.lines_drawn = len(lines)
+            return
+        line = " | ".join([*(f"{each}: {_counts(counts)}" for each, counts in states.items()), balance])
+        if line != self.last:
+            say(f"{seconds:6.1f} s  {line}")
+        self.last = line
+
+
+@contextlib.contextmanager
+def emulator() -> Iterator[str]:
+    """Run the emulator as a process of its own; gives its URL."""
+    with tempfile.TemporaryDirectory(prefix="kie-emulator-") as folder:
+        child = None
+        try:
+            child = ChildProcess(
+                "emulator",
+                [
+                    *(sys.executable, "-m", "kie_provider.emulator", "--port", "0", "--api-key", EMULATOR_KEY),
+                    *("--waiting-seconds", "2", "--generating-seconds", "5"),
+                ],
+                log=Path(folder, "emulator.log"),
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                cwd=ROOT,
+            )
+            yield _listening_url(child)
+        finally:
+            if child:
+                stop_all([child], grace=5)
+
+
+def _listening_url(child: ChildProcess, timeout: float = 30) -> str:
+    deadline = time.monotonic() + timeout
+    while True:
+        for line in child.log.read_text(encoding="utf-8").splitlines():
+            if "listening on http" in line:
+                return line.split()[-1]
+        if child.exit_code is not None or time.monotonic() > deadline:
+            raise AirflowStackError(f"The emulator did not start\n{child.tail()}")
+        time.sleep(0.05)
+
+
+_SECRETS: set[str] = set()
+
+
+def say(text: str) -> None:
+    """Print, but never a key, whoever has let it into a message."""
+    for secret in _SECRETS:
+        text = text.replace(secret, "***")
+    print(text, flush=True)
+
+
+def _counts(states: Counter[str]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _first_start(tasks: TaskInstances, task_id: str) -> tuple[str, str]:
+    starts = [task["start_date"] for task in tasks if task["task_id"] == task_id and task["start_date"]]
+    return (min(starts, default="9"), task_id)
+
+
+def _spans(tasks: TaskInstances) -> list[tuple[str, float, float, int]]:
+    """Task id, first start, last end and number of instances, in the order they began."""
+    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for task in tasks:
+        if task["start_date"] and task["end_date"]:
+            times[task["task_id"]].append((epoch(task["start_date"]), epoch(task["end_date"])))
+    spans = [(each, min(t[0] for t in span), max(t[1] for t in span), len(span)) for each, span in times.items()]
+    return sorted(spans, key=lambda span: span[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+import json
+
+import pytest
+
+from kie_provider.client import errors
+from kie_provider.client.errors import KieError, error_for_code, error_from_dict, refuses_submission
+
+# code -> (class, is transient, refuses a submission): the vendor's list, and what was seen on the wire.
+TRUTH = {
+    400: ("KieValidationError", False, True),
+    401: ("KieAuthError", False, True),
+    402: ("KieInsufficientCreditsError", False, True),
+    404: ("KieNotFoundError", False, True),
+    408: ("KieTaskFailedError", False, False),
+    422: ("KieValidationError", False, True),
+    429: ("KieRateLimitError", True, True),
+    433: ("KieQuotaError", False, True),
+    455: ("KieMaintenanceError", True, True),
+    500: ("KieServerError", True, False),
+    501: ("KieTaskFailedError", False, False),
+    505: ("KieFeatureDisabledError", False, True),
+    # codes that Kie does not document
+    0: ("KieError", False, False),
+    -1: ("KieError", False, False),
+    201: ("KieError", False, False),
+    403: ("KieError", False, False),
+    430: ("KieError", False, False),
+    502: ("KieServerError", True, False),
+    503: ("KieServerError", True, False),
+    999: ("KieServerError", True, False),
+}
+
+
+@pytest.mark.parametrize("code", TRUTH)
+def test_every_code_has_one_meaning(code):
+    error = error_for_code(code, "whatever Kie says")
+    assert (type(error).__name__, error.is_transient, refuses_submission(error)) == TRUTH[code]
+    assert error.code == code
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("aspect_ratio is required", "KieValidationError"),
+        ("This field is required", "KieValidationError"),
+        ("prompt and input_urls are required", "KieValidationError"),
+        ("This aspect_ratio is not within the range of allowed options", "KieValidationError"),
+        ("The model name you specified is not supported.", "KieValidationError"),
+        ("n_frames must be 10 or 15", "KieValidationError"),
+        ("prompt cannot be empty", "KieValidationError"),
+        (
+            "Credits insufficient : Your current balance isn't enough to run this request. Please top up to continue.",
+            "KieInsufficientCreditsError",
+        ),
+        ("CREDITS INSUFFICIENT", "KieInsufficientCreditsError"),
+        ("insufficient credit", "KieInsufficientCreditsError"),
+        ("Server exception, please try again later", "KieServerError"),
+        ("Internal Error, Please try again later.", "KieServerError"),
+        ("the requirements could not be loaded", "KieServerError"),
+        ("", "KieServerError"),
+    ],
+)
+def test_the_text_of_code_500_decides(text, name):
+    error = error_for_code(500, text)
+    assert type(error).__name__ == name
+    assert refuses_submission(error) is (name != "KieServerError")
+
+
+@pytest.mark.parametrize("code", [429, 401, 501, 503])
+def test_the_text_of_other_codes_decides_nothing(code):
+    assert type(error_for_code(code, "credits insufficient, prompt is required")) is type(error_for_code(code, ""))
+
+
+def test_an_error_without_kies_code_refuses_nothing():
+    assert not refuses_submission(errors.KieRateLimitError("HTTP 429 with a web page", http_status=429))
+    assert not refuses_submission(errors.KieAuthError("HTTP 403 from a gateway", http_status=403))
+    assert not refuses_submission(errors.KieTransportError("reset"))
+
+
+def test_text_names_cause_code_status_task_and_what_to_do():
+    error = errors.KieInsufficientCreditsError("Please top up", code=402, http_status=200, kie_task_id="abc")
+    assert str(error) == (
+        "Not enough Kie.ai credits: Please top up [Kie code 402, HTTP 200, Kie task abc] -> "
+        "Nothing was charged. Top up at https://kie.ai/billing, then clear this task."
+    )
+
+
+def test_text_without_facts_and_advice():
+    assert str(KieError("it broke")) == "Kie.ai call failed: it broke"
+
+
+def every_error_class():
+    found, todo = [], [KieError]
+    while todo:
+        error = todo.pop()
+        found.append(error)
+        todo += error.__subclasses__()
+    return [error for error in found if error.__module__ == errors.__name__]
+
+
+@pytest.mark.parametrize("error_class", every_error_class())
+def test_every_error_survives_the_way_through_json(error_class):
+    error = error_class("it broke", code="422", http_status=200, kie_task_id="abc", retry_after=1.5)
+    back = error_from_dict(json.loads(json.dumps(error.to_dict())))
+    assert type(back) is error_class
+    assert str(back) == str(error)
+    assert back.to_dict() == error.to_dict()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"type": "KieError"},
+        {"type": "KieError", "message": None},
+        {"type": "ValueError", "message": "x"},
+        {"type": ["KieError"], "message": "x"},
+        {"type": None, "message": "x"},
+    ],
+)
+def test_what_is_not_one_of_our_errors_is_not_read_as_one(data):
+    with pytest.raises(ValueError, match="not a Kie error"):
+        error_from_dict(data)
+
+
+def test_transport_errors_may_have_arrived_unless_told_otherwise():
+    assert errors.KieTransportError("x").may_have_arrived
+    assert not errors.KieTransportError("x", may_have_arrived=False).may_have_arrived
+
+
+def test_a_doubtful_submission_is_never_transient():
+    assert not errors.KieSubmitUnknownError("x").is_transient
+
+
+def test_a_timeout_is_transient_for_the_task_is_not_lost():
+    assert errors.KieTaskTimeoutError("x").is_transient

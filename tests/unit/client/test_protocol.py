@@ -1,0 +1,414 @@
+import json
+import string
+from collections import UserDict, UserList
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kie_provider.client import protocol
+from kie_provider.client.errors import (
+    KieAuthError,
+    KieError,
+    KieNotFoundError,
+    KieServerError,
+    KieSubmitUnknownError,
+    KieValidationError,
+)
+from kie_provider.client.models import TaskState
+from kie_provider.client.protocol import Answer
+
+KEY = "0123456789abcdef0123456789abcdef"
+TASK = "ee9c2715375b7837f8bb51d641ff5863"
+READERS = {
+    "create": protocol.read_created,
+    "record": lambda answer: protocol.read_task(answer, TASK),
+    "credits": protocol.read_credits,
+    "download": protocol.read_download_url,
+    "upload": protocol.read_upload,
+}
+
+
+def answer(body, status=200, retry_after=None):
+    return Answer(status, body if isinstance(body, bytes) else json.dumps(body).encode(), retry_after)
+
+
+def error_of(name, given_answer):
+    with pytest.raises(KieError) as caught:
+        READERS[name](given_answer)
+    return caught.value
+
+
+# ---------------------------------------------------------------- what is sent
+
+
+def test_create_task():
+    request = protocol.create_task(" flux-2/pro-text-to-image\n", {"prompt": "a cat"}, "https://me.example/hook")
+    assert (request.method, request.path, request.query, request.to_upload_host) == (
+        "POST",
+        "/api/v1/jobs/createTask",
+        None,
+        False,
+    )
+    assert request.json_body == {
+        "model": "flux-2/pro-text-to-image",
+        "input": {"prompt": "a cat"},
+        "callBackUrl": "https://me.example/hook",
+    }
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", "None"])
+def test_no_callback_url(nothing):
+    assert protocol.create_task("m", {}, nothing).json_body == {"model": "m", "input": {}}
+
+
+@pytest.mark.parametrize(
+    "task_input",
+    [
+        {"urls": ["a", "b"], "n": {"x": 1}},
+        {"urls": ("a", "b"), "n": {"x": 1}},
+        {"urls": UserList(["a", "b"]), "n": UserDict(x=1)},
+        UserDict(urls=["a", "b"], n={"x": 1}),
+        '{"urls": ["a", "b"], "n": {"x": 1}}',
+    ],
+)
+def test_the_input_is_sent_as_plain_json(task_input):
+    assert protocol.create_task("m", task_input).json_body["input"] == {"urls": ["a", "b"], "n": {"x": 1}}
+
+
+@pytest.mark.parametrize("model", [None, "", "  ", "None", 7, ["m"]])
+def test_bad_models(model):
+    with pytest.raises(KieValidationError, match="model: must be the id of a Kie model, got"):
+        protocol.create_task(model, {})
+
+
+@pytest.mark.parametrize(
+    "task_input",
+    [
+        None,
+        [],
+        "",
+        "{",
+        "[1]",
+        '"x"',
+        7,
+        {"x": float("nan")},
+        {"x": float("inf")},
+        {"x": object()},
+        {"x": {1, 2}},
+        {"x": b"bytes"},
+        {"x": bytearray(b"bytes")},
+        {"x": memoryview(b"bytes")},
+        {(1, 2): 3},
+        "[" * 100_000,
+    ],
+)
+def test_bad_inputs(task_input):
+    with pytest.raises(KieValidationError, match="input: must be a JSON object, got"):
+        protocol.create_task("m", task_input)
+
+
+def test_a_bottomless_input():
+    bottomless = {}
+    for _ in range(100_000):
+        bottomless = {"x": bottomless}
+    endless = {}
+    endless["x"] = endless
+    for task_input in (bottomless, endless):
+        with pytest.raises(KieValidationError, match="input: must be a JSON object, got"):
+            protocol.create_task("m", task_input)
+
+
+@pytest.mark.parametrize("url", ["me.example/hook", "ftp://me.example", 7, ["https://me.example"]])
+def test_bad_callback_urls(url):
+    with pytest.raises(KieValidationError, match="callback_url: must be an http"):
+        protocol.create_task("m", {}, url)
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    with pytest.raises(KieValidationError) as caught:
+        protocol.create_task("", None, "x")
+    assert caught.value.message == (
+        "nothing was sent.\n"
+        "  - model: must be the id of a Kie model, got ''\n"
+        "  - input: must be a JSON object, got None (NoneType is not an object)\n"
+        "  - callback_url: must be an http(s) URL that Kie can reach, got 'x'"
+    )
+
+
+def test_the_other_requests():
+    assert protocol.get_task(TASK) == protocol.Request("GET", "/api/v1/jobs/recordInfo", query={"taskId": TASK})
+    assert protocol.get_credits() == protocol.Request("GET", "/api/v1/chat/credit")
+    assert protocol.get_download_url("https://x/1") == protocol.Request(
+        "POST", "/api/v1/common/download-url", json_body={"url": "https://x/1"}
+    )
+    assert protocol.upload_file("cat.png", b"png", "a/b") == protocol.Request(
+        "POST",
+        "/api/file-stream-upload",
+        form={"uploadPath": "a/b", "fileName": "cat.png"},
+        file=("cat.png", b"png"),
+        to_upload_host=True,
+    )
+
+
+# ---------------------------------------------------------------- what an answer means
+
+# Kie's code -> (error of a look-up, may the look-up be repeated, is createTask known to have been refused).
+BY_CODE = {
+    400: ("KieValidationError", False, True),
+    401: ("KieAuthError", False, True),
+    402: ("KieInsufficientCreditsError", False, True),
+    404: ("KieNotFoundError", False, True),
+    408: ("KieTaskFailedError", False, False),
+    422: ("KieValidationError", False, True),
+    429: ("KieRateLimitError", True, True),
+    433: ("KieQuotaError", False, True),
+    455: ("KieMaintenanceError", True, True),
+    500: ("KieServerError", True, False),
+    501: ("KieTaskFailedError", False, False),
+    505: ("KieFeatureDisabledError", False, True),
+    430: ("KieError", False, False),
+    503: ("KieServerError", True, False),
+    "429": ("KieRateLimitError", True, True),
+}
+# HTTP status of an answer without Kie's code -> (error of a look-up, may it be repeated). createTask: always a doubt.
+BY_STATUS = {
+    200: ("KieServerError", True),
+    204: ("KieServerError", True),
+    301: ("KieValidationError", False),
+    307: ("KieValidationError", False),
+    400: ("KieValidationError", False),
+    401: ("KieAuthError", False),
+    403: ("KieAuthError", False),
+    404: ("KieValidationError", False),
+    407: ("KieValidationError", False),
+    408: ("KieServerError", True),
+    413: ("KieValidationError", False),
+    429: ("KieRateLimitError", True),
+    500: ("KieServerError", True),
+    502: ("KieServerError", True),
+    504: ("KieServerError", True),
+}
+STATUSES = (200, 400, 401, 422, 429, 500, 502)
+HTML = b"<html><body>502 Bad Gateway</body></html>"
+
+
+@pytest.mark.parametrize("code", BY_CODE)
+@pytest.mark.parametrize("name", ["record", "credits", "download", "upload"])
+def test_the_code_decides_whatever_the_http_status(name, code):
+    error_class, again, _ = BY_CODE[code]
+    for status in STATUSES:
+        error = error_of(name, answer({"code": code, "msg": "Kie's words", "data": None}, status, retry_after=3.0))
+        assert (type(error).__name__, error.is_transient) == (error_class, again)
+        assert (error.code, error.message, error.http_status) == (int(code), "Kie's words", status)
+        assert error.retry_after == 3.0
+        assert error.kie_task_id == (TASK if name == "record" else None)
+
+
+@pytest.mark.parametrize("code", BY_CODE)
+def test_createtask_is_refused_or_in_doubt(code):
+    error_class, again, refused = BY_CODE[code]
+    if not refused:
+        error_class, again = "KieSubmitUnknownError", False
+    for status in STATUSES:
+        error = error_of("create", answer({"code": code, "msg": "Kie's words", "data": None}, status))
+        assert (type(error).__name__, error.is_transient) == (error_class, again)
+        assert (error.code, error.http_status) == (int(code), status)
+        assert "Kie's words" in error.message
+
+
+@pytest.mark.parametrize("status", BY_STATUS)
+@pytest.mark.parametrize("name", READERS)
+def test_without_a_code_the_http_status_decides(name, status):
+    error_class, again = ("KieSubmitUnknownError", False) if name == "create" else BY_STATUS[status]
+    for body in (HTML, b"", b"{", b"[]", b"{}", b'{"code": null}', b'{"message": "no"}', b"\xff\xfe"):
+        error = error_of(name, answer(body, status))
+        assert (type(error).__name__, error.is_transient) == (error_class, again)
+        assert (error.code, error.http_status) == (None, status)
+
+
+@pytest.mark.parametrize("code", [True, 200.0, "200.0", "ok", "", [], {}, "9" * 5000, "-1", "²"])
+def test_codes_that_are_none(code):
+    assert type(error_of("credits", answer({"code": code, "data": 1}))) is KieServerError
+    assert type(error_of("create", answer({"code": code, "data": {"taskId": TASK}}))) is KieSubmitUnknownError
+
+
+@pytest.mark.parametrize(
+    ("msg", "created"),
+    [
+        ("aspect_ratio is required", "KieValidationError"),
+        ("This aspect_ratio is not within the range of allowed options", "KieValidationError"),
+        ("Credits insufficient : Your current balance isn't enough", "KieInsufficientCreditsError"),
+        ("Server exception, please try again later", "KieSubmitUnknownError"),
+        ("", "KieSubmitUnknownError"),
+        (None, "KieSubmitUnknownError"),
+    ],
+)
+def test_the_text_of_code_500_decides_about_createtask(msg, created):
+    assert type(error_of("create", answer({"code": 500, "msg": msg}))).__name__ == created
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"code": 400, "msg": "one", "message": "two"}, "one"),
+        ({"code": 400, "message": "two"}, "two"),
+        ({"code": 400, "msg": None, "message": "two"}, "two"),
+        ({"code": 400}, "(no message)"),
+        ({"code": 400, "msg": {"a": 1}}, "(no message)"),
+        ({"code": 400, "msg": ""}, "(no message)"),
+    ],
+)
+def test_messages(body, message):
+    assert error_of("credits", answer(body)).message == message
+
+
+def test_an_answer_that_is_not_json_is_quoted_shortly():
+    error = error_of("credits", answer(b"<html>\n  <h1>Bad\tGateway</h1>" + b"x" * 10_000, 502))
+    assert error.message.startswith("HTTP 502 with not JSON but '<html> <h1>Bad Gateway</h1>xxx")
+    assert len(error.message) < 200
+
+
+@pytest.mark.parametrize("status", [201, 200])
+def test_created(status):
+    data = {"taskId": f" {TASK} ", "recordId": TASK}
+    assert protocol.read_created(answer({"code": 200, "msg": "success", "data": data}, status)) == TASK
+    assert protocol.read_created(answer({"code": "200", "data": data}, status)) == TASK
+
+
+@pytest.mark.parametrize(
+    "data", [None, {}, {"taskId": None}, {"taskId": ""}, {"taskId": " "}, {"taskId": 7}, [], "x", 7]
+)
+def test_success_without_an_id_is_a_doubt(data):
+    error = error_of("create", answer({"code": 200, "msg": "success", "data": data}))
+    assert type(error) is KieSubmitUnknownError
+    assert "Kie says success but sent no taskId" in error.message
+
+
+@pytest.mark.parametrize("status", [302, 400, 500, 502])
+def test_code_200_with_another_http_status_is_a_doubt(status):
+    body = {"code": 200, "msg": "success", "data": {"taskId": TASK}}
+    error = error_of("create", answer(body, status))
+    assert type(error) is KieSubmitUnknownError
+    assert TASK in error.message  # whoever reads this can settle it
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"code": 422, "msg": "recordInfo is null", "data": None},
+        {"code": 422, "msg": "RecordInfo is null."},
+        {"code": 400, "msg": "recordInfo is null"},
+        {"code": 404, "msg": "no such task"},
+        {"code": 200, "msg": "success", "data": None},
+        {"code": 200},
+    ],
+)
+def test_unknown_tasks(body):
+    error = error_of("record", answer(body))
+    assert type(error) is KieNotFoundError
+    assert error.kie_task_id == TASK
+    assert error.code == body["code"]
+
+
+@pytest.mark.parametrize("data", [[], "x", 7, True])
+def test_a_record_that_is_no_object(data):
+    error = error_of("record", answer({"code": 200, "data": data}))
+    assert type(error) is KieServerError
+    assert error.kie_task_id == TASK
+
+
+def test_a_record():
+    record = protocol.read_task(answer({"code": 200, "data": {"taskId": TASK, "state": "generating"}}), TASK)
+    assert (record.kie_task_id, record.state) == (TASK, TaskState.RUNNING)
+
+
+@pytest.mark.parametrize("number", [0, 5, 5916.25])
+def test_credits(number):
+    assert protocol.read_credits(answer({"code": 200, "data": number})) == float(number)
+
+
+@pytest.mark.parametrize("data", [None, "5", True, [], {}])
+def test_credits_that_are_no_number(data):
+    assert "the credit balance is not a number" in error_of("credits", answer({"code": 200, "data": data})).message
+
+
+def test_download_url():
+    assert protocol.read_download_url(answer({"code": 200, "data": "https://x/1?t=2"})) == "https://x/1?t=2"
+    error = error_of("download", answer({"code": 422, "msg": "url is wrong", "data": None}))
+    assert type(error) is KieValidationError
+    for data in (None, "", "x", {}):
+        assert "is not a URL" in error_of("download", answer({"code": 200, "data": data})).message
+
+
+def test_upload():
+    data = {"success": True, "fileName": "cat.png", "downloadUrl": "https://x/cat.png"}
+    assert protocol.read_upload(answer({"success": True, "code": 200, "data": data})) == "https://x/cat.png"
+    for data in (None, {}, {"downloadUrl": "cat.png"}, []):
+        assert "without a downloadUrl" in error_of("upload", answer({"code": 200, "data": data})).message
+
+
+def test_an_auth_failure_without_data():
+    text = "Unauthorized – Authentication failed. Please check that your Authorization header is correctly set."
+    error = error_of("credits", answer({"code": 401, "msg": text}))
+    assert type(error) is KieAuthError
+    assert error.message == text
+
+
+# ---------------------------------------------------------------- nothing but Kie errors
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+CODES = st.sampled_from([*BY_CODE, 200, "200", -1]) | st.integers() | VALUES
+BODIES = (
+    st.binary()
+    | VALUES.map(lambda value: json.dumps(value).encode())
+    | st.fixed_dictionaries({"code": CODES}, optional={"msg": VALUES, "data": VALUES}).map(
+        lambda value: json.dumps(value).encode()
+    )
+)
+
+
+@pytest.mark.parametrize("name", READERS)
+@given(body=BODIES, status=st.integers(100, 599))
+def test_no_answer_raises_anything_but_kie_errors(name, body, status):
+    try:
+        READERS[name](Answer(status, body))
+    except KieSubmitUnknownError:
+        assert name == "create"
+    except KieError as error:
+        str(error), repr(error), error.to_dict()
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"code":' + b"1" * 10_000 + b"}", b'{"code":200,"data":' + b"[" * 990]
+)
+@pytest.mark.parametrize("name", READERS)
+def test_hostile_json(name, body):
+    assert isinstance(error_of(name, answer(body)), KieError)
+
+
+@pytest.mark.parametrize("name", ["credits", "download", "upload", "create"])
+def test_deep_data(name):
+    for depth in range(100, 1100, 50):
+        assert isinstance(error_of(name, answer(b'{"code":200,"data":' + b"[" * depth + b"]" * depth + b"}")), KieError)
+
+
+# ---------------------------------------------------------------- redaction
+
+
+def test_the_key_is_blotted_out():
+    body = f'{{"msg": "bad header: Authorization: Bearer {KEY}", "again": "{KEY}"}}'.encode()
+    assert protocol.redact(body, KEY) == b'{"msg": "bad header: Authorization: Bearer ***", "again": "***"}'
+
+
+@given(st.binary(), st.binary(), st.text(string.hexdigits, min_size=8))
+def test_no_key_of_usual_length_survives(before, after, key):
+    assert key.encode() not in protocol.redact(before + key.encode() + after, key).replace(b"***", b"")
+
+
+def test_a_very_short_key_is_left_alone():
+    assert protocol.redact(b'{"code":200}', "200") == b'{"code":200}'
