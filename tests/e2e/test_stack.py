@@ -128,6 +128,44 @@ def test_the_daily_content_ends_in_files_on_disk(
     assert bill["charged_total"] == 4 * PRICE
 
 
+def test_waits_that_lose_their_trigger_go_on_and_end_well(
+    airflow_stack: AirflowStack, kie_emulator: KieEmulator, kie_clock: EmulatorClock
+) -> None:
+    dag_id = "lost_triggers"
+    run_id = airflow_stack.trigger_dag(dag_id)
+
+    def states() -> dict[str, str]:
+        return {task["task_id"]: task["state"] for task in airflow_stack.task_instances(dag_id, run_id)}
+
+    def restarts() -> dict[str, Any]:
+        entries = airflow_stack.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/~/xcomEntries")
+        return {e["task_id"]: e["key"] for e in entries["xcom_entries"] if e["key"] == "kie_trigger_restarts"}
+
+    lost = ("unloadable", "crashing", "timed_out")
+
+    def waiting_anew() -> bool:
+        now = states()
+        failed = [task_id for task_id, state in now.items() if state == "failed"]
+        assert not failed, airflow_stack.task_log(dag_id, run_id, failed[0])
+        return set(restarts()) == set(lost) and {now[task_id] for task_id in lost} == {"deferred"}
+
+    airflow_stack.wait_until(waiting_anew, 120, lambda: f"{states()} {restarts()}")
+    kie_clock.finish_all_tasks()
+
+    assert airflow_stack.wait_for_run(dag_id, run_id) == "success", states()
+    ids = {airflow_stack.xcom(dag_id, run_id, task_id)["kie_task_id"] for task_id in (*lost, "rescheduled")}
+    assert ids == {airflow_stack.xcom(dag_id, run_id, "create")}
+    assert kie_emulator.bill()["charged_total"] == PRICE
+
+
+def test_the_key_is_in_no_log_and_in_no_table(airflow_stack: AirflowStack, kie_emulator: KieEmulator) -> None:
+    """Of all that the tests before this one have left: task and process logs, XComs, trigger rows, rendered fields."""
+    files = [path for path in airflow_stack.home.rglob("*") if path.is_file()]
+
+    assert len(files) > 10
+    assert [path for path in files if kie_emulator.api_key.encode() in path.read_bytes()] == []
+
+
 def test_a_killed_process_can_be_started_again_and_a_second_one_added(airflow_stack: AirflowStack) -> None:
     airflow_stack.kill_process("triggerer")
     assert airflow_stack.process("triggerer").exit_code == -signal.SIGKILL
