@@ -35,8 +35,8 @@ class KieClient:
     def create_task(self, model: str, task_input: Mapping[str, Any], callback_url: str | None = None) -> str:
         """Create a billed task and return its id.
 
-        Sent once over a new connection. It is sent again, for about twelve seconds, only if Kie refused it for the moment
-        (429, 455) or if it never left this machine.
+        Sent once over a new connection. It is sent again, for about twelve seconds, only if Kie refused it for the
+        moment (429, 455) or if it never left this machine.
 
         :raises KieSubmitUnknownError: sent, but it is not known whether a task was created.
         :raises KieError: nothing was created.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import time
 import weakref
 from collections.abc import Mapping
@@ -164,6 +165,9 @@ class KieHook(BaseHook):
     ) -> TaskRecord:
         """Wait on the event loop until the task has succeeded; otherwise as :meth:`wait`.
 
+        The sensor has just looked, so the first look is taken at a random time within one interval: after a restart
+        of the triggerer, thousands of waits do not open a connection each at the same moment, but share a few.
+
         :param deadline: epoch seconds of the last look; None: wait for ever.
         """
         from kie_provider.client.polling import Waiting, wait_async
@@ -175,6 +179,10 @@ class KieHook(BaseHook):
             except KieError as error:
                 return error
 
+        spread = min(poll_interval, DEFAULT_POLL_INTERVAL)
+        if deadline is not None:
+            spread = min(spread, max(deadline - time.time(), 0.0))
+        await asyncio.sleep(random.uniform(0.0, spread))
         async with shared_session():
             waiting = Waiting(started_at=time.time(), poll_interval=poll_interval, deadline=deadline)
             return await wait_async(waiting, look, self.forget_connection)

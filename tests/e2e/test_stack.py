@@ -185,12 +185,13 @@ def test_stop_leaves_no_process_no_port_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "dags").mkdir()
     with AirflowStack(tmp_path / "dags") as stack:
         processes = stack.living_processes()
+        members = [psutil.Process(pid) for pids in processes.values() for pid in pids]
         home = stack.home
         port = urlsplit(stack.url).port
 
     assert set(processes) == set(COMMANDS)
     assert stack.living_processes() == {}
-    assert not [pid for members in processes.values() for pid in members if psutil.pid_exists(pid)]
+    assert not [process for process in members if is_alive(process)]
     assert port not in listening_ports()
     assert not home.exists()
 
@@ -228,7 +229,7 @@ def test_ctrl_c_ends_the_demo_and_all_it_has_started(tmp_path: Path) -> None:
         demo.wait()
 
     assert exit_code == 128 + signal.SIGINT, (tmp_path / "output").read_text()
-    assert not [child for child in children if child.is_running()]
+    assert not [child for child in children if is_alive(child)]
 
 
 def connection_form(connection: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +249,14 @@ def wait_for_deferred(stack: AirflowStack, dag_id: str, run_id: str, count: int)
         return now.count("deferred") == count and not {"running", "queued", "scheduled"} & set(now)
 
     stack.wait_until(deferred, 90, lambda: f"not {count} deferred tasks, but {states()}")
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether the process still runs: neither its id in other hands nor its remains, not yet collected, count."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def listening_ports() -> set[int]:
