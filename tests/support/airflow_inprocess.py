@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pendulum
 from airflow.sdk import DAG
@@ -32,42 +33,32 @@ class Outcome:
     state: str | None = None
     tries: int = 0
     result: Any = None
-    #: What the first try raised, as Airflow's callbacks see it.
+    #: What the first try that failed raised.
     error: BaseException | None = None
-    #: Whether Airflow retried after the first try.
+    #: Whether Airflow retried it.
     retried: bool = False
-    reports: list[str] = field(default_factory=list)
 
 
 def run_dag(dag: DAG, conf: dict[str, Any] | None = None) -> dict[tuple[str, int], Outcome]:
     """Run ``dag`` once, with the run's ``conf``, and return every outcome by (task id, map index)."""
+    from airflow.sdk.execution_time.supervisor import run_task_in_process
+
     outcomes: dict[tuple[str, int], Outcome] = {}
 
-    def outcome(ti: Any) -> Outcome:
-        return outcomes.setdefault((ti.task_id, ti.map_index), Outcome())
+    def watched(ti: Any, **kwargs: Any) -> Any:
+        result = run_task_in_process(ti=ti, **kwargs)
+        outcome = outcomes.setdefault((ti.task_id, ti.map_index), Outcome())
+        outcome.error = outcome.error or result.error
+        outcome.retried |= result.ti.state == "up_for_retry"
+        return result
 
-    def reporter(kind: str) -> Callable[[Any], None]:
-        def report(context: Any) -> None:
-            this = outcome(context["ti"])
-            this.reports.append(kind)
-            this.error = this.error or context.get("exception")
-            this.retried |= kind == "retry"
-
-        return report
-
-    for task in dag.tasks:
-        callbacks = {"on_failure_callback": [reporter("failure")], "on_retry_callback": [reporter("retry")]}
-        if hasattr(task, "partial_kwargs"):
-            task.partial_kwargs.update(callbacks)
-        else:
-            for name, value in callbacks.items():
-                setattr(task, name, value)
     _serialise(dag)
-    run = dag.test(run_conf=conf)
+    with patch("airflow.sdk.execution_time.supervisor.run_task_in_process", watched):
+        run = dag.test(run_conf=conf)
     for ti in run.get_task_instances():
-        this = outcome(ti)
-        this.state, this.tries = ti.state, ti.try_number
-        this.result = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index)
+        outcome = outcomes.setdefault((ti.task_id, ti.map_index), Outcome())
+        outcome.state, outcome.tries = ti.state, ti.try_number
+        outcome.result = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index)
     return outcomes
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from airflow.sdk import Connection
 
 from kie_provider.client.errors import KieConnectionError, KieNotFoundError, KieTaskTimeoutError
 from kie_provider.client.models import TaskState
-from kie_provider.hooks.kie import KieHook
+from kie_provider.hooks.kie import KieHook, endpoint_from_connection
 
 FOX = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
 MODEL = "flux-2/pro-text-to-image"
@@ -52,11 +53,10 @@ def test_connection_as_uri(monkeypatch):
     assert KieHook().get_conn().endpoint.host == "https://gateway.example:8443"
 
 
-def test_extra_that_is_no_object(monkeypatch):
-    connect(monkeypatch, extra="[1]")
-
-    with pytest.raises(KieConnectionError, match="extra is not a JSON object"):
-        KieHook().get_conn()
+@pytest.mark.parametrize("extra", ["[1]", "{"])
+def test_extra_that_is_no_object(extra):
+    with pytest.raises(KieConnectionError, match="connection 'mine': extra is not a JSON object"):
+        endpoint_from_connection(Connection(conn_id="mine", conn_type="kie", password="k", extra=extra))
 
 
 def test_create_look_wait_and_download(kie_emulator, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from types import SimpleNamespace
 
+import airflow
 import pendulum
 import pytest
 from airflow.providers.common.compat.sdk import (
@@ -27,10 +28,18 @@ FAILS = {"on": "createTask", "do": "fail", "failCode": "501", "failMsg": "Intern
 HTML = {"on": "recordInfo", "do": "answer", "http_status": 502, "content_type": "text/html", "body": "<h1>502</h1>"}
 #: The first look finds nothing yet, so that a deferrable sensor does defer.
 LATE = {"on": "recordInfo", "do": "not_visible"}
+RESCHEDULE = pytest.param(
+    {"mode": "reschedule"},
+    id="reschedule",
+    marks=pytest.mark.skipif(
+        airflow.__version__.startswith("3.1."),
+        reason="dag.test() of Airflow 3.1 gives every sensor its reschedule date as text; see the end-to-end tests",
+    ),
+)
 MODES = [
     pytest.param({"deferrable": True}, id="deferrable"),
     pytest.param({"mode": "poke"}, id="poke"),
-    pytest.param({"mode": "reschedule"}, id="reschedule"),
+    RESCHEDULE,
 ]
 
 
@@ -129,18 +138,14 @@ def test_flags_skip_a_failed_task(create, mode, flag):
     assert wait(create(FAILS, LATE), **mode, **{flag: True}).state == "skipped"
 
 
-@pytest.mark.parametrize(
-    ("mode", "flag"),
-    [
-        ({"deferrable": True}, "soft_fail"),
-        ({"deferrable": True}, "never_fail"),
-        ({"mode": "poke"}, "soft_fail"),
-        ({"mode": "reschedule"}, "soft_fail"),
-        # never_fail does not cover the deadline of BaseSensorOperator's own loop
-    ],
-)
-def test_flags_skip_at_the_deadline(create, mode, flag):
-    assert wait(create(STUCK), timeout=0.5, **mode, **{flag: True}).state == "skipped"
+@pytest.mark.parametrize("mode", MODES)
+def test_soft_fail_skips_at_the_deadline(create, mode):
+    assert wait(create(STUCK), timeout=0.5, soft_fail=True, **mode).state == "skipped"
+
+
+def test_never_fail_skips_at_a_deferred_deadline(create):
+    """In the other modes it does not: BaseSensorOperator's own loop leaves its deadline out."""
+    assert wait(create(STUCK), timeout=0.5, never_fail=True, deferrable=True).state == "skipped"
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import blockbuster
 import pytest
-from airflow.sdk import serde
 
 from kie_provider.client import transport
 from kie_provider.hooks.kie import KieHook
@@ -33,11 +32,20 @@ def trigger_for(kie_task_id, seconds=30.0, poll_interval=0.1):
     trigger = KieTaskTrigger("kie_default", kie_task_id, poll_interval, deadline=time.time() + seconds)
     path, kwargs = trigger.serialize()
     assert path == "kie_provider.triggers.kie.KieTaskTrigger"
+    serde = airflow_serialisation()
     stored = json.loads(json.dumps(serde.serialize(kwargs)))
     restored = KieTaskTrigger(**serde.deserialize(stored))
     assert restored.serialize() == trigger.serialize()
     restored.task_instance = SimpleNamespace(task_id="airflow_task", dag_id="d", run_id="r", map_index=-1, try_number=1)
     return restored
+
+
+def airflow_serialisation():
+    try:
+        from airflow.sdk import serde
+    except ImportError:  # Airflow 3.1
+        from airflow.serialization.serialized_objects import BaseSerialization as serde  # noqa: N813
+    return serde
 
 
 async def fire(trigger):

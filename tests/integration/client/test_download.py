@@ -23,7 +23,7 @@ PNG = {"Content_Type": "image/png"}
 
 @pytest.fixture
 def client(connect):
-    return connect("http://api.invalid", request_timeout=0.2)
+    return connect("http://api.invalid")
 
 
 def files(directory):
@@ -107,7 +107,8 @@ def test_nothing_is_there_before_all_of_it_is(client, tmp_path):
         "redirect",
     ],
 )
-def test_a_broken_download_leaves_nothing(step, client, tmp_path):
+def test_a_broken_download_leaves_nothing(step, connect, tmp_path):
+    client = connect("http://api.invalid", request_timeout=0.1 if step is hang else 5.0)
     with ScriptedServer(step) as server:
         error = error_of(client, server.url, tmp_path / "cat.png")
     assert type(error) is KieTransportError

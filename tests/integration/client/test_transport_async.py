@@ -179,45 +179,54 @@ def test_the_last_user_cancelled_in_mid_request_closes_it():
         run_cleanly(main)
 
 
+class Closing:
+    """Sessions close only once they are let, so that something can happen in between."""
+
+    def __init__(self):
+        self.begun, self.done, self.let = [], [], False
+
+    async def close(self, session):
+        self.begun.append(session)
+        await until(lambda: self.let)
+        await self.real_close(session)
+        self.done.append(session)
+
+
 @pytest.fixture
-def slow_close(monkeypatch):
-    """Make sessions close in two steps, so that others can do something in between; returns what has closed."""
-    closed, real_close = [], aiohttp.ClientSession.close
-
-    async def close_slowly(session):
-        await asyncio.sleep(0.05)
-        await real_close(session)
-        closed.append(session)
-
-    monkeypatch.setattr(aiohttp.ClientSession, "close", close_slowly)
-    return closed
+def closing(monkeypatch):
+    state = Closing()
+    state.real_close = aiohttp.ClientSession.close
+    monkeypatch.setattr(aiohttp.ClientSession, "close", lambda session: state.close(session))  # noqa: PLW0108  # bound  # noqa: PLW0108 - binds
+    return state
 
 
-def test_a_newcomer_while_the_last_closes_gets_a_fresh_session(slow_close):
+def test_a_newcomer_while_the_last_closes_gets_a_fresh_session(closing):
     async def main():
         first = asyncio.create_task(get_credits(endpoint(server.url)))
-        await until(lambda: not transport._shared_sessions and server.requests)
-        assert not first.done()  # it is closing
-        assert await get_credits(endpoint(server.url)) == 5.5
-        await first
+        await until(lambda: closing.begun)
+        newcomer = asyncio.create_task(get_credits(endpoint(server.url)))
+        await until(lambda: len(closing.begun) == 2)
+        closing.let = True
+        assert [await first, await newcomer] == [5.5, 5.5]
 
     with ScriptedServer(CREDITS) as server:
         run_cleanly(main)
-    assert len(set(slow_close)) == 2
+    assert len(set(closing.done)) == 2
 
 
-def test_cancelled_while_closing_it_is_closed_all_the_same(slow_close):
+def test_cancelled_while_closing_it_is_closed_all_the_same(closing):
     async def main():
         user = asyncio.create_task(get_credits(endpoint(server.url)))
-        await until(lambda: not transport._shared_sessions and server.requests)
+        await until(lambda: closing.begun)
         user.cancel()
         with pytest.raises(asyncio.CancelledError):
             await user
-        await until(lambda: slow_close)
+        closing.let = True
+        await until(lambda: closing.done)
 
     with ScriptedServer(CREDITS) as server:
         run_cleanly(main)
-    assert slow_close[0].closed
+    assert closing.done[0].closed
 
 
 def test_two_loops_do_not_share():
@@ -403,11 +412,11 @@ async def test_only_silence_counts_as_slow_not_the_whole_time(monkeypatch):
         exchange.send(OK + b"Content-Length: %d\r\n\r\n" % len(body))
         for n in range(0, len(body), 2):
             exchange.send(body[n : n + 2])
-            time.sleep(0.025)
+            time.sleep(0.05)
 
     monkeypatch.setattr(transport, "POOL_SIZE", 1)  # the second waits for the socket of the first
     with ScriptedServer(trickle) as server:
-        of = endpoint(server.url, timeout=0.2)
+        of = endpoint(server.url, timeout=0.5)
         async with shared_session():
             assert await asyncio.gather(get_credits(of), get_credits(of)) == [5.5, 5.5]
     assert server.connections == 1
