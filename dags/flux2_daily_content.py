@@ -68,7 +68,7 @@ with DAG(
     @task(trigger_rule="all_done")
     def contact_sheet(prompts: list[str], images: list[dict], folder: str) -> str:
         """Show every prompt with its image, or the gap it left."""
-        made = {image["prompt"]: image for image in images}
+        made = {image["prompt"]: image for image in images if isinstance(image, dict)}  # 3.1 fills gaps, see manifest
         items = [
             SheetItem(prompt, Path(image["file"]), f"{image['credits_consumed']:g} credits, {image['cost_seconds']} s")
             if (image := made.get(prompt))
@@ -85,7 +85,9 @@ with DAG(
         """List what was made, for whoever comes next."""
         path = Path(folder).absolute() / "manifest.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(list(images), indent=2), encoding="utf-8")
+        # Airflow 3.1 puts a placeholder where a mapped task has returned nothing; later ones leave it out.
+        made = [image for image in images if isinstance(image, dict)]
+        path.write_text(json.dumps(made, indent=2), encoding="utf-8")
         return str(path)
 
     all_prompts = write_prompts(DAY)
