@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -156,6 +158,17 @@ def test_waits_that_lose_their_trigger_go_on_and_end_well(
     ids = {airflow_stack.xcom(dag_id, run_id, task_id)["kie_task_id"] for task_id in (*lost, "rescheduled")}
     assert ids == {airflow_stack.xcom(dag_id, run_id, "create")}
     assert kie_emulator.bill()["charged_total"] == PRICE
+
+
+def test_no_trigger_gets_the_id_of_one_that_is_gone(airflow_stack: AirflowStack) -> None:
+    row = "INSERT INTO trigger (classpath, kwargs, created_date) VALUES ('some.Trigger', '{}', '2026-01-01')"
+    with closing(sqlite3.connect(airflow_stack.home / "airflow.db", timeout=30)) as database:
+        first = database.execute(row).lastrowid
+        database.execute("DELETE FROM trigger WHERE id = ?", [first])
+        second = database.execute(row).lastrowid
+        database.rollback()
+
+    assert first != second
 
 
 def test_the_key_is_in_no_log_and_in_no_table(airflow_stack: AirflowStack, kie_emulator: KieEmulator) -> None:

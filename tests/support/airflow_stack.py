@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -218,7 +219,25 @@ class AirflowStack:
         if code != 0:
             outcome = "did not end in time" if code is None else f"ended with exit code {code}"
             raise AirflowStackError(f"airflow db migrate {outcome}\n{child.tail()}")
+        self._never_give_a_trigger_id_twice()
         (self.home / "database-ready").touch()
+
+    def _never_give_a_trigger_id_twice(self) -> None:
+        """Let SQLite number triggers as other databases do.
+
+        It gives the id of the newest row again once that row is gone. A triggerer that could not load that trigger
+        never forgets the id, so it would never run the next one.
+        """
+        with contextlib.closing(self._database()) as database, database:
+            query = "SELECT sql FROM sqlite_master WHERE tbl_name = 'trigger' AND sql IS NOT NULL ORDER BY type DESC"
+            table, *indexes = [sql for (sql,) in database.execute(query)]
+            table = table.replace("\tid INTEGER NOT NULL", "\tid INTEGER PRIMARY KEY AUTOINCREMENT", 1)
+            table = re.sub(r",\s*CONSTRAINT \w+ PRIMARY KEY \(id\)", "", table)
+            for statement in ('DROP TABLE "trigger"', table, *indexes):
+                database.execute(statement)
+
+    def _database(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.home / "airflow.db", timeout=30)
 
     def _environment(self, home: Path) -> dict[str, str]:
         # What the developer has set for another Airflow, or a real key, must not get in.
@@ -294,7 +313,7 @@ class AirflowStack:
 
     def _not_yet_working(self) -> str:
         """The name of a process that has not announced itself in the database."""
-        with contextlib.closing(sqlite3.connect(self.home / "airflow.db", timeout=30)) as database:
+        with contextlib.closing(self._database()) as database:
             rows = database.execute("SELECT job_type, start_date FROM job WHERE state = 'running'").fetchall()
         for kind, job_type in JOB_TYPES.items():
             begun = [epoch(f"{start_date}+00:00") for row_type, start_date in rows if row_type == job_type]
