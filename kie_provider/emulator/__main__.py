@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8787, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--api-key", default=defaults.api_key, help="key that is let in (default: %(default)s)")
+    text = "signs callbacks; empty: they are not signed (default: %(default)s)"
+    parser.add_argument("--webhook-hmac-key", default=defaults.webhook_hmac_key, help=text)
     parser.add_argument("--credits", type=float, default=defaults.credits, help="balance (default: %(default)s)")
     for state in ("waiting", "queuing", "generating"):
         name = f"{state}_seconds"

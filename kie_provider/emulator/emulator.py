@@ -34,6 +34,7 @@ async def serve(server: Server, host: str, port: int, on_start: Callable[[str], 
         on_start(f"http://{name}:{runner.addresses[0][1]}")
         await stop.wait()
     finally:
+        server.drop_callbacks()
         server.release()
         await runner.cleanup()
 
@@ -48,6 +49,8 @@ class KieEmulator:
     :param clock: returns epoch seconds; give another one to jump ahead.
     :param settings: fields of :class:`~kie_provider.emulator.settings.Settings`: ``api_key``, ``credits``,
         ``waiting_seconds``, ``generating_seconds`` and others.
+
+    A task's ``callBackUrl`` is called only if its host is ``localhost`` or a loopback address.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class KieEmulator:
         return self
 
     def stop(self) -> None:
-        """Stop serving: held answers are sent, then every connection is closed and the thread ends."""
+        """Stop serving: held answers are sent, callbacks dropped, then all connections closed; the thread ends."""
         if self._thread is None or self._loop is None or self._stop is None:
             return
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -110,6 +113,15 @@ class KieEmulator:
         """
         return self._server.requests()
 
+    def callbacks(self) -> list[dict[str, Any]]:
+        """Return the callbacks of ended tasks, oldest first, as ``GET /_emulator/callbacks``.
+
+        Each has ``taskId``, ``url``, ``headers`` (the signature), ``json`` (the body), ``fault`` (what it met, or
+        None), ``http_status`` (the receiver's answer, or None) and ``error`` (why there is none). What is not on
+        loopback is never called, only listed here.
+        """
+        return self._server.callbacks()
+
     def fault(self, fault: dict[str, Any]) -> None:
         """Arm a fault, as ``POST /_emulator/faults``.
 
@@ -118,12 +130,12 @@ class KieEmulator:
         self._server.arm(fault)
 
     def release(self) -> None:
-        """Let the answers go that a ``hold`` or ``slow`` fault keeps back."""
+        """Let go what a ``hold``, ``slow`` or ``late`` fault keeps back."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._server.release)
 
     def reset(self) -> None:
-        """Forget tasks, files, faults, bill and requests; all credits are back. Held answers are let go."""
+        """Forget tasks, files, faults, bill, requests and callbacks; all credits are back. Held answers are let go."""
         old = self._server.reset()
         if self._loop is not None:
             self._loop.call_soon_threadsafe(old.released.set)

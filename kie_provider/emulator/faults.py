@@ -1,7 +1,8 @@
 """Scripted faults: which request is to go wrong, and how (pure).
 
 A fault is a JSON object: ``on`` names the endpoint, ``do`` what happens; ``skip``, ``times`` and ``match`` choose the
-requests. Faults are tried in the order in which they were armed, and a request meets at most one.
+requests. Faults are tried in the order in which they were armed, and a request meets at most one. ``callback`` is the
+one request that the emulator sends itself.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ENDPOINTS = ("createTask", "recordInfo", "credit", "download-url", "upload", "file")
-ENVELOPES = ENDPOINTS[:-1]
+ENVELOPES = ("createTask", "recordInfo", "credit", "download-url", "upload")
+ANSWERED = (*ENVELOPES, "file")
+ENDPOINTS = (*ANSWERED, "callback")
 _NUMBER = (int, float)
 
 
@@ -19,7 +21,7 @@ _NUMBER = (int, float)
 class Action:
     """What a fault can do: on which endpoints, and with which fields of its own (True: the field is required)."""
 
-    on: tuple[str, ...] = ENDPOINTS
+    on: tuple[str, ...] = ANSWERED
     fields: Mapping[str, tuple[type | tuple[type, ...], bool]] = field(default_factory=dict)
 
 
@@ -50,6 +52,12 @@ ACTIONS: Mapping[str, Action] = {
     "slow": Action(fields={"delay_seconds": (_NUMBER, True)}),
     "hold": Action(),
     "truncate": Action(),
+    "half": Action(("file",)),
+    # the callback of a task that has ended
+    "lost": Action(("callback",)),
+    "late": Action(("callback",), {"delay_seconds": (_NUMBER, False)}),
+    "twice": Action(("callback",)),
+    "forged": Action(("callback",)),
 }
 INSTEAD = frozenset({"answer", "code", "reset", "not_visible"})
 
@@ -59,6 +67,7 @@ MATCHES = {
     "recordInfo": ("prompt", "taskId"),
     "download-url": ("prompt", "taskId"),
     "file": ("prompt", "taskId"),
+    "callback": ("prompt", "taskId"),
 }
 
 

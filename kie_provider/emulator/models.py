@@ -54,7 +54,7 @@ class Order:
     """A createTask body that was accepted.
 
     :param input: as it came, foreign fields included: Flux-2 is known to accept them.
-    :param callback_url: ``callBackUrl``; it is shown in the record, nothing is sent to it yet.
+    :param callback_url: ``callBackUrl``; it is shown in the record and called when the task has ended.
     :param price: credits.
     """
 

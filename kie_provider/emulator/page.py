@@ -33,7 +33,7 @@ def render(bill: Mapping[str, Any]) -> str:
 <h1>Kie.ai emulator</h1>
 <p>{len(bill["tasks"])} tasks, {bill["charged_total"]:g} credits charged, {bill["credits_left"]:g} left.
 Nothing here costs money. <a href="/_emulator/bill">Bill</a>, <a href="/_emulator/requests">requests</a>,
-<a href="/_emulator/faults">faults</a>.</p>
+<a href="/_emulator/callbacks">callbacks</a>, <a href="/_emulator/faults">faults</a>.</p>
 <main>{cards or "<p>No task yet.</p>"}</main></body></html>
 """
 

@@ -1,4 +1,4 @@
-"""The HTTP side of the emulator: routes, the record of requests, and what a fault does to an answer."""
+"""The HTTP side of the emulator: routes, callbacks, the record of both, and what a fault does to them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import secrets
 import socket
 import struct
 from collections import deque
@@ -14,9 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 from urllib.parse import quote, unquote, urlsplit
 
+import aiohttp
 from aiohttp import web
 
-from kie_provider.emulator import faults, images, page
+from kie_provider.emulator import callbacks, faults, images, page
 from kie_provider.emulator.account import Account
 from kie_provider.emulator.faults import Fault, FaultBook
 from kie_provider.emulator.files import Files, Upload, decode
@@ -27,6 +29,8 @@ from kie_provider.emulator.tasks import Fate, Task, ends_at, record, result_path
 MAX_BODY_BYTES = 140 * 2**20
 """100 MB, the largest upload Kie advises, fits in base64."""
 KEPT_REQUESTS = 10_000
+CLOCK_LOOK_SECONDS = 0.05
+"""How often a callback that is not due looks at the clock, which may have jumped."""
 
 
 class World:
@@ -37,6 +41,7 @@ class World:
         self.files = Files()
         self.faults = FaultBook()
         self.requests: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
+        self.callbacks: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
         self.released = asyncio.Event()  # answers that are held or slow wait for it
 
 
@@ -81,6 +86,7 @@ class Server:
         self.settings = settings
         self.clock = clock
         self.world = World(settings)
+        self._deliveries: set[asyncio.Task[None]] = set()
 
     def app(self) -> web.Application:
         """Return the aiohttp application."""
@@ -99,6 +105,7 @@ class Server:
                 web.get("/_emulator/thumbnail/{task_id}", self._thumbnail),
                 web.get("/_emulator/bill", self._control(lambda _: self.bill())),
                 web.get("/_emulator/requests", self._control(lambda _: self.requests())),
+                web.get("/_emulator/callbacks", self._control(lambda _: self.callbacks())),
                 web.get("/_emulator/faults", self._control(lambda _: self.world.faults.as_json())),
                 web.post("/_emulator/faults", self._control(self.arm)),
                 web.post("/_emulator/release", self._control(lambda _: self.release())),
@@ -117,6 +124,10 @@ class Server:
         """Return the last 10,000 requests to the API and the file host, oldest first."""
         return list(self.world.requests)
 
+    def callbacks(self) -> list[dict[str, Any]]:
+        """Return the last 10,000 callbacks that were delivered or should have been, oldest first."""
+        return list(self.world.callbacks)
+
     def arm(self, body: Any) -> None:
         """Arm a fault; ValueError names what is wrong with it."""
         self.world.faults.arm(faults.parse(body))
@@ -130,6 +141,11 @@ class Server:
         """Let all answers go that are held or slow (only from the event loop)."""
         self.world.released.set()
         self.world.released = asyncio.Event()
+
+    def drop_callbacks(self) -> None:
+        """Give up all callbacks that are not yet delivered (only from the event loop)."""
+        for delivery in self._deliveries:
+            delivery.cancel()
 
     def _control(self, act: Callable[[Any], Any]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
@@ -199,7 +215,10 @@ class Server:
         account = call.world.account
         account.count_create(call.now)
         task = account.create(accept(call.body), _fate(call.fault), call.now)
-        # A later issue sends the callback from here: at ends_at(task), to task.order.callback_url.
+        if task.order.callback_url:
+            delivery = asyncio.create_task(self._call_back(task, task.order.callback_url, call.world, call.base_url))
+            self._deliveries.add(delivery)  # the event loop itself would let it be collected
+            delivery.add_done_callback(self._deliveries.discard)
         return _envelope(200, "success", {"taskId": task.id, "recordId": task.id})
 
     async def _record_info(self, call: Call) -> web.Response:
@@ -217,6 +236,48 @@ class Server:
         if path is None or self._find(call, path, RETENTION_SECONDS) is None:
             raise Refusal(422, "url is wrong")
         return _envelope(200, "success", call.base_url + quote(call.world.files.link(path, call.now)))
+
+    # ---- callbacks
+
+    async def _call_back(self, task: Task, url: str, world: World, base_url: str) -> None:
+        """Send a task's callback when the task has ended, unless a reset has forgotten the task by then."""
+        end = ends_at(task, self.settings)
+        if end is None:
+            return
+        while world is self.world and (left := end - self.clock()) > 0:  # noqa: ASYNC110 - the clock may jump
+            await asyncio.sleep(min(left, CLOCK_LOOK_SECONDS))
+        if world is not self.world:
+            return
+        fault = world.faults.take("callback", {"prompt": task.order.prompt, "taskId": task.id})
+        if fault and fault.do == "late":
+            await _until_released(world, fault)
+            if world is not self.world:
+                return
+        for _ in range(2 if fault and fault.do == "twice" else 1):
+            world.callbacks.append(await self._post(task, url, base_url, fault.do if fault else None))
+
+    async def _post(self, task: Task, url: str, base_url: str, fault: str | None) -> dict[str, Any]:
+        """Send a callback and return what is kept of it. Only loopback is called: no test reaches out by accident."""
+        body = callbacks.body(task, self.settings, base_url)
+        key = secrets.token_hex() if fault == "forged" else self.settings.webhook_hmac_key
+        headers = callbacks.signature_headers(key, task.id, self.clock()) if key else {}
+        status = error = None
+        if fault == "lost":
+            error = "not sent: lost"
+        elif not _is_loopback_url(url):
+            error = "not sent: not an http(s) URL of this machine (localhost or a loopback address)"
+        else:
+            limit = aiohttp.ClientTimeout(total=callbacks.ANSWER_SECONDS)
+            try:
+                async with (
+                    aiohttp.ClientSession(timeout=limit) as session,
+                    session.post(url, json=body, headers=headers, allow_redirects=False) as answer,
+                ):
+                    status = answer.status
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as failure:
+                error = f"{type(failure).__name__}: {failure}"
+        kept = {"taskId": task.id, "url": url, "headers": {name.lower(): value for name, value in headers.items()}}
+        return kept | {"json": body, "fault": fault, "http_status": status, "error": error}
 
     # ---- uploads and files
 
@@ -345,6 +406,14 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
+def _is_loopback_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and _is_loopback(parts.hostname)
+
+
 def _envelope(code: int, msg: str, data: Any = None, *, upload: bool = False, http_status: int = 200) -> web.Response:
     """Return an answer as Kie wraps it: HTTP 200 whatever happened, ``code`` tells."""
     body: dict[str, Any] = {"success": code == 200} if upload and code != 401 else {}
@@ -394,19 +463,27 @@ async def _deliver(call: Call, response: web.Response) -> web.StreamResponse:
     """Send the answer of work that was done, unless a fault has other plans for it."""
     do = call.fault.do if call.fault else ""
     if call.fault and do in ("slow", "hold"):
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(call.world.released.wait(), call.fault.details.get("delay_seconds"))
+        await _until_released(call.world, call.fault)
     if do == "lost_answer":
         return _hang_up(call.request)
-    if do != "truncate":
+    if do not in ("truncate", "half"):
         return response
     body = response.body if isinstance(response.body, bytes) else b""
+    if do == "half":
+        response.body = body[: len(body) // 2]
+        return response
     half = web.StreamResponse(status=response.status, headers={"Content-Type": response.headers["Content-Type"]})
     half.content_length = len(body)
     await half.prepare(call.request)
     await half.write(body[: len(body) // 2])
     _hang_up(call.request)
     return half
+
+
+async def _until_released(world: World, fault: Fault) -> None:
+    """Wait for a release, at most as long as the fault says."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(world.released.wait(), fault.details.get("delay_seconds"))
 
 
 def _hang_up(request: web.Request, *, reset: bool = False) -> web.Response:

@@ -18,6 +18,7 @@ class Settings:
     """One emulated Kie account and how it behaves; all durations are seconds.
 
     :param api_key: the only key that is let in.
+    :param webhook_hmac_key: signs callbacks, as if set on the vendor's settings page; empty: they are not signed.
     :param credits: balance at the start and after a reset; 1 credit is 0.005 USD.
     :param waiting_seconds: time a task spends in state ``waiting``.
     :param queuing_seconds: then in ``queuing``.
@@ -31,6 +32,7 @@ class Settings:
     """
 
     api_key: str = field(default="emulator-key", repr=False)
+    webhook_hmac_key: str = field(default="emulator-webhook-key", repr=False)
     credits: float = 1000.0
     waiting_seconds: float = 0.0
     queuing_seconds: float = 0.0

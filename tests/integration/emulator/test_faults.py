@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from PIL import Image
 
 from .conftest import Client
 
@@ -251,3 +253,14 @@ def test_every_endpoint_can_be_hit(client, on):
     }[on]
     assert client.send(method, path).status_code == 503
     assert client.send(method, path).status_code != 503
+
+
+def test_half_a_picture_that_says_it_is_whole(client):
+    url = finished(client)
+    client.kie.fault({"on": "file", "do": "half"})
+    half, whole = client.get(url), client.get(url)
+    assert (half.status_code, half.headers["Content-Type"]) == (200, "image/png")
+    assert int(half.headers["Content-Length"]) == len(half.content) == len(whole.content) // 2
+    assert whole.content.startswith(half.content)
+    with pytest.raises(OSError, match="truncated"):
+        Image.open(io.BytesIO(half.content)).load()
