@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
 
 from kie_provider.client.errors import KieError, KieTaskTimeoutError
@@ -18,13 +15,3 @@ def operator_failure(error: KieError) -> Exception:
 def sensor_failure(error: KieError) -> Exception:
     """Return the exception a sensor raises: as an operator, but its deadline is final, as with every sensor."""
     return AirflowSensorTimeout(str(error)) if isinstance(error, KieTaskTimeoutError) else operator_failure(error)
-
-
-@contextlib.contextmanager
-def operator_failures() -> Iterator[None]:
-    """Turn Kie errors into what an operator raises."""
-    try:
-        yield
-    except KieError as error:
-        failure = operator_failure(error)
-        raise failure from (None if failure is error else error)

@@ -174,7 +174,7 @@ class KieSubmitUnknownError(KieError):
     summary = "It is not known whether Kie.ai created a task"
     advice = (
         f"It was not sent again, so that you do not pay twice. Look at {LOGS_PAGE} for a task created at this time: "
-        "if it is there, wait for its id with a sensor; if not, clear this task."
+        "if it is there, wait for its id with a sensor; if not, nothing was created."
     )
 
 
@@ -186,6 +186,17 @@ class KieTaskFailedError(KieError):
         f"Kie does not charge failed tasks; details are at {LOGS_PAGE}. To order another one, clear the Airflow task "
         "that created it."
     )
+
+    @property
+    def may_succeed_anew(self) -> bool:
+        """Whether the same input, submitted as a new task, may well succeed: Kie had trouble, not the input.
+
+        Kie charges nothing for such a task. Seen in the wild: ``failCode`` 500 with "Internal Error, Please try again
+        later." for whole models at a time.
+        """
+        if _REFUSED_CONTENT.search(self.message) or str(self.code) in ("400", "401", "402", "422", "433", "505"):
+            return False
+        return str(self.code) in ("408", "429", "455", "500") or bool(_TROUBLE_AT_KIE.search(self.message))
 
 
 class KieTaskTimeoutError(KieError):
@@ -221,6 +232,9 @@ ERROR_BY_CODE: Mapping[int, type[KieError]] = {
 
 # Texts seen under code 500 that say the request, or the account, is at fault.
 _CREDITS_TEXT = re.compile(r"credits? insufficient|insufficient credits?|balance isn't enough", re.IGNORECASE)
+# Texts of failed tasks: a moderation refusal, or trouble that has nothing to do with the input.
+_REFUSED_CONTENT = re.compile(r"nsfw|moderat|flagged|sensitive|safety|policy|prohibited|violat", re.IGNORECASE)
+_TROUBLE_AT_KIE = re.compile(r"internal error|try again|timed? ?out|overload|unavailable", re.IGNORECASE)
 _VALIDATION_TEXT = re.compile(
     r"\b(is|are) required\b|not within the range|allowed options|not supported|must be\b|cannot be empty",
     re.IGNORECASE,

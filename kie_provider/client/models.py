@@ -64,6 +64,11 @@ class TaskRecord:
     created_at: datetime | None = None
     completed_at: datetime | None = None
 
+    @property
+    def has_result(self) -> bool:
+        """Whether there is something to use; a success without it is none."""
+        return bool(self.urls) or self.result is not None
+
     @classmethod
     def from_data(cls, data: Mapping[str, Any], kie_task_id: str) -> TaskRecord:
         """Parse the ``data`` object of a recordInfo answer.

@@ -110,7 +110,7 @@ def judge(observation: Observation, waiting: Waiting, now: float) -> Verdict:
 
 def _judge_record(record: TaskRecord, waiting: Waiting, now: float) -> Verdict:
     if record.state is TaskState.SUCCESS:
-        if record.urls or record.result is not None:
+        if record.has_result:
             return Done(record)
         return Raise(KieResultError("it has neither URLs nor a result object", kie_task_id=record.kie_task_id))
     if record.state is TaskState.FAIL:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
-from kie_provider.hooks.kie import DEFAULT_CONN_ID
+from airflow.providers.common.compat.sdk import conf
+
+from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
+from kie_provider.ledger import Ledger
+from kie_provider.links import KieLogsLink, KieResultLink
 from kie_provider.operators.kie import KieCreateTaskOperator
+from kie_provider.waiting import (
+    count_trigger_restart,
+    deadline_seconds,
+    deferral,
+    deferral_exceptions,
+    log_success,
+    look,
+    require_image,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
 
 DEFAULT_MODEL = "flux-2/pro-text-to-image"
+#: XCom key under which a try keeps the Kie task id while it is deferred.
+KIE_TASK_ID_KEY = "kie_task_id"
 
 
 class Flux2CreateTaskOperator(KieCreateTaskOperator):
@@ -27,6 +47,8 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
     :param input_urls: 1 to 8 http(s) URLs of images that Kie can fetch, for the image-to-image models (templated).
     :param nsfw_checker: switch Kie's filter on or off; default: not sent (templated).
     :param callback_url: public URL that Kie calls when the task ends; optional (templated).
+    :param on_unknown_submit: ``fail`` (default) or ``resubmit``, when an earlier try may have created a task and nobody
+        knows its id.
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
     """
 
@@ -52,10 +74,18 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         input_urls: Sequence[str] | None = None,
         nsfw_checker: bool | None = None,
         callback_url: str | None = None,
+        on_unknown_submit: str = "fail",
         kie_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=model, input={}, callback_url=callback_url, kie_conn_id=kie_conn_id, **kwargs)
+        super().__init__(
+            model=model,
+            input={},
+            callback_url=callback_url,
+            on_unknown_submit=on_unknown_submit,
+            kie_conn_id=kie_conn_id,
+            **kwargs,
+        )
         self.prompt = prompt
         self.aspect_ratio = aspect_ratio
         self.resolution = resolution
@@ -67,3 +97,112 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
 
         fields = ("prompt", "aspect_ratio", "resolution", "input_urls", "nsfw_checker")
         return Flux2Input.parse(self.model, {name: getattr(self, name) for name in fields}).to_payload()
+
+
+class Flux2GenerateImageOperator(Flux2CreateTaskOperator):
+    """Create one Flux-2 image task, wait until it has succeeded, and return its result dict.
+
+    One task instance from prompt to result, so a retry after a crash in any step goes on with the same Kie task and
+    pays nothing (Airflow 3.3 and later). Deferred, the wait holds no worker slot.
+
+    When Kie fails the task for a reason of its own, which costs nothing, the retry creates a new one; a refusal of the
+    input fails at once. After the time-out the task fails, and the retry goes on with the same Kie task and a fresh
+    time-out. Before Airflow 3.3 every failure after createTask is final, because a retry would pay again.
+
+    The result dict is that of :class:`~kie_provider.sensors.kie.KieTaskSensor`; ``urls`` is never empty. All other
+    parameters are those of :class:`Flux2CreateTaskOperator`.
+
+    :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
+    :param poll_interval: seconds between two looks, default 3; grows to 15 after the first minute.
+    :param timeout: seconds from the start of the try, default 900; after them one last look is taken. The shorter of
+        this and ``execution_timeout`` counts.
+    """
+
+    operator_extra_links = (KieLogsLink(), KieResultLink())
+
+    def __init__(
+        self,
+        *,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        timeout: timedelta | float = DEFAULT_TIMEOUT,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Create the task unless an earlier try has, and wait for it."""
+        ledger = Ledger(context)
+        with self._failures(ledger):
+            kie_task_id = self._create_once(ledger)
+            context["ti"].xcom_push(KIE_TASK_ID_KEY, kie_task_id)
+            if self.deferrable:
+                return self._look_or_defer(kie_task_id, ledger, context)
+            remaining = max(self._try_started_at(context) + self._try_seconds() - time.time(), 0.0)
+            with KieHook(self.kie_conn_id) as hook:
+                record = hook.wait(kie_task_id, poll_interval=self.poll_interval, timeout=remaining)
+            return self._finish(record.to_result(), ledger)
+
+    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
+        """Return the result that the trigger's event carries, or raise its error."""
+        from kie_provider.triggers.kie import read_event
+
+        ledger = Ledger(context)
+        with self._failures(ledger):
+            return self._finish(read_event(event, self._recall_id(context)), ledger)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the deferral; a trigger that timed out or crashed gets one look and, if need be, a successor."""
+        ledger = Ledger(context)
+        with self._failures(ledger):
+            try:
+                return super().resume_execution(next_method, next_kwargs, context)
+            except deferral_exceptions() as error:
+                self.log.warning("The trigger ended without an event (%s); looking at the Kie task", error)
+                return self._look_or_defer(self._recall_id(context), ledger, context, trigger_error=error)
+
+    def _look_or_defer(
+        self, kie_task_id: str, ledger: Ledger, context: Context, trigger_error: Exception | None = None
+    ) -> dict[str, Any]:
+        """Return the result, if it is there; else wait for it in the triggerer.
+
+        :param trigger_error: how the trigger that waited has ended, if it should not have.
+        """
+        from kie_provider.client.polling import Done, Waiting
+
+        started_at = self._try_started_at(context)
+        waiting = Waiting(
+            started_at,
+            self.poll_interval,
+            deadline=started_at + self._try_seconds(),
+            key_was_refreshed=True,  # this look reads the connection first, so a refused key is final at once
+        )
+        verdict = look(self.kie_conn_id, kie_task_id, waiting)
+        if isinstance(verdict, Done):
+            return self._finish(verdict.record.to_result(), ledger)
+        self.log.info("Kie task %s: %s", kie_task_id, verdict.reason)
+        if trigger_error is not None:
+            count_trigger_restart(context["ti"], trigger_error)
+        raise deferral(self.kie_conn_id, kie_task_id, waiting)
+
+    def _try_started_at(self, context: Context) -> float:
+        """Return the epoch seconds when this try began, which survive deferral."""
+        start = context["ti"].start_date
+        return start.timestamp() if start else time.time()
+
+    def _try_seconds(self) -> float:
+        return deadline_seconds(self.timeout, self.execution_timeout)
+
+    def _recall_id(self, context: Context) -> str:
+        """Return the id that this try waits for: the worker that created the task has noted it for the next one."""
+        ti = context["ti"]
+        self._submitted_id = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=KIE_TASK_ID_KEY)
+        return self._submitted_id or ""
+
+    def _finish(self, result: dict[str, Any], ledger: Ledger) -> dict[str, Any]:
+        log_success(self.log, require_image(result))
+        ledger.delivered(result["kie_task_id"])
+        return result

@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator
+import pendulum
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowTaskTimeout,
+    BaseOperator,
+    BaseOperatorLink,
+)
 
-from kie_provider.airflow_errors import operator_failures
-from kie_provider.client.errors import LOGS_PAGE
+from kie_provider.airflow_errors import operator_failure
+from kie_provider.client.errors import (
+    LOGS_PAGE,
+    KieError,
+    KieNotFoundError,
+    KieRateLimitError,
+    KieSubmitUnknownError,
+    KieTaskFailedError,
+    KieValidationError,
+)
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
+from kie_provider.ledger import KEY, SETTLE, GoOn, Ledger, Submission, Unknown, next_step, no_alarm
 from kie_provider.links import KieLogsLink
+from kie_provider.waiting import goes_on, log_that_it_goes_on
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
+#: Kie allows so many seconds for 20 creations; a refused creation comes back after that, if Kie does not say when.
+RATE_LIMIT_SECONDS = 10.0
 
 
 class KieCreateTaskOperator(BaseOperator):
     """Create one task at Kie.ai and return its Kie task id (str), for a sensor to wait for.
 
-    Kie bills the task when it succeeds. createTask is never sent again when the first one may have arrived: then the
-    operator fails without retry and says how to find out. Wait with
-    :class:`~kie_provider.sensors.kie.KieTaskSensor`, whose retries cost nothing.
+    Kie bills the task when it succeeds. On Airflow 3.3 and later, every later try of this task instance goes on with
+    the task that was created, after a crash too; only clearing a task that had succeeded, or clearing with other
+    inputs, pays for a new one. Before 3.3 nothing outlives a try: use ``retries=0``.
+
+    createTask is never sent again when the first one may have arrived: the operator then fails without retry and says
+    how to find out.
 
     :param model: any model id of Kie's market (templated).
     :param input: the model's input object, passed on as it is (templated).
     :param callback_url: public URL that Kie calls when the task ends; optional (templated).
+    :param on_unknown_submit: what a try does when an earlier one may have created a task and nobody knows its id:
+        ``fail`` (default) or ``resubmit``, which can pay twice.
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
     """
 
     template_fields: Sequence[str] = ("model", "input", "callback_url", "kie_conn_id")
     template_fields_renderers = {"input": "json"}  # noqa: RUF012  # as BaseOperator declares it
-    operator_extra_links = (KieLogsLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (KieLogsLink(),)
     ui_color = "#e8e4f8"
 
     def __init__(
@@ -40,6 +66,7 @@ class KieCreateTaskOperator(BaseOperator):
         model: str,
         input: Mapping[str, Any],  # noqa: A002
         callback_url: str | None = None,
+        on_unknown_submit: str = "fail",
         kie_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -47,16 +74,166 @@ class KieCreateTaskOperator(BaseOperator):
         self.model = model
         self.input = input
         self.callback_url = callback_url
+        self.on_unknown_submit = on_unknown_submit
         self.kie_conn_id = kie_conn_id
+        self._submitted_id: str | None = None
 
-    def execute(self, context: Context) -> str:  # noqa: ARG002
-        """Check the rendered fields, create the task, return its Kie task id."""
-        with operator_failures():
-            task_input = self._task_input()
-            kie_task_id = KieHook(self.kie_conn_id).create_task(self.model, task_input, self.callback_url)
-        self.log.info("Created Kie task %s with %s; all tasks and charges: %s", kie_task_id, self.model, LOGS_PAGE)
+    def execute(self, context: Context) -> Any:
+        """Check the rendered fields, create the task unless an earlier try has, return its Kie task id."""
+        ledger = Ledger(context)
+        with self._failures(ledger):
+            kie_task_id = self._create_once(ledger)
+        ledger.delivered(kie_task_id)
         return kie_task_id
+
+    def on_kill(self) -> None:
+        """Say in the log that the Kie task goes on."""
+        if self._submitted_id is not None:
+            log_that_it_goes_on(self.log, self._submitted_id)
 
     def _task_input(self) -> Mapping[str, Any]:
         """Return createTask's ``input`` from the rendered fields."""
         return self.input
+
+    def _create_once(self, ledger: Ledger) -> str:
+        """Return the id of this task instance's one Kie task: that of an earlier try, or of a new one."""
+        submission = ledger.recall()
+        request = self._request(ledger)
+        step = next_step(submission, request, is_cleared=ledger.is_cleared)
+        with KieHook(self.kie_conn_id) as hook:
+            if isinstance(step, GoOn):
+                kie_task_id = self._submitted_id = step.kie_task_id
+                if step.changed:
+                    self.log.warning(
+                        "The inputs are not what they were when Kie task %s was created; this try goes on with that "
+                        "task. Different now: %s. Clear the task to submit the new inputs.",
+                        kie_task_id,
+                        ", ".join(step.changed),
+                    )
+                if self._still_counts(kie_task_id, step.submission, hook, is_cleared=ledger.is_cleared):
+                    self.log.info("Going on with Kie task %s, which an earlier try created", kie_task_id)
+                    return kie_task_id
+                superseded = (*step.submission.superseded, kie_task_id)
+            elif isinstance(step, Unknown):
+                problem = f"an earlier try sent createTask at {step.submission.at} and died before it knew the answer"
+                if self.on_unknown_submit == "fail":
+                    raise KieSubmitUnknownError(problem)
+                self.log.warning(
+                    "%s; sending it again, because on_unknown_submit='resubmit': you may pay twice", problem
+                )
+                superseded = step.submission.superseded
+            else:
+                superseded = step.superseded
+            return self._submit(hook, ledger, request, superseded)
+
+    def _request(self, ledger: Ledger) -> Mapping[str, Any]:
+        """Return the body of createTask; that of the submission, if a retry's fields are not valid any more.
+
+        :raises KieValidationError: the rendered fields cannot be sent.
+        """
+        from kie_provider.client.models import raise_for_problems, shorten
+        from kie_provider.client.protocol import create_task
+
+        try:
+            if self.on_unknown_submit not in UNKNOWN_SUBMIT_CHOICES:
+                choices = " or ".join(map(repr, UNKNOWN_SUBMIT_CHOICES))
+                raise_for_problems([f"on_unknown_submit: must be {choices}, got {shorten(self.on_unknown_submit)}"])
+            return create_task(self.model, self._task_input(), self.callback_url).json_body or {}
+        except KieValidationError as error:
+            recorded = ledger.submission.request if ledger.submission else None
+            if not recorded or ledger.is_cleared:
+                raise
+            self.log.warning("The inputs are not valid any more, but were submitted before, so this goes on: %s", error)
+            return recorded
+
+    def _still_counts(self, kie_task_id: str, submission: Submission, hook: KieHook, *, is_cleared: bool) -> bool:
+        """Whether to go on with a task that an earlier try created; if not, a new one costs nothing or is wanted.
+
+        :raises KieNotFoundError: Kie does not know it.
+        :raises AirflowFailException: it failed and was charged.
+        """
+        from kie_provider.client.models import TaskState
+        from kie_provider.client.polling import VISIBILITY_GRACE
+
+        if submission.phase == "delivered":
+            return True
+        try:
+            record = hook.get_task(kie_task_id)
+        except KieNotFoundError as error:
+            if submission.age < VISIBILITY_GRACE:
+                return True
+            raise KieNotFoundError(
+                f"{error.message}. It was created at {submission.at or 'a time that was not noted'} through connection "
+                f"{submission.conn_id!r} at {submission.host}. No new one was created: to order one, delete the key "
+                f"{KEY!r} of this task instance's state store and clear this task",
+                code=error.code,
+                http_status=error.http_status,
+                kie_task_id=kie_task_id,
+            ) from None
+        if record.state is TaskState.FAIL:
+            reason = f"Kie task {kie_task_id} failed ({record.fail_message or 'Kie gave no reason'})"
+            if record.credits_consumed and not is_cleared:
+                raise AirflowFailException(
+                    f"{reason}, but {record.credits_consumed:g} credits were charged; see {LOGS_PAGE}. No new one was "
+                    "created: to order one, clear this task."
+                )
+            self.log.warning("%s; creating a new one", reason)
+            return False
+        if record.state is TaskState.SUCCESS and not record.has_result and is_cleared:
+            self.log.warning("Kie task %s succeeded without a result; creating a new one", kie_task_id)
+            return False
+        return True
+
+    def _submit(self, hook: KieHook, ledger: Ledger, request: Mapping[str, Any], superseded: tuple[str, ...]) -> str:
+        """Create a task: the intent first, its id right after the answer."""
+        from kie_provider.client.retry import jitter
+
+        if not ledger.is_durable:
+            self.log.info(
+                "Airflow before 3.3 keeps nothing between tries: if this one dies after createTask was sent, the next "
+                "creates and pays for another task. Use retries=0 here."
+            )
+        host = hook.get_conn().endpoint.host
+        with no_alarm():
+            ledger.intend(request, superseded, conn_id=self.kie_conn_id, host=host)
+            try:
+                kie_task_id = hook.create_task(request["model"], request["input"], request.get("callBackUrl"))
+            except KieSubmitUnknownError:
+                raise  # the intent stays: it says what nobody knows
+            except KieRateLimitError as error:
+                ledger.withdraw()
+                if not ledger.is_durable:
+                    raise  # a plain operator would come back at once there
+                from airflow.sdk.exceptions import AirflowRescheduleException
+
+                delay = jitter(RATE_LIMIT_SECONDS, at_least=error.retry_after)
+                self.log.warning("%s; coming back in %.0f seconds, without using up a try", error, delay)
+                raise AirflowRescheduleException(  # type: ignore[no-untyped-call]
+                    pendulum.now("UTC").add(seconds=delay)
+                ) from None
+            except KieError:
+                ledger.withdraw()
+                raise
+            self._submitted_id = kie_task_id
+            ledger.submitted(kie_task_id)
+        return kie_task_id
+
+    @contextlib.contextmanager
+    def _failures(self, ledger: Ledger) -> Iterator[None]:
+        """Turn Kie errors into what Airflow understands."""
+        try:
+            yield
+        except (Exception, AirflowTaskTimeout) as error:  # noqa: BLE001  # raised again
+            failure = self._failure(error, ledger)
+            raise failure from (None if failure is error else error)
+
+    def _failure(self, error: BaseException, ledger: Ledger) -> BaseException:
+        if isinstance(error, KieSubmitUnknownError):
+            if self.on_unknown_submit == "resubmit":
+                return error  # the next try sends it again
+            return AirflowFailException(f"{error} {SETTLE}." if ledger.is_durable else str(error))
+        if isinstance(error, KieTaskFailedError) and error.may_succeed_anew:
+            return error
+        if self._submitted_id is not None and not ledger.is_durable and not isinstance(error, AirflowFailException):
+            return AirflowFailException(f"{error}. A retry would pay again. {goes_on(self._submitted_id)}.")
+        return operator_failure(error) if isinstance(error, KieError) else error

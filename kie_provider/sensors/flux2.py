@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kie_provider.client.errors import KieResultError
 from kie_provider.sensors.kie import KieTaskSensor
+from kie_provider.waiting import require_image
 
 
 class Flux2TaskSensor(KieTaskSensor):
@@ -15,6 +15,4 @@ class Flux2TaskSensor(KieTaskSensor):
     """
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        if not result["urls"]:
-            raise KieResultError("it has no image URL", kie_task_id=result["kie_task_id"])
-        return super()._finish(result)
+        return super()._finish(require_image(result))

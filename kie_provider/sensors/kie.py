@@ -6,32 +6,34 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
-    TaskDeferred,
     conf,
 )
 
 from kie_provider.airflow_errors import sensor_failure
 from kie_provider.client.errors import KieError, KieValidationError
-from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
+from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from kie_provider.links import KieLogsLink, KieResultLink
+from kie_provider.waiting import (
+    count_trigger_restart,
+    deadline_seconds,
+    deferral,
+    deferral_exceptions,
+    log_success,
+    log_that_it_goes_on,
+    look,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from kie_provider.client.polling import Waiting
-
-#: Airflow's own deferral timeout comes this many seconds after ours, so that the trigger's clear event wins.
-DEFERRAL_MARGIN = 60.0
-#: How often a crashed or unloadable trigger is replaced within one try.
-MAX_TRIGGER_RESTARTS = 3
-_RESTARTS_KEY = "kie_trigger_restarts"
 
 
 class KieTaskSensor(BaseSensorOperator):
@@ -78,7 +80,7 @@ class KieTaskSensor(BaseSensorOperator):
         if not self.deferrable:
             return super().execute(context)
         with self._failures():
-            return self._look(self._deferred_wait(context)) or self._defer(context)
+            return self._look_or_defer(context)
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
@@ -102,12 +104,13 @@ class KieTaskSensor(BaseSensorOperator):
             try:
                 # Not BaseSensorOperator's: it would fail or skip before we have looked.
                 return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
-            except _deferral_exceptions() as error:
+            except deferral_exceptions() as error:
                 self.log.warning("The trigger ended without an event (%s); looking at the Kie task", error)
-                if result := self._look(self._deferred_wait(context)):
-                    return result
-                self._count_trigger_restart(context, error)
-                return self._defer(context)
+                return self._look_or_defer(context, error)
+
+    def on_kill(self) -> None:
+        """Say in the log that the Kie task goes on."""
+        log_that_it_goes_on(self.log, self.kie_task_id)
 
     def _look(self, waiting: Waiting) -> dict[str, Any] | None:
         """Take one look and return the result dict, or None while the task is running.
@@ -115,7 +118,7 @@ class KieTaskSensor(BaseSensorOperator):
         :raises KieError: the wait is over without a result.
         """
         from kie_provider.client.models import is_blank, shorten
-        from kie_provider.client.polling import Done, Raise, judge
+        from kie_provider.client.polling import Done
 
         kie_task_id = self.kie_task_id
         if is_blank(kie_task_id) or not isinstance(kie_task_id, str):
@@ -123,10 +126,7 @@ class KieTaskSensor(BaseSensorOperator):
                 f"kie_task_id: must be the id that createTask returned, got {shorten(kie_task_id)}; did the task "
                 "upstream return it?"
             )
-        with KieHook(self.kie_conn_id) as hook:
-            verdict = judge(hook.look(kie_task_id), waiting, time.time())
-        if isinstance(verdict, Raise):
-            raise verdict.error
+        verdict = look(self.kie_conn_id, kie_task_id, waiting)
         if isinstance(verdict, Done):
             return self._finish(verdict.record.to_result())
         self.log.info("Kie task %s: %s", kie_task_id, verdict.reason)
@@ -154,45 +154,23 @@ class KieTaskSensor(BaseSensorOperator):
 
     def _deferred_wait(self, context: Context) -> Waiting:
         """Return the same with the deadline that BaseSensorOperator does not watch while the task is deferred."""
-        timeout = self.timeout
-        if self.execution_timeout is not None:
-            timeout = min(timeout, self.execution_timeout.total_seconds())
-        return self._new_wait(context, timeout)
+        return self._new_wait(context, deadline_seconds(self.timeout, self.execution_timeout))
 
-    def _defer(self, context: Context) -> NoReturn:
-        from kie_provider.triggers.kie import KieTaskTrigger
+    def _look_or_defer(self, context: Context, trigger_error: Exception | None = None) -> dict[str, Any]:
+        """Return the result, if it is there; else wait for it in the triggerer.
 
-        deadline = self._deferred_wait(context).deadline or 0.0
-        raise TaskDeferred(
-            trigger=KieTaskTrigger(
-                kie_conn_id=self.kie_conn_id,
-                kie_task_id=self.kie_task_id,
-                poll_interval=self.poke_interval,
-                deadline=deadline,
-            ),
-            method_name="execute_complete",
-            timeout=timedelta(seconds=max(deadline - time.time(), 0.0) + DEFERRAL_MARGIN),
-        )
-
-    def _count_trigger_restart(self, context: Context, error: Exception) -> None:
-        """Allow a few new triggers per try. Counted in XCom: the deferral's own arguments are lost with the trigger.
-
-        :raises Exception: ``error``, once there were enough.
+        :param trigger_error: how the trigger that waited has ended, if it should not have.
         """
-        ti = context["ti"]
-        restarts = ti.xcom_pull(task_ids=self.task_id, map_indexes=ti.map_index, key=_RESTARTS_KEY) or 0
-        if restarts >= MAX_TRIGGER_RESTARTS:
-            raise error
-        ti.xcom_push(_RESTARTS_KEY, restarts + 1)
+        waiting = self._deferred_wait(context)
+        if result := self._look(waiting):
+            return result
+        if trigger_error is not None:
+            count_trigger_restart(context["ti"], trigger_error)
+        raise deferral(self.kie_conn_id, self.kie_task_id, waiting)
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Take the result dict of the successful task; the place for a model's own demands on it."""
-        self.log.info(
-            "Kie task %s succeeded: %d result URLs, %s credits",
-            result["kie_task_id"],
-            len(result["urls"]),
-            result.get("credits_consumed"),
-        )
+        log_success(self.log, result)
         return result
 
     @contextlib.contextmanager
@@ -209,13 +187,3 @@ class KieTaskSensor(BaseSensorOperator):
                 flag = "never_fail" if self.never_fail else "soft_fail"
                 raise AirflowSkipException(f"Skipped because {flag} is set: {error}") from error
             raise failure from (None if failure is error else error)
-
-
-def _deferral_exceptions() -> tuple[type[Exception], type[Exception]]:
-    from airflow.sdk import exceptions
-
-    if hasattr(exceptions, "TaskDeferralError"):
-        return exceptions.TaskDeferralError, exceptions.TaskDeferralTimeout
-    from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # Airflow 3.1
-
-    return TaskDeferralError, TaskDeferralTimeout

@@ -10,6 +10,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from kie_provider.client.errors import KieError, error_from_dict
 from kie_provider.client.models import TaskRecord
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
+from kie_provider.waiting import log_that_it_goes_on
 
 
 class KieTaskTrigger(BaseTrigger):
@@ -52,6 +53,29 @@ class KieTaskTrigger(BaseTrigger):
         """Wait for the task and fire its event."""
         # The HTTP session's lease ends inside: Airflow may never resume this generator after the yield.
         yield TriggerEvent(await self._wait())
+
+    async def on_kill(self) -> None:
+        """Say in the task's log that the Kie task goes on. Called by Airflow 3.3 and later.
+
+        It comes when the task was cleared or marked, but also when another triggerer takes over, where nothing has
+        ended: the task is still deferred then.
+        """
+        if not await self._is_deferred():
+            log_that_it_goes_on(self.log, self.kie_task_id)
+
+    async def _is_deferred(self) -> bool:
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+        from asgiref.sync import sync_to_async
+
+        try:
+            ti: Any = self.task_instance
+            states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+                dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+            )
+        except Exception as error:  # noqa: BLE001  # then the line is rather written once too often
+            self.log.debug("Cannot learn the task's state: %s", error)
+            return False
+        return any("deferred" in by_task.values() for by_task in states.values())
 
     async def _wait(self) -> dict[str, Any]:
         try:

@@ -20,7 +20,8 @@ from kie_provider.client.errors import KieServerError
 from kie_provider.hooks.kie import KieHook
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
-from kie_provider.sensors.kie import MAX_TRIGGER_RESTARTS, KieTaskSensor
+from kie_provider.sensors.kie import KieTaskSensor
+from kie_provider.waiting import MAX_TRIGGER_RESTARTS
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 
 STUCK = {"on": "createTask", "do": "stuck"}
@@ -235,7 +236,7 @@ class ResumedTask:
     """What resume_execution sees of a task instance: its start and its own XComs."""
 
     def __init__(self, started_seconds_ago=0.0):
-        self.map_index = -1
+        self.task_id, self.map_index = "it", -1
         self.start_date = pendulum.now("UTC").subtract(seconds=started_seconds_ago)
         self.xcoms = {}
 

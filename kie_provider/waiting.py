@@ -1,0 +1,110 @@
+"""What sensors and operators share when they wait for a Kie task: one look, the deferral, and its accidents."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import TaskDeferred
+
+from kie_provider.client.errors import LOGS_PAGE, KieResultError
+from kie_provider.hooks.kie import KieHook
+
+if TYPE_CHECKING:
+    from kie_provider.client.polling import Again, Done, Waiting
+
+#: Airflow's own deferral timeout comes this many seconds after ours, so that the trigger's clear event wins.
+DEFERRAL_MARGIN = 60.0
+#: How often a crashed or unloadable trigger is replaced within one try.
+MAX_TRIGGER_RESTARTS = 3
+_RESTARTS_KEY = "kie_trigger_restarts"
+
+
+def look(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> Done | Again:
+    """Take one look at a task.
+
+    :raises KieError: the wait is over without a result.
+    """
+    from kie_provider.client.polling import Raise, judge
+
+    with KieHook(kie_conn_id) as hook:
+        verdict = judge(hook.look(kie_task_id), waiting, time.time())
+    if isinstance(verdict, Raise):
+        raise verdict.error
+    return verdict
+
+
+def deferral(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> TaskDeferred:
+    """Return what to raise to go on waiting in the triggerer, which ends in the operator's ``execute_complete``."""
+    from kie_provider.triggers.kie import KieTaskTrigger
+
+    assert waiting.deadline is not None  # noqa: S101  # every wait in the triggerer has one
+    return TaskDeferred(
+        trigger=KieTaskTrigger(
+            kie_conn_id=kie_conn_id,
+            kie_task_id=kie_task_id,
+            poll_interval=waiting.poll_interval,
+            deadline=waiting.deadline,
+        ),
+        method_name="execute_complete",
+        timeout=timedelta(seconds=max(waiting.deadline - time.time(), 0.0) + DEFERRAL_MARGIN),
+    )
+
+
+def require_image(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result dict of an image task.
+
+    :raises KieResultError: it has no URL.
+    """
+    if not result["urls"]:
+        raise KieResultError("it has no image URL", kie_task_id=result["kie_task_id"])
+    return result
+
+
+def log_success(log: Any, result: dict[str, Any]) -> None:
+    """Write one line about the result dict of a successful task."""
+    credits_used = result.get("credits_consumed")
+    log.info(
+        "Kie task %s succeeded: %d result URLs, %s credits", result["kie_task_id"], len(result["urls"]), credits_used
+    )
+
+
+def deferral_exceptions() -> tuple[type[Exception], type[Exception]]:
+    """Return what a task is resumed with when its trigger crashed, could not be loaded, or took too long."""
+    from airflow.sdk import exceptions
+
+    if hasattr(exceptions, "TaskDeferralError"):
+        return exceptions.TaskDeferralError, exceptions.TaskDeferralTimeout
+    from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # Airflow 3.1
+
+    return TaskDeferralError, TaskDeferralTimeout
+
+
+def count_trigger_restart(ti: Any, error: Exception) -> None:
+    """Allow a few new triggers per try. Counted in XCom: the deferral's own arguments are lost with the trigger.
+
+    :raises Exception: ``error``, once there were enough.
+    """
+    restarts = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=_RESTARTS_KEY) or 0
+    if restarts >= MAX_TRIGGER_RESTARTS:
+        raise error
+    ti.xcom_push(_RESTARTS_KEY, restarts + 1)
+
+
+def deadline_seconds(timeout: timedelta | float, execution_timeout: timedelta | None) -> float:
+    """Return how long a try may wait: Airflow does not count the time in the triggerer as execution."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    return seconds if execution_timeout is None else min(seconds, execution_timeout.total_seconds())
+
+
+def goes_on(kie_task_id: str) -> str:
+    """Say what it means to stop waiting."""
+    return f"Kie cannot cancel tasks: Kie task {kie_task_id} goes on and is billed when it succeeds; see {LOGS_PAGE}"
+
+
+def log_that_it_goes_on(log: Any, kie_task_id: str) -> None:
+    """Write that line when the wait is killed. Never raises: a signal may have come in the middle of another line."""
+    with contextlib.suppress(Exception):
+        log.warning(goes_on(kie_task_id))
