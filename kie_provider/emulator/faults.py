@@ -15,6 +15,13 @@ ENVELOPES = ("createTask", "recordInfo", "credit", "download-url", "upload")
 ANSWERED = (*ENVELOPES, "file")
 ENDPOINTS = (*ANSWERED, "callback")
 _NUMBER = (int, float)
+_HTTP_ANSWER = {
+    "http_status": (int, False),
+    "headers": (dict, False),
+    "content_type": (str, False),
+    "body": (str, False),
+    "json": (object, False),
+}
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,7 @@ class Action:
 # A new kind of fault is one line here and one branch where the server applies it.
 ACTIONS: Mapping[str, Action] = {
     # instead of doing anything
-    "answer": Action(
-        fields={
-            "http_status": (int, False),
-            "headers": (dict, False),
-            "content_type": (str, False),
-            "body": (str, False),
-            "json": (object, False),
-        }
-    ),
+    "answer": Action(fields=_HTTP_ANSWER),
     "code": Action(
         ENVELOPES,
         {"code": (int, True), "msg": (str, False), "http_status": (int, False), "retry_after": ((int, str), False)},
@@ -49,6 +48,7 @@ ACTIONS: Mapping[str, Action] = {
     "stuck": Action(("createTask",)),
     # the work is done, and then
     "lost_answer": Action(),
+    "swap": Action(fields=_HTTP_ANSWER),
     "slow": Action(fields={"delay_seconds": (_NUMBER, True)}),
     "hold": Action(),
     "truncate": Action(),

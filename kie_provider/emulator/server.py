@@ -451,6 +451,10 @@ def _instead(fault: Fault, request: web.Request) -> web.Response:
         if "retry_after" in details:
             response.headers["Retry-After"] = str(details["retry_after"])
         return response
+    return _scripted(details)
+
+
+def _scripted(details: Mapping[str, Any]) -> web.Response:
     text = json.dumps(details["json"]) if "json" in details else details.get("body", "")
     kind = details.get("content_type", "application/json" if "json" in details else "text/html")
     response = web.Response(body=text.encode(), status=details.get("http_status", 200), headers={"Content-Type": kind})
@@ -466,6 +470,8 @@ async def _deliver(call: Call, response: web.Response) -> web.StreamResponse:
         await _until_released(call.world, call.fault)
     if do == "lost_answer":
         return _hang_up(call.request)
+    if call.fault and do == "swap":
+        return _scripted(call.fault.details)
     if do not in ("truncate", "half"):
         return response
     body = response.body if isinstance(response.body, bytes) else b""

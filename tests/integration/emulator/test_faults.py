@@ -264,3 +264,14 @@ def test_half_a_picture_that_says_it_is_whole(client):
     assert whole.content.startswith(half.content)
     with pytest.raises(OSError, match="truncated"):
         Image.open(io.BytesIO(half.content)).load()
+
+
+def test_swap_does_the_work_and_answers_something_else(client):
+    client.kie.fault({"on": "createTask", "do": "swap", "http_status": 504, "body": "<h1>Gateway time-out</h1>"})
+    client.kie.fault({"on": "credit", "do": "swap", "json": {"code": 500}, "headers": {"Retry-After": 3}})
+    answer = client.send("POST", "/api/v1/jobs/createTask", json=client.body())
+    assert (answer.status_code, answer.text) == (504, "<h1>Gateway time-out</h1>")
+    assert [task["credits"] for task in client.kie.bill()["tasks"]] == [5.0]
+    answer = client.send("GET", "/api/v1/chat/credit")
+    assert (answer.status_code, answer.json(), answer.headers["Retry-After"]) == (200, {"code": 500}, "3")
+    assert client.credit()["data"] == 995
