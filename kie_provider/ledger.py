@@ -18,6 +18,7 @@ import contextlib
 import logging
 import math
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
@@ -66,7 +67,7 @@ class Submission:
     at: str = ""
     ref: str = ""
     try_number: int = 0
-    max_tries: int = 0
+    max_tries: int | None = None
     conn_id: str = ""
     host: str = ""
     superseded: tuple[str, ...] = ()
@@ -190,8 +191,8 @@ class Ledger:
     def is_cleared(self) -> bool:
         """Whether the task was cleared after the submission: that raises Airflow's ``max_tries``, a retry does not."""
         submission = self.submission
-        # Noted by hand: there is nothing to compare with, and the task was cleared for us to go on with that id.
-        return submission is not None and bool(submission.max_tries) and submission.max_tries != self._ti.max_tries
+        # An entry made by hand has no max_tries: the task was cleared for us to go on with that id.
+        return submission is not None and submission.max_tries not in (None, self._ti.max_tries)
 
     def recall(self) -> Submission | None:
         """Return what earlier tries have left.
@@ -283,10 +284,17 @@ def _is_replaced(error: Exception) -> bool:
 def no_alarm() -> Iterator[None]:
     """Hold back the alarm of ``execution_timeout``: it must not cut in between sending and noting the answer.
 
-    It goes off right after, late by at most what createTask may take.
+    It goes off after the block, late by at most what createTask may take. The handler is replaced, because a signal
+    that only this thread blocks is handed to another one, and Python handles it here all the same.
     """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    if threading.current_thread() is not threading.main_thread():  # no handler ever runs here
+        yield
+        return
+    rings: list[int] = []
+    previous = signal.signal(signal.SIGALRM, lambda number, _frame: rings.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGALRM, previous)
+    if rings:
+        signal.raise_signal(signal.SIGALRM)
