@@ -7,11 +7,34 @@ missing field, a value out of range and an empty account, and only the text tell
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 LOGS_PAGE = "https://kie.ai/logs"
+
+
+def clean_text(text: str) -> str:
+    """Return text that can be encoded: an emoji that was cut in two becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def storable(value: Any) -> Any:
+    """Return JSON without what JSON alone allows: half surrogate pairs, NaN, infinity, integers beyond 64 bits.
+
+    Airflow's API refuses these, and its triggerer ends, with all triggers in it, when it cannot encode an event.
+    """
+    text = clean_text(json.dumps(value, ensure_ascii=False))
+    return json.loads(text, parse_int=_stored_number, parse_float=_stored_number, parse_constant=_stored_number)
+
+
+def _stored_number(text: str) -> int | float | None:
+    if text.lstrip("-").isdigit() and len(text) <= 20 and abs(int(text)) < 2**63:
+        return int(text)
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 class KieError(Exception):
@@ -40,6 +63,7 @@ class KieError(Exception):
         kie_task_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
+        message = clean_text(message)
         super().__init__(message)
         self.message = message
         self.code = code
@@ -66,7 +90,7 @@ class KieError(Exception):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the error as JSON, for a trigger event; :func:`error_from_dict` reads it back."""
-        return {
+        facts = {
             "type": type(self).__name__,
             "message": self.message,
             "code": self.code,
@@ -74,6 +98,7 @@ class KieError(Exception):
             "kie_task_id": self.kie_task_id,
             "retry_after": self.retry_after,
         }
+        return dict(storable(facts))
 
 
 class KieAuthError(KieError):
@@ -172,10 +197,7 @@ class KieSubmitUnknownError(KieError):
     """createTask was sent, but its outcome is not known: a task may run and be billed."""
 
     summary = "It is not known whether Kie.ai created a task"
-    advice = (
-        f"It was not sent again, so that you do not pay twice. Look at {LOGS_PAGE} for a task created at this time: "
-        "if it is there, wait for its id with a sensor; if not, nothing was created."
-    )
+    advice = f"It was not sent again, so that you do not pay twice. {LOGS_PAGE} shows whether a task was created at this time."
 
 
 class KieTaskFailedError(KieError):

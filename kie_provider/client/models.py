@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pendulum
 
-from kie_provider.client.errors import KieValidationError
+from kie_provider.client.errors import KieValidationError, clean_text, storable
 
 #: Flux-2 model id -> whether it takes images.
 FLUX2_MODELS: Mapping[str, bool] = {
@@ -96,7 +96,7 @@ class TaskRecord:
 
     def to_result(self) -> dict[str, Any]:
         """Return the result dict that operators and sensors push to XCom: JSON, times as ISO 8601 in UTC."""
-        return {
+        result = {
             "kie_task_id": self.kie_task_id,
             "model": self.model,
             "state": self.state.value,
@@ -108,6 +108,7 @@ class TaskRecord:
             "completed_at": self.completed_at and pendulum.instance(self.completed_at).to_iso8601_string(),
             "input": dict(self.input),
         }
+        return dict(storable(result))
 
 
 _STATES = {"success": TaskState.SUCCESS, "fail": TaskState.FAIL}
@@ -122,7 +123,7 @@ def _text(value: Any) -> str | None:
     """Return a non-empty string, or None; numbers (codes) become text."""
     if isinstance(value, bool) or not isinstance(value, _SCALARS):
         return None
-    return str(value).strip() or None
+    return clean_text(str(value)).strip() or None
 
 
 def _number(value: Any) -> float | None:

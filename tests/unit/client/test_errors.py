@@ -1,9 +1,12 @@
 import json
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kie_provider.client import errors
-from kie_provider.client.errors import KieError, error_for_code, error_from_dict, refuses_submission
+from kie_provider.client.errors import KieError, error_for_code, error_from_dict, refuses_submission, storable
 
 # code -> (class, is transient, refuses a submission): the vendor's list, and what was seen on the wire.
 TRUTH = {
@@ -105,6 +108,62 @@ def test_every_error_survives_the_way_through_json(error_class):
     assert type(back) is error_class
     assert str(back) == str(error)
     assert back.to_dict() == error.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        ("cut \ud83e", "cut ?"),
+        ({"\udc00": ["\ud83e\udd8a fox"]}, {"?": ["?? fox"]}),
+        ("\U0001f98a, \u732b and \\ud83e", "\U0001f98a, \u732b and \\ud83e"),
+        ([float("nan"), float("inf"), -float("inf"), 1.5, -0.0, 1e300], [None, None, None, 1.5, -0.0, 1e300]),
+        ([2**63 - 1, 1 - 2**63, 2**63, -(10**30), 10**400], [2**63 - 1, 1 - 2**63, 2.0**63, -1e30, None]),
+        ({"a": [True, None, "", {}]}, {"a": [True, None, "", {}]}),
+    ],
+)
+def test_what_is_stored_can_be_stored(value, stored):
+    assert storable(value) == stored
+
+
+def test_what_kie_cuts_in_two_ends_no_triggerer():
+    error = errors.KieTaskFailedError("flagged: \ud83e", code=10**30, kie_task_id="\ud800")
+    assert "flagged: ?" in str(error)
+    encoder = msgspec.msgpack.Encoder()  # what Airflow's triggerer writes its events with
+    assert encoder.encode(error.to_dict())
+
+
+@given(
+    error_class=st.sampled_from(every_error_class()),
+    message=st.text(),
+    code=st.none() | st.integers(-(2**63) + 1, 2**63 - 1) | st.text(),
+    http_status=st.none() | st.integers(100, 999),
+    kie_task_id=st.none() | st.text(),
+    retry_after=st.none() | st.floats(0, allow_nan=False, allow_infinity=False),
+)
+def test_any_error_is_read_back_as_it_was(error_class, message, **facts):
+    error = error_class(message, **facts)
+    stored = json.dumps(error.to_dict(), allow_nan=False)
+    back = error_from_dict(json.loads(stored))
+    assert (type(back), back.args, str(back)) == (error_class, error.args, str(error))
+    assert back.is_transient == error.is_transient
+    assert {name: getattr(back, name) for name in facts} == facts
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.sampled_from(["KieError", "KieAuthError"]) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=4,
+    ),
+    st.none() | st.text() | st.integers(),
+)
+def test_any_dict_is_an_error_of_ours_or_a_value_error(kind, message):
+    try:
+        error = error_from_dict({"type": kind, "message": message, "code": kind})
+    except ValueError:
+        return
+    assert isinstance(error, KieError)
+    assert (type(error).__name__, error.message) == (kind, message)
 
 
 @pytest.mark.parametrize(
