@@ -366,7 +366,8 @@ def test_every_wait_keeps_its_promises(script, waiting, seed):
             failing_since = None
         elif failing_since is None and is_passing_error:
             failing_since = end
-        assert failing_since is None or end - failing_since < polling.FAILURE_PATIENCE
+        if observation is not REFUSED_KEY:  # for which the key is read anew, however long the failures have lasted
+            assert failing_since is None or end - failing_since < polling.FAILURE_PATIENCE
         retry_after = (isinstance(observation, KieError) and observation.retry_after) or 0.0
         if observation is REFUSED_KEY:
             assert slept == 0
@@ -386,6 +387,66 @@ def test_every_wait_keeps_its_promises(script, waiting, seed):
     else:
         assert last.state is not TaskState.RUNNING
         assert (outcome is SUCCESS) == (last is SUCCESS)
+
+
+#: Every class of error there is, with any wish for a pause.
+ANY_ERROR = st.builds(
+    lambda error_class, retry_after: error_class("odd", kie_task_id="abc", retry_after=retry_after),
+    st.sampled_from(sorted(errors._ERROR_CLASSES, key=lambda error_class: error_class.__name__)),
+    st.none() | st.floats(0, 1e7),
+)
+ANY_RECORD = st.builds(
+    TaskRecord,
+    st.just("abc"),
+    st.sampled_from(TaskState),
+    st.text(max_size=5),
+    urls=st.sampled_from([(), ("https://x/1.png",)]),
+    result=st.sampled_from([None, {}, ""]),
+    fail_code=st.none() | st.text(max_size=5),
+    fail_message=st.none() | st.text(max_size=5),
+)
+
+
+@given(ANY_ERROR | ANY_RECORD, WAITS, st.floats(-1e4, 1e4), st.integers(0, 2000), st.floats(0, 1e4))
+def test_every_look_has_a_verdict(observation, waiting, after, failures, failing_for):
+    now = START + after
+    waiting = polling.replace(waiting, failures=failures, failing_since=now - failing_for if failures else None)
+    verdict = judge(observation, waiting, now)
+    if isinstance(verdict, Again):
+        assert verdict.delay >= 0
+        assert waiting.deadline is None or now < waiting.deadline
+        if isinstance(observation, KieError) and observation.is_transient:
+            assert verdict.delay >= (observation.retry_after or 0)
+        assert verdict.delay >= waiting.poll_interval or verdict.refresh_key
+        assert (verdict.waiting.started_at, verdict.waiting.deadline) == (waiting.started_at, waiting.deadline)
+    elif isinstance(verdict, Done):
+        assert verdict.record is observation
+        assert observation.has_result
+    else:
+        assert isinstance(verdict.error, KieError)
+        assert verdict.error.kie_task_id == "abc"
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 70), ANY_ERROR | ANY_RECORD), min_size=1, max_size=6),
+    WAITS,
+    st.integers(0, 2**32),
+)
+def test_whatever_goes_on_for_ever_ends_at_the_deadline(pattern, waiting, seed):
+    random.seed(seed)
+    waiting = polling.replace(waiting, deadline=waiting.deadline or START + 900)
+    seconds = max(waiting.deadline - START, 0)
+    # A look every poll_interval (10 % of jitter), between any two of them one for a key that was read anew, one at the
+    # start, one at the deadline, and one more where rounding has cut the last pause a hair too short.
+    most = 2 * (seconds / (0.9 * waiting.poll_interval) + 3)
+    world = World(pattern * (int(most / len(pattern)) + 2))
+    outcome = world.wait(waiting)
+    assert len(world.looks) <= most
+    assert outcome is not SUCCESS  # the script's end was not reached
+    if isinstance(outcome, errors.KieTaskTimeoutError) and outcome is not world.looks[-1][2]:
+        assert world.looks[-1][1] >= waiting.deadline
+    assert all(end < waiting.deadline for _, end, _ in world.looks[:-1])
+    assert world.looks[-1][0] <= max(waiting.deadline, START) + 1e-6
 
 
 @given(SCRIPTS, WAITS, st.integers(0, 2**32))

@@ -2,6 +2,7 @@ import json
 import string
 from collections import UserDict, UserList
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,9 @@ from kie_provider.client.errors import (
     KieServerError,
     KieSubmitUnknownError,
     KieValidationError,
+    refuses_submission,
 )
-from kie_provider.client.models import TaskState
+from kie_provider.client.models import TaskRecord, TaskState
 from kie_provider.client.protocol import Answer
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -358,7 +360,7 @@ def test_an_auth_failure_without_data():
 # ---------------------------------------------------------------- nothing but Kie errors
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["\ud83e", 10**30]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=5,
 )
@@ -380,7 +382,79 @@ def test_no_answer_raises_anything_but_kie_errors(name, body, status):
     except KieSubmitUnknownError:
         assert name == "create"
     except KieError as error:
-        str(error), repr(error), error.to_dict()
+        str(error).encode(), repr(error).encode(), msgspec.msgpack.encode(error.to_dict())
+
+
+#: Fields of a record as Kie sends them, or as it might: right, late, encoded once or twice too often, or junk.
+URLS = st.sampled_from(["https://x/1.png", "http://[x", "x", ""])
+RESULTS = st.fixed_dictionaries({}, optional={"resultUrls": st.lists(URLS) | URLS | VALUES, "resultObject": VALUES})
+INPUTS = VALUES | st.dictionaries(st.text(max_size=8), VALUES, max_size=2)
+PARAMS = st.fixed_dictionaries({}, optional={"input": INPUTS | INPUTS.map(json.dumps), "model": VALUES})
+NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, 2, 3, 1e300, "3", "inf", "-1", 1_790_000_000_000])
+RECORD_FIELDS = {
+    "taskId": st.just(TASK) | VALUES,
+    "model": st.just("flux-2/pro-text-to-image") | VALUES,
+    "state": st.sampled_from(["waiting", "queuing", "generating", "success", "fail", "SUCCESS", "new", ""]) | VALUES,
+    "successFlag": NUMBERS | VALUES,
+    "param": PARAMS | PARAMS.map(json.dumps) | VALUES,
+    "paramJson": PARAMS.map(json.dumps) | VALUES,
+    "response": RESULTS | RESULTS.map(json.dumps) | VALUES,
+    "resultJson": RESULTS.map(json.dumps) | VALUES,
+    "failCode": st.sampled_from(["", "422", 422, "SENSITIVE_WORD_ERROR"]) | VALUES,
+    "failMsg": VALUES,
+    "creditsConsumed": NUMBERS | VALUES,
+    "costTime": NUMBERS | VALUES,
+    "createTime": NUMBERS | VALUES,
+    "completeTime": NUMBERS | VALUES,
+}
+RECORDS = st.fixed_dictionaries({}, optional=RECORD_FIELDS)
+
+
+def outcome_of(name, given_answer):
+    """Return what a reader returned or, of Kie's errors, raised."""
+    try:
+        return READERS[name](given_answer)
+    except KieError as error:
+        return error
+
+
+@given(data=RECORDS, status=st.sampled_from([200, 201, 404, 500]))
+def test_a_record_of_any_shape_is_read_or_refused(data, status):
+    outcome = outcome_of("record", answer({"code": 200, "msg": "success", "data": data}, status))
+    assert outcome.kie_task_id
+    assert isinstance(outcome.kie_task_id, str)
+    if isinstance(outcome, KieError):
+        assert status >= 300
+        return
+    assert isinstance(outcome, TaskRecord)
+    if data.get("state") in ("success", "fail"):
+        assert outcome.state.value == data["state"]
+    result = outcome.to_result()
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    msgspec.msgpack.encode(result)
+
+
+CREATED_IDS = st.just(TASK) | st.text(max_size=8) | VALUES
+CREATE_BODIES = st.fixed_dictionaries(
+    {"code": st.just(200) | CODES},
+    optional={
+        "msg": VALUES | st.just("aspect_ratio is required"),
+        "data": VALUES | st.builds(dict, taskId=CREATED_IDS),
+    },
+)
+
+
+@given(body=CREATE_BODIES, status=st.sampled_from([200, 200, 200, 201, 302, 429, 500]))
+def test_createtask_gives_an_id_a_refusal_or_a_doubt(body, status):
+    outcome = outcome_of("create", answer(body, status))
+    said_success = str(body["code"]).strip() == "200" and status < 300
+    sent = body["data"].get("taskId") if isinstance(body.get("data"), dict) else None
+    if said_success and isinstance(sent, str) and sent.strip():
+        assert outcome == sent.strip()
+    elif said_success:
+        assert type(outcome) is KieSubmitUnknownError
+    else:
+        assert type(outcome) is KieSubmitUnknownError or refuses_submission(outcome)
 
 
 @pytest.mark.parametrize(
