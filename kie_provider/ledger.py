@@ -39,10 +39,11 @@ KEY = "kie_submission"
 RETENTION = timedelta(days=60)
 FORMAT = 1
 
-SETTLE = (
-    f"To settle it: if {LOGS_PAGE} shows the task, put its id (as a JSON string) into the key {KEY!r} of this task "
-    "instance's state store, in Airflow's UI or REST API; if not, delete that key. Then clear this task"
+NOTE_THE_ID = (
+    f"put its id, as a JSON string, into the key {KEY!r} of this task instance's state store (in Airflow's Task State "
+    "Store tab or through its REST API)"
 )
+SETTLE = f"If there is one, {NOTE_THE_ID}; if there is none, delete that key. Then clear this task."
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class Submission:
         if isinstance(stored, str) and stored.strip():
             return cls("submitted", {}, stored.strip())
         if not _is_entry(stored):
-            raise KieSubmitUnknownError(f"the key {KEY!r} of the state store holds {stored!r:.200}. {SETTLE}")
+            raise KieSubmitUnknownError(
+                f"the key {KEY!r} of the state store holds {stored!r:.200}, not an entry of this provider"
+            )
         entry = cls(**{field.name: stored[field.name] for field in fields(cls) if field.name in stored})
         return replace(
             entry,
@@ -178,7 +181,7 @@ class Ledger:
 
     def __init__(self, context: Context) -> None:
         self._store: Any = context.get("task_state_store")
-        self._ti: Any = context["ti"]
+        self._ti: Any = context.get("ti")  # a DAG author's unit test may have none
         self._stored: Any = None
         self.submission: Submission | None = None
 
@@ -209,6 +212,8 @@ class Ledger:
 
         A try that was cleared or replaced in the meantime reads an empty store, but cannot write to it.
         """
+        if self._store is None:
+            return
         self.submission = Submission(
             phase="intent",
             request=request,
@@ -237,7 +242,8 @@ class Ledger:
         :raises AirflowFailException: this try has been replaced by another one and must stop.
         """
         log.info("Kie task %s was created; all tasks and charges: %s", kie_task_id, LOGS_PAGE)
-        assert self.submission is not None  # noqa: S101  # intend() comes first
+        if self.submission is None:  # there is no store
+            return
         self.submission = replace(self.submission, phase="submitted", kie_task_id=kie_task_id, at=_now())
         try:
             self._write(self.submission)
@@ -245,14 +251,14 @@ class Ledger:
             if _is_replaced(error):
                 raise AirflowFailException(
                     f"This try was cleared or replaced while it created Kie task {kie_task_id}, which goes on at Kie "
-                    f"and will be billed. The next try does not know it. {SETTLE}."
+                    f"and will be billed. The next try does not know it: {NOTE_THE_ID}, and clear the task."
                 ) from error
             log.error(  # noqa: TRY400  # a traceback would bury the id
-                "Kie task %s was created, but Airflow could not note it (%s). This try goes on; if it does not "
-                "succeed, the next one stops because it does not know the id. %s.",
+                "Kie task %s was created, but Airflow could not note it (%s). This try goes on. If it does not "
+                "succeed, the next one does not know the id: %s, and clear this task.",
                 kie_task_id,
                 error,
-                SETTLE,
+                NOTE_THE_ID,
             )
 
     def delivered(self, kie_task_id: str) -> None:
@@ -266,8 +272,7 @@ class Ledger:
             log.warning("Could not note that Kie task %s was delivered: %s", kie_task_id, error)
 
     def _write(self, submission: Submission) -> None:
-        if self._store is not None:
-            self._store.set(KEY, submission.to_json(), retention=RETENTION)
+        self._store.set(KEY, submission.to_json(), retention=RETENTION)
 
 
 def _now() -> str:

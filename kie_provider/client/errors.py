@@ -197,7 +197,10 @@ class KieSubmitUnknownError(KieError):
     """createTask was sent, but its outcome is not known: a task may run and be billed."""
 
     summary = "It is not known whether Kie.ai created a task"
-    advice = f"It was not sent again, so that you do not pay twice. {LOGS_PAGE} shows whether a task was created at this time."
+    advice = (
+        f"It was not sent again, so that you do not pay twice. {LOGS_PAGE} shows whether a task was created at this "
+        "time."
+    )
 
 
 class KieTaskFailedError(KieError):

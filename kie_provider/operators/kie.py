@@ -231,7 +231,7 @@ class KieCreateTaskOperator(BaseOperator):
         if isinstance(error, KieSubmitUnknownError):
             if self.on_unknown_submit == "resubmit":
                 return error  # the next try sends it again
-            return AirflowFailException(f"{error} {SETTLE}." if ledger.is_durable else str(error))
+            return AirflowFailException(f"{error} {SETTLE}" if ledger.is_durable else str(error))
         if isinstance(error, KieTaskFailedError) and error.may_succeed_anew:
             return error
         if self._submitted_id is not None and not ledger.is_durable and not isinstance(error, AirflowFailException):

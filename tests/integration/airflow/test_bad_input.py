@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass, field
 
@@ -20,9 +21,15 @@ KEY_ADVICE = (
     "allow-list in https://kie.ai/settings."
 )
 UNKNOWN_ADVICE = (
-    " -> It was not sent again, so that you do not pay twice. Look at https://kie.ai/logs for a task created at this "
-    "time: if it is there, wait for its id with a sensor; if not, clear this task."
+    " -> It was not sent again, so that you do not pay twice. https://kie.ai/logs shows whether a task was created at "
+    "this time."
 )
+if importlib.util.find_spec("airflow.models.task_state_store"):  # Airflow 3.3
+    UNKNOWN_ADVICE += (
+        " If there is one, put its id, as a JSON string, into the key 'kie_submission' of this task instance's state "
+        "store (in Airflow's Task State Store tab or through its REST API); if there is none, delete that key. Then "
+        "clear this task."
+    )
 
 
 @dataclass
@@ -162,22 +169,6 @@ CREATE = {
         faults=({"on": "createTask", "do": "lost_answer"},),
         charged=5,
         sent=1,
-    ),
-    "rate limit for longer than is waited in place": Case(
-        "Kie.ai rate limit reached: Your call frequency is too high. Please try again later. [Kie code 429, HTTP 200] "
-        "-> An account may create 20 tasks per 10 seconds; a refused request creates and costs nothing.",
-        faults=(
-            {
-                "on": "createTask",
-                "do": "code",
-                "code": 429,
-                "msg": "Your call frequency is too high. Please try again later.",
-                "retry_after": 60,
-                "times": 2,
-            },
-        ),
-        retried=True,
-        sent=2,
     ),
 }
 

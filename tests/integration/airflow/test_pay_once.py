@@ -389,7 +389,7 @@ class TestUnknownSubmission:
 
         assert (outcome.state, outcome.retried) == ("failed", False)
         assert f"an earlier try sent createTask at {recorded['at']}" in str(outcome.error)
-        assert "To settle it" in str(outcome.error)
+        assert "If there is one, put its id" in str(outcome.error)
         assert (at_kie(), ledger()) == ([], recorded)
 
     @durable

@@ -1,0 +1,177 @@
+"""Tasks that were deferred by an earlier release go on under this one.
+
+Read are the rows and events in `tests/data/release-*`, which `python -m tests.support.freeze` has written. Those of a
+published release are never changed, whatever becomes of the code: they are in somebody's database.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pendulum
+import pytest
+from airflow.models.trigger import Trigger
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
+
+import kie_provider
+from kie_provider.client import errors
+from kie_provider.hooks.kie import KieHook
+from kie_provider.sensors.flux2 import Flux2TaskSensor
+from kie_provider.sensors.kie import KieTaskSensor
+from kie_provider.triggers.kie import KieTaskTrigger, read_event
+from tests.support import freeze
+
+try:
+    from airflow.sdk import serde  # noqa: F401
+
+    STORED_AS = ("kwargs", "kwargs_3_1")
+except ImportError:  # Airflow 3.1 cannot read what later ones have written
+    STORED_AS = ("kwargs_3_1",)
+
+RELEASES = sorted(folder.name.removeprefix("release-") for folder in freeze.DATA.glob("release-*"))
+#: Every release can wait for a task with these arguments alone.
+REQUIRED = {"kie_conn_id", "kie_task_id"}
+RETRIED = {"KieMaintenanceError", "KieRateLimitError", "KieServerError", "KieTransportError"}
+
+HOW = f"""
+What {kie_provider.__version__} stores is no longer what tests/data/release-{kie_provider.__version__} says.
+Is {kie_provider.__version__} published? Then leave these files alone: tasks wait with such rows. Raise __version__ in
+kie_provider/__init__.py and run: python -m tests.support.freeze
+Is it not? Then only see that the change is wanted, and run: python -m tests.support.freeze --replace
+"""
+
+
+def frozen(release: str, name: str):
+    return json.loads(Path(freeze.folder_of(release), name).read_text(encoding="utf-8"))
+
+
+ROWS = [
+    pytest.param(row, how, id=f"{release}-{name}-{how}")
+    for release in RELEASES
+    for name, row in frozen(release, "triggers.json").items()
+    for how in STORED_AS
+]
+EVENTS = [
+    pytest.param(content["next_method"], name, event, id=f"{release}-{name}")
+    for release in RELEASES
+    for content in [frozen(release, "events.json")]
+    for name, event in content["events"].items()
+]
+
+
+def kwargs_of(row, how):
+    """Return a row's arguments as the triggerer does."""
+    return Trigger._decrypt_kwargs(row[how])
+
+
+def inflated(classpath, kwargs):
+    """Make a row's trigger as the triggerer does."""
+    from airflow._shared.module_loading import import_string
+
+    trigger = import_string(classpath)(**kwargs)
+    trigger.task_instance = SimpleNamespace(task_id="airflow_task", dag_id="d", run_id="r", map_index=-1, try_number=1)
+    return trigger
+
+
+async def fire(trigger):
+    [event] = [event async for event in trigger.run()]
+    return json.loads(json.dumps(event.payload))
+
+
+@pytest.fixture
+def order(kie_emulator, monkeypatch):
+    """Make a task with the id that the rows wait for."""
+    monkeypatch.setattr(
+        "kie_provider.emulator.account.secrets", SimpleNamespace(token_hex=lambda _: freeze.KIE_TASK_ID)
+    )
+
+    def order(fate=None):
+        if fate:
+            kie_emulator.fault({"on": "createTask", "do": fate})
+        fields = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
+        assert KieHook().create_task("flux-2/pro-text-to-image", fields) == freeze.KIE_TASK_ID
+        if fate is None:
+            KieHook().wait(freeze.KIE_TASK_ID, poll_interval=0.02)
+        elif fate == "fail":
+            with pytest.raises(errors.KieTaskFailedError):
+                KieHook().wait(freeze.KIE_TASK_ID, poll_interval=0.02)
+
+    return order
+
+
+def test_this_release_is_frozen():
+    """Compared is what is in the rows, as each Airflow writes it in its own way."""
+    release = kie_provider.__version__
+    assert release in RELEASES, HOW
+
+    def meaning(rows):
+        return {name: (row["classpath"], [kwargs_of(row, how) for how in STORED_AS]) for name, row in rows.items()}
+
+    assert meaning(frozen(release, "triggers.json")) == meaning(freeze.rows()), HOW
+    assert frozen(release, "events.json") == freeze.events(), HOW
+
+
+def test_every_error_has_a_frozen_event():
+    for release in RELEASES[-1:]:
+        assert {error.__name__ for error in errors._ERROR_CLASSES} <= set(frozen(release, "events.json")["events"])
+
+
+@pytest.mark.parametrize(("row", "how"), ROWS)
+def test_a_row_becomes_this_release_s_trigger(row, how):
+    kwargs = kwargs_of(row, how)
+    trigger = inflated(row["classpath"], kwargs)
+    assert isinstance(trigger, KieTaskTrigger)
+    assert kwargs.items() <= trigger.serialize()[1].items()
+
+
+@pytest.mark.parametrize(("row", "how"), ROWS)
+async def test_a_row_ends_in_the_event_of_a_success(row, how, order):
+    order()
+    event = await fire(inflated(row["classpath"], kwargs_of(row, how)))
+    assert read_event(event, freeze.KIE_TASK_ID)["urls"]
+
+
+@pytest.mark.parametrize(("row", "how"), ROWS)
+async def test_a_row_ends_in_the_event_of_an_error(row, how, order):
+    has_deadline = kwargs_of(row, how).get("deadline") is not None
+    order("stuck" if has_deadline else "fail")  # every frozen deadline is over
+    event = await fire(inflated(row["classpath"], kwargs_of(row, how)))
+    expected = "KieTaskTimeoutError" if has_deadline else "KieTaskFailedError"
+    assert (event["status"], event["error"]["type"]) == ("error", expected)
+
+
+@pytest.mark.parametrize(("row", "how"), ROWS)
+async def test_a_row_without_the_arguments_that_have_a_default(row, how, order):
+    """As a release wrote it that did not have them yet."""
+    order()
+    kwargs = kwargs_of(row, how)
+    for dropped in set(kwargs) - REQUIRED - {"poll_interval"}:  # its default would be waited for
+        fewer = {name: value for name, value in kwargs.items() if name != dropped}
+        assert (await fire(inflated(row["classpath"], fewer)))["status"] == "success"
+    assert inflated(row["classpath"], {name: kwargs[name] for name in REQUIRED})
+
+
+def resume(sensor, next_method, event):
+    """Resume as the task runner does."""
+    it = sensor(task_id="it", kie_task_id=freeze.KIE_TASK_ID, deferrable=True)
+    ti = SimpleNamespace(task_id="it", map_index=-1, start_date=pendulum.now("UTC"))
+    return it.resume_execution(next_method, {"event": event}, {"ti": ti})
+
+
+@pytest.mark.parametrize(("next_method", "name", "event"), EVENTS)
+def test_a_sensor_is_resumed_by_an_event(next_method, name, event):
+    if event["status"] == "success":
+        assert resume(KieTaskSensor, next_method, event) == event["result"]
+        if event["result"]["urls"]:
+            assert resume(Flux2TaskSensor, next_method, event) == event["result"]
+        return
+    kind = type(errors.error_from_dict(event["error"]))
+    assert kind.__name__ == name
+    ends = AirflowSensorTimeout if name == "KieTaskTimeoutError" else kind if name in RETRIED else AirflowFailException
+    with pytest.raises(ends) as caught:
+        resume(KieTaskSensor, next_method, event)
+    assert type(caught.value) is ends
+    for said in (kind.summary, event["error"]["message"], "Kie code 500", freeze.KIE_TASK_ID, kind.advice):
+        assert said in str(caught.value)

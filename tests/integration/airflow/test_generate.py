@@ -1,0 +1,215 @@
+"""One task instance from prompt to result: what it returns, and how it goes on after the triggerer."""
+
+from __future__ import annotations
+
+import logging
+
+import pendulum
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
+
+from kie_provider.client.errors import KieError, KieTaskFailedError, KieTaskTimeoutError
+from kie_provider.hooks.kie import KieHook
+from kie_provider.operators.flux2 import KIE_TASK_ID_KEY, Flux2CreateTaskOperator, Flux2GenerateImageOperator
+from kie_provider.sensors.flux2 import Flux2TaskSensor
+from kie_provider.triggers.kie import error_event, success_event
+from kie_provider.waiting import MAX_TRIGGER_RESTARTS
+from tests.support.airflow_inprocess import run_task
+
+STUCK = {"on": "createTask", "do": "stuck"}
+INTERNAL = {"on": "createTask", "do": "fail", "failCode": "500", "failMsg": "Internal Error"}
+REFUSED = {"on": "createTask", "do": "fail", "failCode": "400", "failMsg": "Your prompt was flagged"}
+NO_URLS = {"on": "createTask", "do": "no_urls"}
+LATE = {"on": "recordInfo", "do": "not_visible"}
+
+
+class Store(dict):
+    """Stands for the state store of Airflow 3.3."""
+
+    def set(self, key, value, retention):
+        self[key] = value
+
+
+class Resumed:
+    """What a resumed task instance has: its start, its own XComs, and a store."""
+
+    dag_id, run_id, task_id, map_index, try_number, max_tries = "d", "r", "it", -1, 1, 1
+
+    def __init__(self, kie_task_id, started_seconds_ago=0.0):
+        self.start_date = pendulum.now("UTC").subtract(seconds=started_seconds_ago)
+        self.xcoms = {KIE_TASK_ID_KEY: kie_task_id}
+        self.store = Store()
+
+    def xcom_pull(self, task_ids, map_indexes, key):
+        assert (task_ids, map_indexes) == ("it", -1)
+        return self.xcoms.get(key)
+
+    def xcom_push(self, key, value):
+        self.xcoms[key] = value
+
+    def resume(self, event, *, durable=True, **kwargs):
+        """Resume as the task runner does: with an event, or with the error of a trigger that sent none."""
+        operator = Flux2GenerateImageOperator(task_id="it", prompt="a red fox", deferrable=True, **kwargs)
+        next_method, arguments = ("__fail__", {"error": event}) if isinstance(event, str) else ("execute_complete", {})
+        context = {"ti": self} | ({"task_state_store": self.store} if durable else {})
+        return operator.resume_execution(next_method, arguments or {"event": event}, context)
+
+
+@pytest.fixture
+def create(kie_emulator):
+    def create(*faults):
+        for fault in faults:
+            kie_emulator.fault(fault)
+        with KieHook() as hook:
+            kie_task_id = hook.create_task(
+                "flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
+            )
+            while STUCK not in faults and hook.get_task(kie_task_id).state == "running":
+                pass
+        return kie_task_id
+
+    return create
+
+
+@pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "in the worker"])
+def test_returns_what_create_and_sensor_return(deferrable, kie_emulator):
+    kie_emulator.fault(LATE)
+    generated = run_task(
+        lambda **kw: Flux2GenerateImageOperator(prompt="a red fox", poll_interval=0.1, deferrable=deferrable, **kw)
+    )
+    created = run_task(lambda **kw: Flux2CreateTaskOperator(prompt="a red fox", **kw))
+    waited = run_task(lambda **kw: Flux2TaskSensor(kie_task_id=created.result, poke_interval=0.1, **kw))
+
+    assert (generated.state, generated.tries) == ("success", 1), generated.error
+    assert generated.result.keys() == waited.result.keys()
+    assert generated.result["input"] == waited.result["input"]
+    assert [task["taskId"] for task in kie_emulator.bill()["tasks"]] == [
+        generated.result["kie_task_id"],
+        created.result,
+    ]
+
+
+def test_a_success_without_an_image_is_final(kie_emulator):
+    kie_emulator.fault(NO_URLS)
+
+    outcome = run_task(lambda **kw: Flux2GenerateImageOperator(prompt="a red fox", poll_interval=0.1, **kw))
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert "without a usable result" in str(outcome.error)
+
+
+class TestEvent:
+    def test_success_is_returned(self, create):
+        kie_task_id = create()
+        ti = Resumed(kie_task_id)
+
+        assert ti.resume(success_event(KieHook().get_task(kie_task_id)))["kie_task_id"] == kie_task_id
+
+    def test_trouble_at_kie_is_retried(self, create):
+        event = error_event(KieTaskFailedError("Internal Error", code="500", kie_task_id="kie-1"))
+
+        with pytest.raises(KieTaskFailedError):
+            Resumed("kie-1").resume(event)
+
+    def test_a_refusal_is_final(self):
+        event = error_event(KieTaskFailedError("Your prompt was flagged", code="500", kie_task_id="kie-1"))
+
+        with pytest.raises(AirflowFailException, match="flagged"):
+            Resumed("kie-1").resume(event)
+
+    def test_a_timeout_is_retried_if_the_next_try_knows_the_id(self):
+        event = error_event(KieTaskTimeoutError("still generating", kie_task_id="kie-1"))
+
+        with pytest.raises(KieTaskTimeoutError):
+            Resumed("kie-1").resume(event)
+        with pytest.raises(AirflowFailException, match="A retry would pay again"):
+            Resumed("kie-1").resume(event, durable=False)
+
+    @pytest.mark.parametrize("event", [None, {}, {"status": "cancelled"}, {"status": "success"}], ids=repr)
+    def test_nothing_else_is_believed(self, event):
+        with pytest.raises((KieError, AirflowFailException), match="not one of ours"):
+            Resumed("kie-1").resume(event)
+
+    def test_that_of_another_task_is_not_believed(self, create):
+        other = success_event(KieHook().get_task(create()))
+
+        with pytest.raises(AirflowFailException, match="not one of ours"):
+            Resumed("kie-1").resume(other)
+
+
+@pytest.mark.parametrize("error", ["Trigger failure", "Trigger timeout"])
+class TestTriggerEndedWithoutEvent:
+    def test_success_in_the_meantime_finishes(self, create, error):
+        kie_task_id = create()
+
+        assert Resumed(kie_task_id).resume(error)["kie_task_id"] == kie_task_id
+
+    def test_still_running_defers_again_a_few_times(self, create, error):
+        kie_task_id = create(STUCK)
+        ti = Resumed(kie_task_id)
+
+        for _ in range(MAX_TRIGGER_RESTARTS):
+            with pytest.raises(TaskDeferred) as deferred:
+                ti.resume(error)
+            assert deferred.value.trigger.kie_task_id == kie_task_id
+        with pytest.raises(AirflowException, match=error) as retried:
+            ti.resume(error)
+        assert not isinstance(retried.value, AirflowFailException)
+        with pytest.raises(AirflowFailException, match=f"{error}.*A retry would pay again"):
+            ti.resume(error, durable=False)
+
+    def test_past_the_deadline_the_next_try_waits_on(self, create, error):
+        with pytest.raises(KieTaskTimeoutError):
+            Resumed(create(STUCK), started_seconds_ago=11).resume(error, timeout=10)
+
+    def test_failed_in_the_meantime(self, create, error):
+        with pytest.raises(KieTaskFailedError):
+            Resumed(create(INTERNAL)).resume(error)
+        with pytest.raises(AirflowFailException, match="flagged"):
+            Resumed(create(REFUSED)).resume(error)
+
+
+class TestDeadline:
+    def deadline(self, create, **kwargs):
+        ti = Resumed(create(STUCK), started_seconds_ago=5)
+        with pytest.raises(TaskDeferred) as deferred:
+            ti.resume("Trigger failure", **kwargs)
+        return deferred.value.trigger.deadline - ti.start_date.timestamp(), deferred.value.timeout.total_seconds()
+
+    def test_counts_from_the_start_of_the_try(self, create):
+        deadline, airflow_timeout = self.deadline(create, timeout=100)
+
+        assert deadline == pytest.approx(100)
+        assert 95 < airflow_timeout < 95 + 61
+
+    @pytest.mark.parametrize("timeout", [40, pendulum.duration(seconds=40)])
+    def test_the_shorter_of_both_timeouts_counts(self, create, timeout):
+        for kwargs in ({"timeout": timeout}, {"execution_timeout": pendulum.duration(seconds=40)}):
+            assert self.deadline(create, **kwargs)[0] == pytest.approx(40)
+
+
+class TestOnKill:
+    @pytest.fixture
+    def logged(self, caplog, capsys):
+        caplog.set_level(logging.INFO)
+        return lambda: caplog.text + capsys.readouterr().out
+
+    def test_says_that_the_task_goes_on(self, create, logged):
+        operator = Flux2GenerateImageOperator(task_id="it", prompt="a red fox", deferrable=True)
+        ti = Resumed(create(STUCK))
+        with pytest.raises(TaskDeferred):
+            operator.resume_execution("__fail__", {"error": "Trigger failure"}, {"ti": ti})
+
+        operator.on_kill()
+
+        assert f"Kie task {ti.xcoms[KIE_TASK_ID_KEY]} goes on and is billed when it succeeds" in logged()
+
+    def test_says_nothing_while_there_is_no_task(self, logged):
+        Flux2GenerateImageOperator(task_id="it", prompt="a red fox").on_kill()
+
+        assert "goes on" not in logged()
+
+    def test_of_a_sensor_says_it_too(self, logged):
+        Flux2TaskSensor(task_id="it", kie_task_id="kie-1").on_kill()
+
+        assert "Kie task kie-1 goes on and is billed when it succeeds; see https://kie.ai/logs" in logged()
