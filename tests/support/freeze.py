@@ -1,0 +1,116 @@
+"""`python -m tests.support.freeze`: keep what this release stores in Airflow's database while a task is deferred.
+
+That is the rows of its triggers and the events they end with. Every later release has to understand them, as a
+deployment is upgraded while tasks wait: `tests/integration/airflow/test_frozen_releases.py` reads all that was ever
+frozen. Run it with the newest Airflow, for a new version after raising `__version__`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kie_provider
+
+if TYPE_CHECKING:
+    from kie_provider.triggers.kie import KieTaskTrigger
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+KIE_TASK_ID = "ee9c2715375b7837f8bb51d641ff5863"
+DEADLINE = 1_790_000_900.0
+
+
+def main() -> None:
+    """Write the files of this release."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.freeze", description=__doc__)
+    parser.add_argument(
+        "--replace", action="store_true", help="overwrite the files of this version: only while it is not yet released"
+    )
+    options = parser.parse_args()
+    import tests.conftest  # noqa: F401  # gives Airflow a home of its own, before it is imported
+
+    folder = folder_of(kie_provider.__version__)
+    if folder.exists() and not options.replace:
+        parser.error(f"{folder} exists. Raise __version__ in kie_provider/__init__.py, or see --replace.")
+    folder.mkdir(exist_ok=True)
+    for name, content in (("triggers.json", rows()), ("events.json", events())):
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+        print(folder / name)
+
+
+def folder_of(version: str) -> Path:
+    return DATA / f"release-{version}"
+
+
+def triggers() -> dict[str, KieTaskTrigger]:
+    """Return the triggers that this release defers with, by name."""
+    from kie_provider.triggers.kie import KieTaskTrigger
+
+    return {
+        "sensor": KieTaskTrigger("kie_default", KIE_TASK_ID, 3.0, DEADLINE),
+        "whole seconds": KieTaskTrigger("kie_default", KIE_TASK_ID, poll_interval=1, deadline=int(DEADLINE)),
+        "without a deadline": KieTaskTrigger("kie_default", KIE_TASK_ID, poll_interval=0.05),
+    }
+
+
+def rows() -> dict[str, dict[str, str]]:
+    """Return the rows of these triggers as Airflow stores them, but for the encryption, whose key every site has anew.
+
+    ``kwargs`` is what Airflow writes now, ``kwargs_3_1`` what 3.1 writes and later ones still read.
+    """
+    from airflow.models.crypto import get_fernet
+    from airflow.models.trigger import Trigger
+    from airflow.serialization.serialized_objects import BaseSerialization
+
+    found = {}
+    for name, trigger in triggers().items():
+        row = Trigger.from_object(trigger)
+        found[name] = {
+            "classpath": row.classpath,
+            "kwargs": get_fernet().decrypt(row.encrypted_kwargs.encode()).decode(),
+            "kwargs_3_1": json.dumps(BaseSerialization.serialize(row.kwargs)),
+        }
+    return found
+
+
+def events() -> dict[str, Any]:
+    """Return the method that Airflow resumes a task with, and every event it may be given."""
+    from datetime import datetime, timezone
+
+    from kie_provider.client import errors
+    from kie_provider.client.models import TaskRecord, TaskState
+    from kie_provider.triggers.kie import error_event, success_event
+
+    common = {
+        "kie_task_id": KIE_TASK_ID,
+        "state": TaskState.SUCCESS,
+        "kie_state": "success",
+        "credits_consumed": 5.0,
+        "cost_seconds": 14,
+        "created_at": datetime(2026, 9, 22, 10, 13, 20, 456_000, timezone.utc),
+        "completed_at": datetime(2026, 9, 22, 10, 13, 34, 456_000, timezone.utc),
+    }
+    image = TaskRecord(
+        model="flux-2/pro-text-to-image",
+        input={"prompt": "a red fox, 狐", "aspect_ratio": "1:1", "resolution": "1K"},
+        urls=("https://tempfile.example/h/ee9c2715375b7837f8bb51d641ff5863_1790072014.png",),
+        **common,
+    )
+    text = TaskRecord(
+        model="elevenlabs/speech-to-text",
+        input={"audio_url": "https://example.com/a.mp3"},
+        result={"text": "A red fox."},
+        **common,
+    )
+    found = {"image": success_event(image), "text": success_event(text)}
+    for error in sorted(errors._ERROR_CLASSES, key=lambda error: error.__name__):
+        facts = {"code": 500, "http_status": 200, "kie_task_id": KIE_TASK_ID, "retry_after": 1.5}
+        found[error.__name__] = error_event(error("Internal Error, Please try again later.", **facts))
+    return {"next_method": "execute_complete", "events": found}
+
+
+if __name__ == "__main__":
+    main()
