@@ -190,6 +190,10 @@ class AirflowStack:
         self._kinds[name] = kind
         return self._children[name]
 
+    def sessions(self, name: str) -> set[int]:
+        """Session ids of the processes of that name, also of ended ones: what those have started may live on."""
+        return {child.pid for child in [*self._children.values(), *self._ended] if child.name == name}
+
     def kill_process(self, name: str) -> None:
         """Kill -9 the process and all it has started, as a power cut would."""
         self._children[name].kill()

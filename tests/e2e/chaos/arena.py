@@ -1,0 +1,293 @@
+"""Where the killing takes place: one Airflow behind a gate, and a DAG run with a Kie account for every trial."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from kie_provider.emulator import KieEmulator
+from kie_provider.ledger import KEY
+from tests.support.airflow_stack import AirflowApiError, AirflowStack, AirflowStackError
+from tests.support.gate import Caught, Gate, Hold, Rule, Try
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+DAGS = Path(__file__).parent / "dags"
+TASK = "image"  # the paid task of every DAG
+GENERATING_SECONDS = 3600.0
+PATIENCE = 180.0  # seconds for any one thing to happen, on a machine that does much else
+FINAL = ("success", "failed")
+# Airflow shall notice in seconds what it notices in minutes by default. A task that lives must still be able to prove
+# it on a busy machine, and a request that is held must not be sent again.
+SETTINGS = {
+    "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "3",
+    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "120",
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "10",
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "3",
+    "AIRFLOW__WORKERS__SOCKET_CLEANUP_TIMEOUT": "5",
+}
+
+
+class Arena:
+    """A real Airflow whose workers speak to it through a gate."""
+
+    def __init__(self) -> None:
+        self.kills = 0
+        self.components = threading.RLock()  # held by whoever takes a part of Airflow down
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as cleanup:
+            self.gate = cleanup.enter_context(Gate(lambda: self.airflow.url, self._look_up))
+            through_the_gate = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.gate.url}/execution/"}
+            self.airflow = AirflowStack(DAGS, env=SETTINGS | through_the_gate)
+            cleanup.enter_context(self.airflow)
+            self._closing = cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.__exit__(kind, error, trace)
+
+    # Looking
+
+    def wait(self, condition: Callable[[], Any], problem: str | Callable[[], str], timeout: float = PATIENCE) -> Any:
+        """Poll until `condition` returns something, which is returned; the API server may be away meanwhile."""
+        import requests
+
+        deadline = time.monotonic() + timeout
+        while True:
+            with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+                if found := condition():
+                    return found
+            if time.monotonic() > deadline:
+                text = problem if isinstance(problem, str) else problem()
+                raise AirflowStackError(f"{text} (waited {timeout:.0f} s)")
+            time.sleep(0.3)
+
+    def api(self, method: str, path: str, json: Any = None) -> Any:
+        """As the stack's, but one at a time, and wait for an API server that is away."""
+        answers: list[Any] = []
+
+        def answered() -> bool:
+            with self.gate.writing:
+                answers.append(self.airflow.api(method, path, json))
+            return True
+
+        self.wait(answered, f"no answer to {method} {path}")
+        return answers[-1]
+
+    def query(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Read Airflow's database: for all that is asked again and again."""
+        database = sqlite3.connect(f"file:{self.airflow.home / 'airflow.db'}?mode=ro", uri=True, timeout=30)
+        with contextlib.closing(database):
+            return database.execute(text, values).fetchall()
+
+    def _look_up(self, ti_id: str) -> Try | None:
+        columns = "dag_id, run_id, task_id, map_index, try_number"
+        rows = self.query(f"SELECT {columns} FROM task_instance WHERE id = ?", uuid.UUID(ti_id).hex)
+        return Try(ti_id, *rows[0]) if rows else None
+
+    # Killing
+
+    def kill_task(self, pid: int, *, supervisor: bool = True) -> bool:
+        """Kill -9 a task's process and, unless told otherwise, first the worker above it, as when a machine goes down.
+
+        A worker that lives would report the end of its task. False: the process has ended before.
+        """
+        try:
+            child = psutil.Process(pid)
+            worker = child.parent()
+            sessions = {os.getsid(pid)} if worker is None else {os.getsid(pid), os.getsid(worker.pid)}
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            return False
+        schedulers = self.airflow.sessions("scheduler")
+        if not sessions <= schedulers or pid in schedulers:
+            return False  # another program has got the id of a task that is gone
+        victims = [child]
+        if supervisor and worker is not None and worker.pid not in schedulers:
+            victims.insert(0, worker)
+        for victim in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGKILL)
+        self.kills += 1
+        return True
+
+    @contextlib.contextmanager
+    def without(self, name: str) -> Iterator[None]:
+        """Kill -9 a part of Airflow and all it has started, and start it again after the block."""
+        with self.components:
+            self.kill(name)
+            try:
+                yield
+            finally:
+                self.restart(name)
+
+    def kill(self, name: str) -> None:
+        self.airflow.kill_process(name)
+        self.kills += 1
+
+    def restart(self, name: str) -> None:
+        self.airflow.start_process(name)
+        self.airflow.wait_healthy(PATIENCE)
+
+
+class Trial:
+    """One DAG run with a Kie account of its own, and what can be done to it."""
+
+    def __init__(self, arena: Arena, name: str) -> None:
+        self.arena = arena
+        self.name = name
+        self.dag_id = ""
+        self.tasks = 1  # task instances that pay
+        self._ahead = 0.0
+        self.kie = KieEmulator(generating_seconds=GENERATING_SECONDS, clock=lambda: time.time() + self._ahead)
+
+    def __enter__(self) -> Self:
+        self.kie.start()
+        connection = self.kie.connection
+        self.arena.api(
+            "POST", "/connections", {"connection_id": self.name, **connection, "extra": json.dumps(connection["extra"])}
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kie.stop()
+
+    @property
+    def path(self) -> str:
+        return f"/dags/{self.dag_id}/dagRuns/{self.name}"
+
+    def start(self, dag_id: str = "chaos_generate") -> None:
+        """Start the run."""
+        self.dag_id = dag_id
+        self.arena.api("POST", f"/dags/{dag_id}/dagRuns", {"logical_date": None, "dag_run_id": self.name})
+
+    def hold(self, method: str, path: str, body: str = "", **rule: Any) -> Hold:
+        """Hold a request of this run at the gate."""
+        return self.arena.gate.hold(Rule(method, path, body, run_id=self.name, **rule))
+
+    def kill(self, caught: Caught, *, supervisor: bool = True) -> None:
+        """Kill the task that has sent a request."""
+        if not self.arena.kill_task(caught.pid, supervisor=supervisor):
+            raise AirflowStackError(f"{self.name}: the process {caught.pid} of the task is not there to be killed")
+
+    def kill_running(self, *, supervisor: bool = True) -> None:
+        """Kill the task that runs, whatever it does now."""
+        *_, pid = [pid for each, pid in self.arena.gate.running().items() if each.run_id == self.name]
+        if not self.arena.kill_task(pid, supervisor=supervisor):
+            raise AirflowStackError(f"{self.name}: the process {pid} of the task is not there to be killed")
+
+    def task_instances(self, task_id: str = TASK) -> list[tuple[str | None, int, int]]:
+        """State, try number and map index of the task's instances."""
+        columns = "state, try_number, map_index"
+        where = "dag_id = ? AND run_id = ? AND task_id = ?"
+        return self.arena.query(f"SELECT {columns} FROM task_instance WHERE {where}", self.dag_id, self.name, task_id)
+
+    def wait_for(self, *states: str, task_id: str = TASK, try_number: int | None = None) -> None:
+        """Wait until the task is in one of these states, in that try if one is given."""
+
+        def reached() -> bool:
+            (state, number, _), *_ = self.task_instances(task_id)
+            return state in states and try_number in (None, number)
+
+        self.arena.wait(
+            reached, lambda: f"{self.name}: not {' or '.join(states)} {try_number or ''}, but {self.describe(task_id)}"
+        )
+
+    def describe(self, task_id: str = TASK) -> str:
+        """The state of the task, and its logs."""
+        found = self.task_instances(task_id)
+        return "\n".join([str(found), *(self.log(task_id, map_index) for *_, map_index in found)])
+
+    def wait_until_asked(self, times: int) -> None:
+        """Wait until Kie was asked so often how its task is going."""
+
+        def asked() -> bool:
+            return sum(request["path"].endswith("recordInfo") for request in self.kie.requests()) >= times
+
+        self.arena.wait(asked, lambda: f"{self.name}: Kie was not asked; {self.describe()}")
+
+    def wait_for_end(self, on_poll: Callable[[], None] = lambda: None) -> None:
+        """Wait until the whole run has ended."""
+
+        def ended() -> bool:
+            on_poll()
+            where = "dag_id = ? AND run_id = ?"
+            ((state,),) = self.arena.query(f"SELECT state FROM dag_run WHERE {where}", self.dag_id, self.name)
+            return state in FINAL
+
+        self.arena.wait(ended, lambda: f"{self.name}: the run does not end: {self.describe()}")
+
+    def clear(self) -> None:
+        """Clear the paid task, as a person does in the UI."""
+        body = {"dry_run": False, "only_failed": False, "dag_run_id": self.name, "task_ids": [TASK]}
+        self.arena.api("POST", f"/dags/{self.dag_id}/clearTaskInstances", body)
+
+    def finish_at_kie(self) -> None:
+        """Kie finishes everything that was created so far."""
+        self._ahead += GENERATING_SECONDS + 1
+
+    # Evidence
+
+    def charged(self) -> list[str]:
+        """The ids of the tasks Kie charges for."""
+        return [task["taskId"] for task in self.kie.bill()["tasks"] if task["credits"]]
+
+    def store(self, map_index: int = -1) -> dict[str, Any]:
+        """What the task's state store holds under the ledger's key."""
+        path = f"{self.path}/taskInstances/{TASK}/state-store/{KEY}?map_index={map_index}"
+        try:
+            value: dict[str, Any] = self.arena.api("GET", path)["value"]
+        except AirflowApiError as error:
+            if error.status != 404:
+                raise
+            return {}
+        return value
+
+    def xcom(self, map_index: int = -1) -> str:
+        """All XComs of the task, as text."""
+        path = f"{self.path}/taskInstances/{TASK}/xcomEntries"
+        keys = [each["key"] for each in self.arena.api("GET", f"{path}?map_index={map_index}")["xcom_entries"]]
+        values = [self.arena.api("GET", f"{path}/{key}?map_index={map_index}&stringify=false") for key in keys]
+        return json.dumps({value["key"]: value["value"] for value in values})
+
+    def log(self, task_id: str = TASK, map_index: int = -1) -> str:
+        """The logs of all tries."""
+        texts = []
+        tries = [number for _, number, index in self.task_instances(task_id) if index == map_index]
+        for number in range(1, max(tries, default=0) + 1):
+            with contextlib.suppress(AirflowApiError):  # a try that never began has none
+                text = self.arena.airflow.task_log(self.dag_id, self.name, task_id, map_index, number)
+                texts.append(f"--- try {number}\n{text}")
+        return "\n".join(texts)
+
+    def places(self, kie_task_id: str, map_index: int = -1) -> set[str]:
+        """Where Airflow's user finds an id."""
+        texts = {
+            "state store": json.dumps(self.store(map_index)),
+            "XCom": self.xcom(map_index),
+            "log": self.log(map_index=map_index),
+        }
+        return {place for place, text in texts.items() if kie_task_id in text}

@@ -1,0 +1,51 @@
+"""The DAGs that are killed. Every run has a Kie account of its own: its connection is named like the run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pendulum
+from airflow.sdk import DAG
+
+from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
+from kie_provider.sensors.flux2 import Flux2TaskSensor
+
+MAPPED = 10
+COMMON: dict[str, Any] = {
+    "kie_conn_id": "{{ run_id }}",
+    "retries": 3,
+    "retry_delay": timedelta(seconds=0.5),
+}
+PROMPT = "a red fox, {{ run_id }}"
+
+
+def dag(dag_id: str) -> DAG:
+    start = pendulum.datetime(2026, 1, 1, tz="UTC")
+    return DAG(dag_id, schedule=None, start_date=start, default_args=COMMON, max_active_runs=100, max_active_tasks=100)
+
+
+with dag("chaos_generate"):
+    Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1)
+
+with dag("chaos_on_worker"):
+    Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=False, poll_interval=1)
+
+with dag("chaos_resubmit"):
+    Flux2GenerateImageOperator(
+        task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, on_unknown_submit="resubmit"
+    )
+
+with dag("chaos_changing"):
+    Flux2GenerateImageOperator(
+        task_id="image", prompt=PROMPT + ", try {{ ti.try_number }}", deferrable=True, poll_interval=1
+    )
+
+with dag("chaos_two_tasks"):
+    create = Flux2CreateTaskOperator(task_id="image", prompt=PROMPT)
+    Flux2TaskSensor(task_id="wait", kie_task_id=create.output, deferrable=True, poke_interval=1)
+
+with dag("chaos_mapped"):
+    Flux2GenerateImageOperator.partial(task_id="image", deferrable=True, poll_interval=1).expand(
+        prompt=[f"{PROMPT}, number {number}" for number in range(MAPPED)]
+    )

@@ -1,0 +1,247 @@
+"""What can happen to a task instance that has bought an image, and what is promised then.
+
+This list is data: the tests prove every line of it, and the documentation shows it. It imports nothing of Airflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+STORE, XCOM, LOG = "state store", "XCom", "log"
+EVERYWHERE = (STORE, XCOM, LOG)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One accident and its promised outcome.
+
+    :param name: key of its procedure.
+    :param what: what happens, one sentence.
+    :param outcome: what the author of the DAG sees, one sentence.
+    :param state: how the task instance ends.
+    :param charged: how many tasks Kie charges for, over all task instances of the run.
+    :param tries: how many tries Airflow has counted at the end, those after a clear included.
+    :param found_in: where in Airflow the id of every charged task is found.
+    :param unknown: how many of the charged tasks only Kie's own page of logs knows.
+    :param says: regular expression for what the task's log must say.
+    :param alone: whether a part of Airflow is killed, which other runs would notice.
+    """
+
+    name: str
+    what: str
+    outcome: str
+    state: Literal["success", "failed"] = "success"
+    charged: int = 1
+    tries: int = 2
+    found_in: tuple[str, ...] = EVERYWHERE
+    unknown: int = 0
+    says: str = ""
+    alone: bool = False
+
+
+UNKNOWN = "(?s)died before it knew the answer.*put its id"
+
+SCENARIOS = (
+    # one way through a try, from its first to its last request
+    Scenario(
+        "killed_before_the_intent",
+        "The worker is killed before it has noted that it is about to create a Kie task.",
+        "The retry creates the task.",
+    ),
+    Scenario(
+        "killed_between_intent_and_post",
+        "The worker is killed after it has noted that it is about to create a Kie task, and before it sends createTask.",
+        "The retry cannot tell this from a task that was created, so it stops and says how to find out.",
+        state="failed",
+        charged=0,
+        found_in=(),
+        says=UNKNOWN,
+    ),
+    Scenario(
+        "killed_before_the_answer",
+        "The worker is killed after Kie has accepted createTask and before the answer arrives.",
+        "The retry stops and says how to find out: only Kie's page of logs knows the id.",
+        state="failed",
+        found_in=(),
+        unknown=1,
+        says=UNKNOWN,
+    ),
+    Scenario(
+        "killed_before_the_answer_resubmit",
+        'The same with on_unknown_submit="resubmit".',
+        "The retry creates a second task and says that you may pay twice.",
+        charged=2,
+        unknown=1,
+        says="you may pay twice",
+    ),
+    Scenario(
+        "killed_before_the_id_is_noted",
+        "The worker is killed after the answer and before the Kie task id is in the state store.",
+        "The retry stops and says how to find out: the id is in the log of the try before.",
+        state="failed",
+        found_in=(LOG,),
+        says=UNKNOWN,
+    ),
+    Scenario(
+        "killed_before_deferral",
+        "The worker is killed when the id is in the state store and the task is about to be deferred.",
+        "The retry goes on with the same Kie task.",
+        says="Going on with Kie task",
+    ),
+    Scenario(
+        "killed_after_deferral",
+        "The worker is killed when Airflow has deferred the task, and before the worker knows it.",
+        "The wait goes on in the triggerer, and the same try ends well.",
+        tries=1,
+    ),
+    Scenario(
+        "killed_on_resume",
+        "The worker is killed when the task has come back from the triggerer with the result.",
+        "The retry finds the same Kie task finished.",
+    ),
+    Scenario(
+        "killed_before_delivery",
+        "The worker is killed when it has the result and has not yet noted that.",
+        "The retry finds the same Kie task finished.",
+    ),
+    Scenario(
+        "killed_after_delivery",
+        "The worker is killed after it has noted that it has the result, and before the result is in XCom.",
+        "The retry returns the result of the same Kie task.",
+    ),
+    Scenario(
+        "killed_before_success",
+        "The worker is killed when the result is in XCom and success is not yet recorded.",
+        "The retry returns the result of the same Kie task.",
+    ),
+    # variations of it
+    Scenario(
+        "killed_waiting_on_the_worker",
+        "The worker is killed while it waits itself (deferrable=False).",
+        "The retry goes on with the same Kie task.",
+    ),
+    Scenario(
+        "only_the_task_process_dies",
+        "Only the task's own process is killed, for want of memory say, while it waits; its supervisor reports that.",
+        "The retry goes on with the same Kie task.",
+    ),
+    Scenario(
+        "two_tasks",
+        "With one task that creates and a sensor that waits: both are killed, the first before its success is recorded, "
+        "the second when it has come back from the triggerer.",
+        "The first returns the same Kie task id again, and the sensor waits for it again.",
+    ),
+    Scenario(
+        "mapped",
+        "Ten mapped task instances are killed at different moments.",
+        "Every one of them ends well with a Kie task of its own.",
+        charged=10,
+    ),
+    Scenario(
+        "inputs_change",
+        "The worker is killed, and the prompt renders differently in the retry.",
+        "The retry goes on with the Kie task of the first prompt, and a warning names the field.",
+        says="(?s)warning .*Different now: prompt",
+    ),
+    # Kie and the network
+    Scenario(
+        "answer_lost",
+        "Kie accepts createTask, and the connection breaks before the answer.",
+        "The task fails at once, without a retry, and says how to find out: only Kie's page of logs knows the id.",
+        state="failed",
+        tries=1,
+        found_in=(),
+        unknown=1,
+        says="put its id",
+    ),
+    Scenario(
+        "refused",
+        "Kie refuses createTask twice because there are too many requests (429).",
+        "The task comes back later without using up a try, and creates one Kie task.",
+        tries=1,
+    ),
+    # people
+    Scenario(
+        "cleared_while_creating",
+        "The task is cleared after Kie has accepted createTask and before the answer arrives.",
+        "The new try stops and says how to find out.",
+        state="failed",
+        found_in=(),
+        unknown=1,
+        says=UNKNOWN,
+    ),
+    Scenario(
+        "cleared_while_deferred",
+        "The task is cleared while it is deferred.",
+        "The new try goes on with the same Kie task.",
+    ),
+    Scenario(
+        "cleared_after_success",
+        "The task is cleared after it has succeeded.",
+        "A new image was asked for, so there is a new Kie task; the state store keeps the id of the old one.",
+        charged=2,
+        found_in=(STORE,),
+    ),
+    Scenario(
+        "marked_failed_while_deferred",
+        "The task is marked as failed while it is deferred.",
+        "Kie cannot cancel: the Kie task goes on and is billed; clearing the task gets its result.",
+        state="failed",
+        tries=1,
+    ),
+    Scenario(
+        "trigger_cannot_be_loaded",
+        "The triggerer cannot load the trigger, because it has another release of the provider.",
+        "The task looks once itself, and waits on with a new trigger in the same try.",
+        tries=1,
+        says="(?s)warning .*trigger ended without an event",
+    ),
+    Scenario(
+        "key_rotated",
+        "The API key is changed at Kie and in the connection while the task is deferred.",
+        "The wait goes on with the new key in the same try.",
+        tries=1,
+    ),
+    Scenario(
+        "key_revoked",
+        "The API key is revoked while the task is deferred; later the connection gets a new one, and the task is cleared.",
+        "The task fails without a retry; after the clear it goes on with the same Kie task.",
+        says="(?i)key",
+    ),
+    # parts of Airflow
+    Scenario(
+        "triggerer_killed",
+        "The triggerer is killed while the task is deferred, Kie finishes, and the triggerer is started again.",
+        "The wait goes on in the same try.",
+        tries=1,
+        alone=True,
+    ),
+    Scenario(
+        "triggerer_replaced",
+        "The triggerer is killed while the task is deferred, and another one takes over.",
+        "The wait goes on in the same try.",
+        tries=1,
+        alone=True,
+    ),
+    Scenario(
+        "scheduler_killed_while_running",
+        "The scheduler is killed with its workers while the task waits on one, and started again.",
+        "The next try goes on with the same Kie task.",
+        alone=True,
+    ),
+    Scenario(
+        "scheduler_killed_while_deferred",
+        "The scheduler is killed while the task is deferred, Kie finishes, and the scheduler is started again.",
+        "The same try ends well.",
+        tries=1,
+        alone=True,
+    ),
+    Scenario(
+        "api_server_killed",
+        "The API server is killed while Kie answers createTask, and started again.",
+        "The worker keeps the id and notes it as soon as it can.",
+        tries=1,
+        alone=True,
+    ),
+)

@@ -1,0 +1,278 @@
+"""A gate in front of Airflow's execution API: everything passes, except requests that a test wants to hold.
+
+A worker tells Airflow with one request each what it is about to do or has done: it starts a task, writes to its state
+store, defers, pushes an XCom, reports success. Whoever holds such a request stops the task at an exact point, without
+any code in the DAG or in the operator::
+
+    hold = gate.hold(Rule("PUT", "/store/ti/", '"phase": ?"submitted"', run_id="one"))
+    ...  # start the run
+    caught = hold.wait(60)   # the id is known to the task, and not yet to Airflow
+    ...  # kill it
+    hold.drop()              # the request never arrives
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
+
+
+@dataclass(frozen=True)
+class Try:
+    """One try of a task instance.
+
+    :param ti_id: Airflow's id of it; every try has its own.
+    """
+
+    ti_id: str
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+
+
+@dataclass(frozen=True)
+class Caught:
+    """A request that is being held.
+
+    :param pid: the process of the task; the one above it, its supervisor, has sent the request.
+    """
+
+    method: str
+    path: str
+    body: str
+    by: Try
+    pid: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which request to hold.
+
+    :param path: regular expression, searched in the path.
+    :param body: regular expression, searched in the body.
+    :param skip: how many matching requests pass first.
+    :param at: hold the request itself, or its answer: what was asked for is done then, and the worker does not know.
+    """
+
+    method: str
+    path: str
+    body: str = ""
+    run_id: str = ""
+    task_id: str = ""
+    map_index: int | None = None
+    try_number: int | None = None
+    skip: int = 0
+    at: Literal["request", "answer"] = "request"
+
+    def fits(self, request: Caught) -> bool:
+        by = request.by
+        return (
+            request.method == self.method
+            and self.run_id in ("", by.run_id)
+            and self.task_id in ("", by.task_id)
+            and self.map_index in (None, by.map_index)
+            and self.try_number in (None, by.try_number)
+            and re.search(self.path, request.path) is not None
+            and re.search(self.body, request.body) is not None
+        )
+
+
+class Hold:
+    """One rule that was set up; it catches one request."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self._skip = rule.skip
+        self._caught: Caught | None = None
+        self._is_caught = threading.Event()
+        self._is_decided = threading.Event()
+        self._drop = False
+        self._rewrite: Callable[[str], str] = str
+
+    @property
+    def caught(self) -> Caught | None:
+        return self._caught
+
+    def wait(self, timeout: float) -> Caught:
+        """Wait until the request has come."""
+        if not self._is_caught.wait(timeout) or self._caught is None:
+            raise TimeoutError(f"no request came within {timeout:.0f} s for {self.rule}")
+        return self._caught
+
+    def release(self, rewrite: Callable[[str], str] = str) -> None:
+        """Let it pass; `rewrite` may change the body."""
+        self._rewrite = rewrite
+        self._is_decided.set()
+
+    def drop(self) -> None:
+        """Close its connection: the request never arrives, or its answer does not."""
+        self._drop = True
+        self._is_decided.set()
+
+    def take(self, request: Caught) -> bool:
+        """Whether this is the request; called with the gate's lock."""
+        if self._caught is not None or self._is_decided.is_set() or not self.rule.fits(request):
+            return False
+        self._skip -= 1
+        if self._skip >= 0:
+            return False
+        self._caught = request
+        self._is_caught.set()
+        return True
+
+    def decision(self) -> tuple[bool, Callable[[str], str]]:
+        """Wait for what the test wants: whether to drop the request, and how to change it."""
+        self._is_decided.wait()
+        return self._drop, self._rewrite
+
+
+class Gate:
+    """An HTTP proxy on 127.0.0.1, in threads.
+
+    :param upstream: returns the base URL behind it.
+    :param look_up: returns the try with an Airflow id, or None.
+    """
+
+    def __init__(self, upstream: Callable[[], str], look_up: Callable[[str], Try | None]) -> None:
+        self.upstream = upstream
+        # On SQLite, Airflow's API server can lock itself out for the whole time-out of the database: while one request
+        # waits in the event loop for the right to write, the one that has it cannot end there. So one at a time.
+        self.writing = threading.Lock()
+        self._look_up = look_up
+        self._lock = threading.Lock()
+        self._holds: list[Hold] = []
+        self._tries: dict[str, Try] = {}
+        self._pids: dict[str, int] = {}
+        gate = self
+
+        class Handler(_Handler):
+            def handle_request(self) -> None:
+                gate._pass_on(self)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+        self._server.request_queue_size = 256
+        self._server.daemon_threads = True
+        self._server.server_bind()
+        self._server.server_activate()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="gate", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        for hold in self._holds:
+            hold.drop()
+        self._server.server_close()
+
+    def hold(self, rule: Rule) -> Hold:
+        """Catch the next request that fits."""
+        hold = Hold(rule)
+        with self._lock:
+            self._holds.append(hold)
+        return hold
+
+    def running(self) -> dict[Try, int]:
+        """Every try that has started, with the process id it had last; most of them have ended."""
+        with self._lock:
+            return {self._tries[ti_id]: pid for ti_id, pid in self._pids.items() if ti_id in self._tries}
+
+    def _pass_on(self, handler: _Handler) -> None:
+        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        hold = self._hold_for(handler, body)
+        if hold is not None and hold.rule.at == "request":
+            drop, rewrite = hold.decision()
+            if drop:
+                handler.close_connection = True
+                return
+            body = rewrite(body.decode()).encode()
+        try:
+            status, headers, answer = self._forward(handler, body)
+        except (OSError, http.client.HTTPException):
+            handler.close_connection = True  # as if it had been sent there
+            return
+        if hold is not None and hold.rule.at == "answer" and hold.decision()[0]:
+            handler.close_connection = True
+            return
+        handler.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in HOP_BY_HOP:
+                handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(answer)))
+        handler.end_headers()
+        handler.wfile.write(answer)
+
+    def _hold_for(self, handler: _Handler, body: bytes) -> Hold | None:
+        ti_id = _subject(handler.headers.get("Authorization", ""))
+        if not ti_id:
+            return None
+        path = urlsplit(handler.path).path
+        if path.endswith(f"/task-instances/{ti_id}/run"):
+            with self._lock:
+                self._pids[ti_id] = json.loads(body)["pid"]
+        if ti_id not in self._tries and (found := self._look_up(ti_id)) is not None:
+            with self._lock:
+                self._tries[ti_id] = found
+        with self._lock:
+            if ti_id not in self._tries:
+                return None
+            text = body.decode(errors="replace")
+            request = Caught(handler.command, path, text, self._tries[ti_id], self._pids.get(ti_id, 0))
+            return next((hold for hold in self._holds if hold.take(request)), None)
+
+    def _forward(self, handler: _Handler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        upstream = http.client.HTTPConnection(urlsplit(self.upstream()).netloc, timeout=60)
+        reads = handler.command in ("GET", "HEAD")
+        with contextlib.closing(upstream), contextlib.nullcontext() if reads else self.writing:
+            headers = {name: value for name, value in handler.headers.items() if name.lower() not in HOP_BY_HOP}
+            upstream.request(handler.command, handler.path, body or None, headers)
+            response = upstream.getresponse()
+            return response.status, response.getheaders(), response.read()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def handle_request(self) -> None:
+        raise NotImplementedError
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the client was killed
+            super().handle()
+
+    def do_GET(self) -> None:  # as http.server wants it
+        self.handle_request()
+
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+
+def _subject(authorization: str) -> str:
+    """The task instance a token was made for; the API behind checks the token, not we."""
+    parts = authorization.removeprefix("Bearer ").split(".")
+    if len(parts) != 3:
+        return ""
+    with contextlib.suppress(ValueError):
+        return str(json.loads(base64.urlsafe_b64decode(parts[1] + "==")).get("sub", ""))
+    return ""
