@@ -265,11 +265,21 @@ class Ledger:
         """Note that the result is about to be recorded as this task's success."""
         try:
             submission = self.submission or self.recall()  # a resumed task has not read it yet
-            if submission is not None and submission.kie_task_id == kie_task_id:
-                tries = {"try_number": self._ti.try_number, "max_tries": self._ti.max_tries}
-                self._write(replace(submission, phase="delivered", at=_now(), **tries))
+            if submission is not None:
+                delivered = replace(submission, phase="delivered", kie_task_id=kie_task_id, at=_now())
+                self._write(replace(delivered, try_number=self._ti.try_number, max_tries=self._ti.max_tries))
         except Exception as error:  # noqa: BLE001  # the result is here, and a retry would find it again
             log.warning("Could not note that Kie task %s was delivered: %s", kie_task_id, error)
+
+    def has_noted(self, kie_task_id: str) -> bool:
+        """Whether the next try will find this id."""
+        if self._store is None:
+            return False
+        try:
+            submission = Submission.from_json(self._store.get(KEY))
+        except Exception:  # noqa: BLE001  # in the worst case the next try finds the intent, and stops
+            return True
+        return submission is not None and submission.kie_task_id == kie_task_id
 
     def _write(self, submission: Submission) -> None:
         self._store.set(KEY, submission.to_json(), retention=RETENTION)

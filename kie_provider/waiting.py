@@ -104,7 +104,7 @@ def goes_on(kie_task_id: str) -> str:
     return f"Kie cannot cancel tasks: Kie task {kie_task_id} goes on and is billed when it succeeds; see {LOGS_PAGE}"
 
 
-def log_that_it_goes_on(log: Any, kie_task_id: str) -> None:
-    """Write that line when the wait is killed. Never raises: a signal may have come in the middle of another line."""
+def log_last_words(log: Any, text: str) -> None:
+    """Write one line when a task is killed. Never raises: the signal may have come in the middle of another line."""
     with contextlib.suppress(Exception):
-        log.warning(goes_on(kie_task_id))
+        log.warning(text)

@@ -156,12 +156,12 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral; a trigger that timed out or crashed gets one look and, if need be, a successor."""
-        ledger = Ledger(context)
-        with self._failures(ledger):
-            try:
-                return super().resume_execution(next_method, next_kwargs, context)
-            except deferral_exceptions() as error:
-                self.log.warning("The trigger ended without an event (%s); looking at the Kie task", error)
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except deferral_exceptions() as error:
+            self.log.warning("The trigger ended without an event (%s); looking at the Kie task", error)
+            ledger = Ledger(context)
+            with self._failures(ledger):
                 return self._look_or_defer(self._recall_id(context), ledger, context, trigger_error=error)
 
     def _look_or_defer(

@@ -27,7 +27,7 @@ from kie_provider.client.errors import (
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.ledger import KEY, SETTLE, GoOn, Ledger, Submission, Unknown, next_step, no_alarm
 from kie_provider.links import KieLogsLink
-from kie_provider.waiting import goes_on, log_that_it_goes_on
+from kie_provider.waiting import goes_on, log_last_words
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -77,6 +77,7 @@ class KieCreateTaskOperator(BaseOperator):
         self.on_unknown_submit = on_unknown_submit
         self.kie_conn_id = kie_conn_id
         self._submitted_id: str | None = None
+        self._is_submitting = False
 
     def execute(self, context: Context) -> Any:
         """Check the rendered fields, create the task unless an earlier try has, return its Kie task id."""
@@ -89,7 +90,13 @@ class KieCreateTaskOperator(BaseOperator):
     def on_kill(self) -> None:
         """Say in the log that the Kie task goes on."""
         if self._submitted_id is not None:
-            log_that_it_goes_on(self.log, self._submitted_id)
+            log_last_words(self.log, goes_on(self._submitted_id))
+        elif self._is_submitting:
+            log_last_words(
+                self.log,
+                "createTask was sent and is not answered yet. If Kie accepts it, the Kie task goes on and is billed "
+                f"when it succeeds. If the answer still comes, its id follows here; see {LOGS_PAGE}",
+            )
 
     def _task_input(self) -> Mapping[str, Any]:
         """Return createTask's ``input`` from the rendered fields."""
@@ -102,18 +109,9 @@ class KieCreateTaskOperator(BaseOperator):
         step = next_step(submission, request, is_cleared=ledger.is_cleared)
         with KieHook(self.kie_conn_id) as hook:
             if isinstance(step, GoOn):
-                kie_task_id = self._submitted_id = step.kie_task_id
-                if step.changed:
-                    self.log.warning(
-                        "The inputs are not what they were when Kie task %s was created; this try goes on with that "
-                        "task. Different now: %s. Clear the task to submit the new inputs.",
-                        kie_task_id,
-                        ", ".join(step.changed),
-                    )
-                if self._still_counts(kie_task_id, step.submission, hook, is_cleared=ledger.is_cleared):
-                    self.log.info("Going on with Kie task %s, which an earlier try created", kie_task_id)
-                    return kie_task_id
-                superseded = (*step.submission.superseded, kie_task_id)
+                if self._still_counts(step.kie_task_id, step.submission, hook, is_cleared=ledger.is_cleared):
+                    return self._go_on(step)
+                superseded = (*step.submission.superseded, step.kie_task_id)
             elif isinstance(step, Unknown):
                 problem = f"an earlier try sent createTask at {step.submission.at} and died before it knew the answer"
                 if self.on_unknown_submit == "fail":
@@ -146,6 +144,18 @@ class KieCreateTaskOperator(BaseOperator):
             self.log.warning("The inputs are not valid any more, but were submitted before, so this goes on: %s", error)
             return recorded
 
+    def _go_on(self, step: GoOn) -> str:
+        self._submitted_id = step.kie_task_id
+        self.log.info("Going on with Kie task %s, which an earlier try created", step.kie_task_id)
+        if step.changed:
+            self.log.warning(
+                "The inputs are not what they were when Kie task %s was created; this try goes on with that task. "
+                "Different now: %s. Clear the task to submit the new inputs.",
+                step.kie_task_id,
+                ", ".join(step.changed),
+            )
+        return step.kie_task_id
+
     def _still_counts(self, kie_task_id: str, submission: Submission, hook: KieHook, *, is_cleared: bool) -> bool:
         """Whether to go on with a task that an earlier try created; if not, a new one costs nothing or is wanted.
 
@@ -162,10 +172,10 @@ class KieCreateTaskOperator(BaseOperator):
         except KieNotFoundError as error:
             if submission.age < VISIBILITY_GRACE:
                 return True
+            origin = f"It was created at {submission.at} with connection {submission.conn_id!r} at {submission.host}. "
             raise KieNotFoundError(
-                f"{error.message}. It was created at {submission.at or 'a time that was not noted'} through connection "
-                f"{submission.conn_id!r} at {submission.host}. No new one was created: to order one, delete the key "
-                f"{KEY!r} of this task instance's state store and clear this task",
+                f"{error.message}. {origin if submission.host else ''}No new one was created: to order one, delete the "
+                f"key {KEY!r} of this task instance's state store and clear this task",
                 code=error.code,
                 http_status=error.http_status,
                 kie_task_id=kie_task_id,
@@ -190,12 +200,13 @@ class KieCreateTaskOperator(BaseOperator):
 
         if not ledger.is_durable:
             self.log.info(
-                "Airflow before 3.3 keeps nothing between tries: if this one dies after createTask was sent, the next "
-                "creates and pays for another task. Use retries=0 here."
+                "There is no task state store (Airflow 3.3 brought it): if this try dies after createTask was sent, the "
+                "next one creates and pays for another task. Use retries=0 here."
             )
         host = hook.get_conn().endpoint.host
         with no_alarm():
             ledger.intend(request, superseded, conn_id=self.kie_conn_id, host=host)
+            self._is_submitting = True
             try:
                 kie_task_id = hook.create_task(request["model"], request["input"], request.get("callBackUrl"))
             except KieSubmitUnknownError:
@@ -214,6 +225,8 @@ class KieCreateTaskOperator(BaseOperator):
             except KieError:
                 ledger.withdraw()
                 raise
+            finally:
+                self._is_submitting = False
             self._submitted_id = kie_task_id
             ledger.submitted(kie_task_id)
         return kie_task_id
@@ -234,6 +247,8 @@ class KieCreateTaskOperator(BaseOperator):
             return AirflowFailException(f"{error} {SETTLE}" if ledger.is_durable else str(error))
         if isinstance(error, KieTaskFailedError) and error.may_succeed_anew:
             return error
-        if self._submitted_id is not None and not ledger.is_durable and not isinstance(error, AirflowFailException):
-            return AirflowFailException(f"{error}. A retry would pay again. {goes_on(self._submitted_id)}.")
+        if self._submitted_id is not None and not ledger.has_noted(self._submitted_id):
+            return AirflowFailException(
+                f"{error}. No retry, it would not know the Kie task: {goes_on(self._submitted_id)}."
+            )
         return operator_failure(error) if isinstance(error, KieError) else error

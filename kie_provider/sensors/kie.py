@@ -25,8 +25,9 @@ from kie_provider.waiting import (
     deadline_seconds,
     deferral,
     deferral_exceptions,
+    goes_on,
+    log_last_words,
     log_success,
-    log_that_it_goes_on,
     look,
 )
 
@@ -110,7 +111,7 @@ class KieTaskSensor(BaseSensorOperator):
 
     def on_kill(self) -> None:
         """Say in the log that the Kie task goes on."""
-        log_that_it_goes_on(self.log, self.kie_task_id)
+        log_last_words(self.log, goes_on(self.kie_task_id))
 
     def _look(self, waiting: Waiting) -> dict[str, Any] | None:
         """Take one look and return the result dict, or None while the task is running.

@@ -10,7 +10,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from kie_provider.client.errors import KieError, error_from_dict
 from kie_provider.client.models import TaskRecord
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
-from kie_provider.waiting import log_that_it_goes_on
+from kie_provider.waiting import goes_on, log_last_words
 
 
 class KieTaskTrigger(BaseTrigger):
@@ -61,7 +61,7 @@ class KieTaskTrigger(BaseTrigger):
         ended: the task is still deferred then.
         """
         if not await self._is_deferred():
-            log_that_it_goes_on(self.log, self.kie_task_id)
+            log_last_words(self.log, goes_on(self.kie_task_id))
 
     async def _is_deferred(self) -> bool:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance

@@ -29,7 +29,7 @@ def test_daily_content(kie_emulator, tmp_path, one_fails):
 
     if one_fails:
         kie_emulator.fault(
-            {"on": "createTask", "do": "fail", "failMsg": "Internal Error", "match": {"prompt": "hills"}}
+            {"on": "createTask", "do": "fail", "failMsg": "The prompt was flagged", "match": {"prompt": "hills"}}
         )
     outcomes = run_dag(load_dag(DAGS / "flux2_daily_content.py"), conf={"output_dir": str(tmp_path)})
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
+import threading
 
 import pendulum
 import pytest
@@ -10,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from kie_provider.client.errors import KieError, KieTaskFailedError, KieTaskTimeoutError
 from kie_provider.hooks.kie import KieHook
+from kie_provider.ledger import KEY
 from kie_provider.operators.flux2 import KIE_TASK_ID_KEY, Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from kie_provider.triggers.kie import error_event, success_event
@@ -38,7 +42,7 @@ class Resumed:
     def __init__(self, kie_task_id, started_seconds_ago=0.0):
         self.start_date = pendulum.now("UTC").subtract(seconds=started_seconds_ago)
         self.xcoms = {KIE_TASK_ID_KEY: kie_task_id}
-        self.store = Store()
+        self.store = Store({KEY: kie_task_id})
 
     def xcom_pull(self, task_ids, map_indexes, key):
         assert (task_ids, map_indexes) == ("it", -1)
@@ -122,7 +126,7 @@ class TestEvent:
 
         with pytest.raises(KieTaskTimeoutError):
             Resumed("kie-1").resume(event)
-        with pytest.raises(AirflowFailException, match="A retry would pay again"):
+        with pytest.raises(AirflowFailException, match="No retry, it would not know"):
             Resumed("kie-1").resume(event, durable=False)
 
     @pytest.mark.parametrize("event", [None, {}, {"status": "cancelled"}, {"status": "success"}], ids=repr)
@@ -155,7 +159,7 @@ class TestTriggerEndedWithoutEvent:
         with pytest.raises(AirflowException, match=error) as retried:
             ti.resume(error)
         assert not isinstance(retried.value, AirflowFailException)
-        with pytest.raises(AirflowFailException, match=f"{error}.*A retry would pay again"):
+        with pytest.raises(AirflowFailException, match=f"{error}.*No retry, it would not know"):
             ti.resume(error, durable=False)
 
     def test_past_the_deadline_the_next_try_waits_on(self, create, error):
@@ -188,6 +192,19 @@ class TestDeadline:
             assert self.deadline(create, **kwargs)[0] == pytest.approx(40)
 
 
+@contextlib.contextmanager
+def killed_after(seconds, operator):
+    """Call on_kill as Airflow does: from a signal handler, in the middle of whatever runs."""
+    previous = signal.signal(signal.SIGUSR1, lambda *_: operator.on_kill())
+    timer = threading.Timer(seconds, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, previous)
+
+
 class TestOnKill:
     @pytest.fixture
     def logged(self, caplog, capsys):
@@ -203,6 +220,16 @@ class TestOnKill:
         operator.on_kill()
 
         assert f"Kie task {ti.xcoms[KIE_TASK_ID_KEY]} goes on and is billed when it succeeds" in logged()
+
+    def test_says_that_the_answer_is_awaited(self, kie_connection, kie_emulator, logged):
+        operator = Flux2CreateTaskOperator(task_id="it", prompt="a red fox")
+        kie_emulator.fault({"on": "createTask", "do": "slow", "delay_seconds": 0.5})
+        with killed_after(0.2, operator):
+            kie_task_id = operator.execute({})
+
+        text = logged()
+        assert "createTask was sent and is not answered yet" in text
+        assert f"Kie task {kie_task_id} was created" in text
 
     def test_says_nothing_while_there_is_no_task(self, logged):
         Flux2GenerateImageOperator(task_id="it", prompt="a red fox").on_kill()

@@ -489,11 +489,23 @@ class TestStoreFails:
         assert f"while it created Kie task {created}, which goes on" in str(outcome.error)
         assert f"Kie task {created} was created" in log()
 
-    def test_after_the_answer_it_goes_on_with_the_id(self, at_kie, log):
+    def test_after_the_answer_it_goes_on_with_the_id(self, at_kie, ledger, log):
         outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("submitted", 500), **kw))
 
         assert (outcome.state, outcome.tries, [outcome.result]) == ("success", 1, at_kie())
         assert f"Kie task {outcome.result} was created, but Airflow could not note it" in log()
+        assert (ledger()["phase"], ledger()["kie_task_id"]) == ("delivered", outcome.result)
+
+    @GENERATE
+    def test_after_the_answer_there_is_no_retry_that_would_not_know_the_id(self, operator, kie_emulator, at_kie):
+        kie_emulator.fault(STUCK)
+
+        outcome = run_task(lambda **kw: operator(pre_execute=failing_at("submitted", 500), timeout=0.2, **kw))
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert f"No retry, it would not know the Kie task: Kie cannot cancel tasks: Kie task {at_kie()[0]}" in str(
+            outcome.error
+        )
 
     def test_at_the_end_the_result_is_not_lost(self, at_kie, log):
         outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("delivered", 500), **kw))
@@ -516,7 +528,7 @@ class TestBeforeAirflow33:
 
         assert (outcome.state, outcome.retried) == ("failed", False)
         [created] = at_kie()
-        for text in ("Gave up waiting", "A retry would pay again", f"Kie task {created} goes on"):
+        for text in ("Gave up waiting", "No retry, it would not know the Kie task", f"Kie task {created} goes on"):
             assert text in str(outcome.error)
 
     def test_the_execution_timeout_is_final_once_there_is_a_task(self, kie_emulator, at_kie):
@@ -546,4 +558,4 @@ class TestBeforeAirflow33:
     def test_the_log_says_what_that_means(self, log):
         run_task(lambda **kw: flux2(pre_execute=without_store, **kw))
 
-        assert log().count("Airflow before 3.3 keeps nothing between tries") == 1
+        assert log().count("There is no task state store") == 1
