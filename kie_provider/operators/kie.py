@@ -200,8 +200,8 @@ class KieCreateTaskOperator(BaseOperator):
 
         if not ledger.is_durable:
             self.log.info(
-                "There is no task state store (Airflow 3.3 brought it): if this try dies after createTask was sent, the "
-                "next one creates and pays for another task. Use retries=0 here."
+                "There is no task state store (Airflow 3.3 brought it). If this try dies after createTask was sent, "
+                "the next one creates and pays for another task. Use retries=0 here."
             )
         host = hook.get_conn().endpoint.host
         with no_alarm():
