@@ -204,8 +204,8 @@ def test_the_doubt_is_explained(connect):
         "It is not known whether Kie.ai created a task: "
         f"POST {server.url}/api/v1/jobs/createTask: no usable answer "
         "(ConnectionResetError: [Errno 104] Connection reset by peer) -> "
-        "It was not sent again, so that you do not pay twice. Look at https://kie.ai/logs for a task created at this "
-        "time: if it is there, wait for its id with a sensor; if not, clear this task."
+        "It was not sent again, so that you do not pay twice. https://kie.ai/logs shows whether a task was created at "
+        "this time."
     )
 
 
