@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pendulum
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from kie_provider.client.errors import LOGS_PAGE, KieSubmitUnknownError
+from kie_provider.client.errors import LOGS_PAGE, KieSubmitUnknownError, storable
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -75,7 +75,7 @@ class Submission:
 
     def to_json(self) -> dict[str, Any]:
         """Return what is stored."""
-        return {"v": FORMAT, **asdict(self), "superseded": list(self.superseded)}
+        return dict(storable({"v": FORMAT, **asdict(self)}))
 
     @classmethod
     def from_json(cls, stored: Any) -> Submission | None:
@@ -166,7 +166,7 @@ def next_step(submission: Submission | None, request: Mapping[str, Any], *, is_c
 def _changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
     if not before:  # put there by hand
         return ()
-    before, now = _flat(before), _flat(now)
+    before, now = _flat(before), _flat(storable(now))
     return tuple(sorted(name for name in {**before, **now} if before.get(name) != now.get(name)))
 
 

@@ -22,12 +22,17 @@ def clean_text(text: str) -> str:
 
 
 def storable(value: Any) -> Any:
-    """Return JSON without what JSON alone allows: half surrogate pairs, NaN, infinity, integers beyond 64 bits.
+    """Return JSON without what JSON alone allows: half surrogate pairs, NUL, NaN, infinity, integers beyond 64 bits.
 
-    Airflow's API refuses these, and its triggerer ends, with all triggers in it, when it cannot encode an event.
+    Airflow's API or PostgreSQL refuses these, and the triggerer ends, with all triggers in it, when it cannot encode
+    an event.
     """
-    text = clean_text(json.dumps(value, ensure_ascii=False))
+    text = _ESCAPED_NUL.sub(r"\1?", clean_text(json.dumps(value, ensure_ascii=False)))
     return json.loads(text, parse_int=_stored_number, parse_float=_stored_number, parse_constant=_stored_number)
+
+
+# Not a backslash that is escaped itself, followed by "u0000".
+_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 def _stored_number(text: str) -> int | float | None:

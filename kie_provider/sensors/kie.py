@@ -101,12 +101,12 @@ class KieTaskSensor(BaseSensorOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral; a trigger that timed out or crashed gets one look and, if need be, a successor."""
-        with self._failures():
-            try:
-                # Not BaseSensorOperator's: it would fail or skip before we have looked.
-                return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
-            except deferral_exceptions() as error:
-                self.log.warning("The trigger ended without an event (%s); looking at the Kie task", error)
+        try:
+            # Not BaseSensorOperator's: it would fail or skip before we have looked.
+            return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
+        except deferral_exceptions() as error:
+            self.log.warning("The trigger ended without an event (%s); looking at the Kie task", error)
+            with self._failures():
                 return self._look_or_defer(context, error)
 
     def on_kill(self) -> None:

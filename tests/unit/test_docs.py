@@ -21,10 +21,10 @@ from kie_provider.emulator import __main__ as emulator_command
 from kie_provider.emulator import faults
 from kie_provider.emulator.models import MODELS
 from kie_provider.hooks.kie import KieHook, endpoint_from_connection
-from kie_provider.operators.flux2 import Flux2CreateTaskOperator
+from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.kie import KieCreateTaskOperator
 from kie_provider.sensors.kie import KieTaskSensor
-from tests.support.airflow_inprocess import load_dag
+from tests.support.airflow_inprocess import initialise_database, load_dag, run_dag
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -126,19 +126,17 @@ def test_readme_dag_loads(tmp_path):
     file = tmp_path / "lighthouse.py"
     file.write_text(source, encoding="utf-8")
     dag = load_dag(file)
-    assert [task.task_id for task in dag.topological_sort()] == ["create", "wait", "show"]
-    assert dag.get_task("create").retries == 0
-    assert dag.get_task("wait").deferrable is True
+    assert [task.task_id for task in dag.topological_sort()] == ["image", "show"]
+    assert dag.get_task("image").deferrable is True
 
 
 def test_readme_dag_makes_an_image(tmp_path, kie_connection, kie_emulator, capsys):
     file = tmp_path / "lighthouse.py"
     file.write_text(blocks("README.md", "python")[0], encoding="utf-8")
-    dag = load_dag(file)
-    kie_task_id = dag.get_task("create").execute({})
-    image = KieHook().wait(kie_task_id, poll_interval=0.02, timeout=5).to_result()
-    dag.get_task("show").python_callable(image)
-    assert kie_task_id in capsys.readouterr().out
+    initialise_database()
+    outcomes = run_dag(load_dag(file))
+    [url] = outcomes["image", -1].result["urls"]
+    assert url in capsys.readouterr().out
     assert kie_emulator.bill()["charged_total"] == 5
 
 
@@ -217,6 +215,7 @@ def test_errors_page_has_every_error():
 @pytest.mark.parametrize(
     ("heading", "operator"),
     [
+        ("Flux2GenerateImageOperator", Flux2GenerateImageOperator),
         ("Flux2CreateTaskOperator", Flux2CreateTaskOperator),
         ("KieCreateTaskOperator", KieCreateTaskOperator),
         ("Flux2TaskSensor, KieTaskSensor", KieTaskSensor),
@@ -244,8 +243,12 @@ def test_parameters_are_documented(heading, operator):
             if isinstance(default, float)
             else str(default)
         )
-    if operator is not KieTaskSensor:
-        assert set(operator.template_fields) == set(table)
+    if operator is Flux2GenerateImageOperator:
+        assert operator.template_fields == Flux2CreateTaskOperator.template_fields
+    elif operator is not KieTaskSensor:
+        assert set(operator.template_fields) == {
+            name for name, (about, _) in table.items() if "no template field" not in about
+        }
     else:
         assert set(operator.template_fields) == {
             name for name, (about, _) in table.items() if "template field" in about

@@ -54,6 +54,14 @@ def test_an_entry_is_read_back_from_json(submission):
     assert Submission.from_json(stored) == submission
 
 
+def test_a_prompt_that_airflow_cannot_store_is_stored_and_recognised():
+    odd = {"model": "m", "input": {"prompt": "half an emoji \ud83e"}}
+    stored = Submission.from_json(json.loads(json.dumps(Submission("submitted", odd, "kie-1").to_json())))
+
+    assert stored.request["input"]["prompt"] == "half an emoji ?"
+    assert next_step(stored, odd, is_cleared=True) == GoOn("kie-1", stored)
+
+
 def test_fields_of_later_versions_do_no_harm():
     assert Submission.from_json({**SUBMITTED.to_json(), "v": 2, "uploads": []}) == SUBMITTED
 
