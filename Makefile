@@ -4,6 +4,7 @@ PYTHON ?= python3
 AIRFLOW ?= 3.3
 VENV ?= .venv
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
 
 UV_VERSION := 0.13.9
 BIN := $(VENV)/bin
@@ -23,7 +24,7 @@ COMPILE_OPTIONS := --group dev --extra emulator --universal --python-version 3.1
 	--no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo airflow test lint types docs lock clean
+.PHONY: help demo airflow test chaos lint types docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ ifneq ($(AIRFLOW),3.1)
 	@$(MAKE) --no-print-directory types
 endif
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(READY) ## Kill -9 at random, and count what was paid (CHAOS_ARGS="--trials 100 --seed 1")
+	@$(BIN)/python -m tests.e2e.chaos $(CHAOS_ARGS)
 
 lint: $(READY) ## Style and common mistakes
 	@$(BIN)/ruff check .

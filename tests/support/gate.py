@@ -6,8 +6,9 @@ any code in the DAG or in the operator::
 
     hold = gate.hold(Rule("PUT", "/store/ti/", '"phase": ?"submitted"', run_id="one"))
     ...  # start the run
-    caught = hold.wait(60)   # the id is known to the task, and not yet to Airflow
-    ...  # kill it
+    while hold.caught is None:
+        time.sleep(0.1)
+    ...  # kill hold.caught.by.pid: the id is known to the task, and not yet to Airflow
     hold.drop()              # the request never arrives
 """
 
@@ -31,11 +32,14 @@ if TYPE_CHECKING:
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Try:
-    """One try of a task instance.
+    """One try of a task instance, as far as the gate has seen it.
 
     :param ti_id: Airflow's id of it; every try has its own.
+    :param pid: the process of the task, or the last one; the process above it, its supervisor, sends the requests.
+    :param phases: how often it has started: once, and once after every deferral.
+    :param killed: how many of these phases were killed; noted by who kills.
     """
 
     ti_id: str
@@ -44,20 +48,19 @@ class Try:
     task_id: str
     map_index: int
     try_number: int
+    pid: int = 0
+    phases: int = 0
+    killed: int = 0
 
 
 @dataclass(frozen=True)
 class Caught:
-    """A request that is being held.
-
-    :param pid: the process of the task; the one above it, its supervisor, has sent the request.
-    """
+    """A request that is being held."""
 
     method: str
     path: str
     body: str
     by: Try
-    pid: int
 
 
 @dataclass(frozen=True)
@@ -100,24 +103,16 @@ class Hold:
         self.rule = rule
         self._skip = rule.skip
         self._caught: Caught | None = None
-        self._is_caught = threading.Event()
         self._is_decided = threading.Event()
         self._drop = False
-        self._rewrite: Callable[[str], str] = str
 
     @property
     def caught(self) -> Caught | None:
+        """The request, once it has come."""
         return self._caught
 
-    def wait(self, timeout: float) -> Caught:
-        """Wait until the request has come."""
-        if not self._is_caught.wait(timeout) or self._caught is None:
-            raise TimeoutError(f"no request came within {timeout:.0f} s for {self.rule}")
-        return self._caught
-
-    def release(self, rewrite: Callable[[str], str] = str) -> None:
-        """Let it pass; `rewrite` may change the body."""
-        self._rewrite = rewrite
+    def release(self) -> None:
+        """Let it pass."""
         self._is_decided.set()
 
     def drop(self) -> None:
@@ -133,13 +128,12 @@ class Hold:
         if self._skip >= 0:
             return False
         self._caught = request
-        self._is_caught.set()
         return True
 
-    def decision(self) -> tuple[bool, Callable[[str], str]]:
-        """Wait for what the test wants: whether to drop the request, and how to change it."""
+    def is_dropped(self) -> bool:
+        """Wait for the decision."""
         self._is_decided.wait()
-        return self._drop, self._rewrite
+        return self._drop
 
 
 class Gate:
@@ -158,7 +152,6 @@ class Gate:
         self._lock = threading.Lock()
         self._holds: list[Hold] = []
         self._tries: dict[str, Try] = {}
-        self._pids: dict[str, int] = {}
         gate = self
 
         class Handler(_Handler):
@@ -191,26 +184,23 @@ class Gate:
             self._holds.append(hold)
         return hold
 
-    def running(self) -> dict[Try, int]:
-        """Every try that has started, with the process id it had last; most of them have ended."""
+    def tries(self) -> list[Try]:
+        """Every try that has started, in this order; most of them have ended."""
         with self._lock:
-            return {self._tries[ti_id]: pid for ti_id, pid in self._pids.items() if ti_id in self._tries}
+            return list(self._tries.values())
 
     def _pass_on(self, handler: _Handler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         hold = self._hold_for(handler, body)
-        if hold is not None and hold.rule.at == "request":
-            drop, rewrite = hold.decision()
-            if drop:
-                handler.close_connection = True
-                return
-            body = rewrite(body.decode()).encode()
+        if hold is not None and hold.rule.at == "request" and hold.is_dropped():
+            handler.close_connection = True
+            return
         try:
             status, headers, answer = self._forward(handler, body)
         except (OSError, http.client.HTTPException):
             handler.close_connection = True  # as if it had been sent there
             return
-        if hold is not None and hold.rule.at == "answer" and hold.decision()[0]:
+        if hold is not None and hold.rule.at == "answer" and hold.is_dropped():
             handler.close_connection = True
             return
         handler.send_response_only(status)
@@ -226,17 +216,15 @@ class Gate:
         if not ti_id:
             return None
         path = urlsplit(handler.path).path
-        if path.endswith(f"/task-instances/{ti_id}/run"):
-            with self._lock:
-                self._pids[ti_id] = json.loads(body)["pid"]
-        if ti_id not in self._tries and (found := self._look_up(ti_id)) is not None:
-            with self._lock:
-                self._tries[ti_id] = found
+        by = self._tries.get(ti_id) or self._look_up(ti_id)
+        if by is None:
+            return None
         with self._lock:
-            if ti_id not in self._tries:
-                return None
-            text = body.decode(errors="replace")
-            request = Caught(handler.command, path, text, self._tries[ti_id], self._pids.get(ti_id, 0))
+            by = self._tries.setdefault(ti_id, by)
+            if path.endswith("/run"):
+                by.pid = json.loads(body)["pid"]
+                by.phases += 1
+            request = Caught(handler.command, path, body.decode(errors="replace"), by)
             return next((hold for hold in self._holds if hold.take(request)), None)
 
     def _forward(self, handler: _Handler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import threading
 import time
 import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -21,15 +24,18 @@ from tests.support.airflow_stack import AirflowApiError, AirflowStack, AirflowSt
 from tests.support.gate import Caught, Gate, Hold, Rule, Try
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
+
+T = TypeVar("T")
 
 DAGS = Path(__file__).parent / "dags"
 TASK = "image"  # the paid task of every DAG
 GENERATING_SECONDS = 3600.0
 PATIENCE = 180.0  # seconds for any one thing to happen, on a machine that does much else
+REPORT = re.compile(r"Received executor event with state success .*run_id='(.*?)', try_number=(\d+), map_index=(-?\d+)")
 FINAL = ("success", "failed")
 # Airflow shall notice in seconds what it notices in minutes by default. A task that lives must still be able to prove
 # it on a busy machine, and a request that is held must not be sent again.
@@ -42,7 +48,7 @@ SETTINGS = {
     "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "120",
-    "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "10",
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "30",
     "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "3",
     "AIRFLOW__WORKERS__SOCKET_CLEANUP_TIMEOUT": "5",
 }
@@ -53,7 +59,12 @@ class Arena:
 
     def __init__(self) -> None:
         self.kills = 0
-        self.components = threading.RLock()  # held by whoever takes a part of Airflow down
+        self._reading = threading.Lock()
+        self._read_up_to = 0
+        self._reports: Counter[tuple[str, ...]] = Counter()
+        self.stopping = threading.Event()
+        self.undisturbed: set[str] = set()  # runs for which all parts of Airflow must stay up
+        self._components = threading.RLock()
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -70,6 +81,16 @@ class Arena:
     ) -> None:
         self._closing.__exit__(kind, error, trace)
 
+    def run(self, jobs: Iterable[Callable[[], T]], at_once: int) -> list[T]:
+        """Do all jobs, several at once, and return what they return."""
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                return list(pool.map(lambda job: job(), jobs))
+            except BaseException:
+                self.stopping.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
     # Looking
 
     def wait(self, condition: Callable[[], Any], problem: str | Callable[[], str], timeout: float = PATIENCE) -> Any:
@@ -78,9 +99,16 @@ class Arena:
 
         deadline = time.monotonic() + timeout
         while True:
-            with contextlib.suppress(requests.ConnectionError, requests.Timeout):
+            try:
                 if found := condition():
                     return found
+            except (requests.ConnectionError, requests.Timeout):
+                pass
+            except AirflowApiError as error:
+                if error.status < 500:  # as it answers while it starts or ends
+                    raise
+            if self.stopping.is_set():
+                raise AirflowStackError("stopped from outside")
             if time.monotonic() > deadline:
                 text = problem if isinstance(problem, str) else problem()
                 raise AirflowStackError(f"{text} (waited {timeout:.0f} s)")
@@ -109,25 +137,41 @@ class Arena:
         rows = self.query(f"SELECT {columns} FROM task_instance WHERE id = ?", uuid.UUID(ti_id).hex)
         return Try(ti_id, *rows[0]) if rows else None
 
+    def reports(self, run_id: str, try_number: int, map_index: int) -> int:
+        """How many phases of a try the scheduler knows to be over, because a worker has told it so."""
+        with self._reading, (self.airflow.home / "scheduler.log").open(encoding="utf-8", errors="replace") as log:
+            log.seek(self._read_up_to)
+            while (line := log.readline()).endswith("\n"):
+                self._read_up_to = log.tell()
+                if found := REPORT.search(line):
+                    self._reports[found.groups()] += 1
+            return self._reports[run_id, str(try_number), str(map_index)]
+
+    def change(self, text: str, *values: Any) -> None:
+        """Change Airflow's database behind its back."""
+        with contextlib.closing(sqlite3.connect(self.airflow.home / "airflow.db", timeout=30)) as database, database:
+            database.execute(text, values)
+
     # Killing
 
-    def kill_task(self, pid: int, *, supervisor: bool = True) -> bool:
+    def kill_task(self, task: Try, *, supervisor: bool = True) -> bool:
         """Kill -9 a task's process and, unless told otherwise, first the worker above it, as when a machine goes down.
 
         A worker that lives would report the end of its task. False: the process has ended before.
         """
         try:
-            child = psutil.Process(pid)
+            child = psutil.Process(task.pid)
             worker = child.parent()
-            sessions = {os.getsid(pid)} if worker is None else {os.getsid(pid), os.getsid(worker.pid)}
+            sessions = {os.getsid(child.pid), os.getsid(worker.pid if worker else child.pid)}
         except (psutil.NoSuchProcess, ProcessLookupError):
             return False
         schedulers = self.airflow.sessions("scheduler")
-        if not sessions <= schedulers or pid in schedulers:
+        if not sessions <= schedulers or child.pid in schedulers:
             return False  # another program has got the id of a task that is gone
         victims = [child]
         if supervisor and worker is not None and worker.pid not in schedulers:
             victims.insert(0, worker)
+            task.killed += 1
         for victim in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.send_signal(signal.SIGKILL)
@@ -135,9 +179,16 @@ class Arena:
         return True
 
     @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait for the right to take down parts of Airflow: nobody else does, and no run would be disturbed."""
+        self.wait(lambda: not self.undisturbed, lambda: f"{self.undisturbed} do not end", 3 * PATIENCE)
+        with self._components:
+            yield
+
+    @contextlib.contextmanager
     def without(self, name: str) -> Iterator[None]:
         """Kill -9 a part of Airflow and all it has started, and start it again after the block."""
-        with self.components:
+        with self.alone():
             self.kill(name)
             try:
                 yield
@@ -160,16 +211,12 @@ class Trial:
         self.arena = arena
         self.name = name
         self.dag_id = ""
-        self.tasks = 1  # task instances that pay
         self._ahead = 0.0
         self.kie = KieEmulator(generating_seconds=GENERATING_SECONDS, clock=lambda: time.time() + self._ahead)
 
     def __enter__(self) -> Self:
         self.kie.start()
-        connection = self.kie.connection
-        self.arena.api(
-            "POST", "/connections", {"connection_id": self.name, **connection, "extra": json.dumps(connection["extra"])}
-        )
+        self._create("/connections", self.connection(self.kie.api_key))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -182,22 +229,45 @@ class Trial:
     def start(self, dag_id: str = "chaos_generate") -> None:
         """Start the run."""
         self.dag_id = dag_id
-        self.arena.api("POST", f"/dags/{dag_id}/dagRuns", {"logical_date": None, "dag_run_id": self.name})
+        self._create(f"/dags/{dag_id}/dagRuns", {"logical_date": None, "dag_run_id": self.name})
+
+    def connection(self, key: str) -> dict[str, Any]:
+        """The run's connection, as the REST API wants it."""
+        connection = {**self.kie.connection, "password": key}
+        return {"connection_id": self.name, **connection, "extra": json.dumps(connection["extra"])}
+
+    def _create(self, path: str, body: dict[str, Any]) -> None:
+        try:
+            self.arena.api("POST", path, body)
+        except AirflowApiError as error:
+            if error.status != 409:  # it is there: only the answer was lost, to a kill of the API server
+                raise
 
     def hold(self, method: str, path: str, body: str = "", **rule: Any) -> Hold:
         """Hold a request of this run at the gate."""
         return self.arena.gate.hold(Rule(method, path, body, run_id=self.name, **rule))
 
-    def kill(self, caught: Caught, *, supervisor: bool = True) -> None:
-        """Kill the task that has sent a request."""
-        if not self.arena.kill_task(caught.pid, supervisor=supervisor):
-            raise AirflowStackError(f"{self.name}: the process {caught.pid} of the task is not there to be killed")
+    def caught(self, hold: Hold) -> Try:
+        """Wait until a request has come to be held, and return who has sent it."""
+        caught: Caught = self.arena.wait(lambda: hold.caught, lambda: f"{self.name}: nothing came for {hold.rule}")
+        return caught.by
 
-    def kill_running(self, *, supervisor: bool = True) -> None:
-        """Kill the task that runs, whatever it does now."""
-        *_, pid = [pid for each, pid in self.arena.gate.running().items() if each.run_id == self.name]
-        if not self.arena.kill_task(pid, supervisor=supervisor):
-            raise AirflowStackError(f"{self.name}: the process {pid} of the task is not there to be killed")
+    def kill(self, task: Try, *, supervisor: bool = True) -> None:
+        """Kill one try."""
+        if not self.arena.kill_task(task, supervisor=supervisor):
+            raise AirflowStackError(f"{self.name}: the process {task.pid} of the task is not there to be killed")
+
+    def last_try(self) -> Try:
+        """The try that has started last."""
+        return self._tries()[-1]
+
+    def kill_if_running(self, *, supervisor: bool) -> None:
+        """Kill the try that has started last, unless it has ended, or none has started yet."""
+        for task in self._tries()[-1:]:
+            self.arena.kill_task(task, supervisor=supervisor)
+
+    def _tries(self) -> list[Try]:
+        return [each for each in self.arena.gate.tries() if each.run_id == self.name]
 
     def task_instances(self, task_id: str = TASK) -> list[tuple[str | None, int, int]]:
         """State, try number and map index of the task's instances."""
@@ -205,12 +275,24 @@ class Trial:
         where = "dag_id = ? AND run_id = ? AND task_id = ?"
         return self.arena.query(f"SELECT {columns} FROM task_instance WHERE {where}", self.dag_id, self.name, task_id)
 
+    def is_settled(self, state: str | None, try_number: int, map_index: int) -> bool:
+        """Whether the scheduler knows that a deferred task has left its worker.
+
+        If it comes back before that, Airflow takes it for one that was killed, and starts another try.
+        """
+        phases = [
+            each.phases - each.killed
+            for each in self.arena.gate.tries()
+            if (each.run_id, each.try_number, each.map_index) == (self.name, try_number, map_index)
+        ]
+        return state != "deferred" or self.arena.reports(self.name, try_number, map_index) >= sum(phases)
+
     def wait_for(self, *states: str, task_id: str = TASK, try_number: int | None = None) -> None:
-        """Wait until the task is in one of these states, in that try if one is given."""
+        """Wait until all instances of the task are in one of these states, in that try if one is given."""
 
         def reached() -> bool:
-            (state, number, _), *_ = self.task_instances(task_id)
-            return state in states and try_number in (None, number)
+            found = self.task_instances(task_id)
+            return all(each[0] in states and try_number in (None, each[1]) and self.is_settled(*each) for each in found)
 
         self.arena.wait(
             reached, lambda: f"{self.name}: not {' or '.join(states)} {try_number or ''}, but {self.describe(task_id)}"
@@ -272,6 +354,11 @@ class Trial:
         keys = [each["key"] for each in self.arena.api("GET", f"{path}?map_index={map_index}")["xcom_entries"]]
         values = [self.arena.api("GET", f"{path}/{key}?map_index={map_index}&stringify=false") for key in keys]
         return json.dumps({value["key"]: value["value"] for value in values})
+
+    def xcom_keys(self) -> set[str]:
+        """The keys of the task's XComs."""
+        where = "dag_id = ? AND run_id = ? AND task_id = ?"
+        return {key for (key,) in self.arena.query(f"SELECT key FROM xcom WHERE {where}", self.dag_id, self.name, TASK)}
 
     def log(self, task_id: str = TASK, map_index: int = -1) -> str:
         """The logs of all tries."""

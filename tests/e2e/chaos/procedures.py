@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
+import signal
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.chaos.arena import PATIENCE, TASK
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from tests.support.gate import Hold
 
     Procedure = Callable[[Trial], None]
+    Moment = tuple[tuple[str, str, str], dict[str, Any]]
 
 PROCEDURES: dict[str, Procedure] = {}
 MAPPED = 10
+NEXT_KEY = "the-next-key"
 
 # What a worker asks of Airflow: method, path and body.
 INTENT = ("PUT", "/store/ti/", '"phase": ?"intent"')
@@ -36,13 +38,13 @@ def procedure(function: Procedure) -> Procedure:
 
 def kill_at(trial: Trial, hold: Hold) -> None:
     """Kill the task when its request has come; the request never arrives."""
-    trial.kill(hold.wait(PATIENCE))
+    trial.kill(trial.caught(hold))
     hold.drop()
 
 
-def finish(trial: Trial, try_number: int | None = None) -> None:
+def finish(trial: Trial) -> None:
     """Let Kie finish when the task is deferred, and wait for the end."""
-    trial.wait_for("deferred", try_number=try_number)
+    trial.wait_for("deferred")
     trial.finish_at_kie()
     trial.wait_for_end()
 
@@ -51,11 +53,6 @@ def wait_for_kie_task(trial: Trial) -> str:
     """Wait until Kie has accepted createTask, and return the id."""
     charged: list[str] = trial.arena.wait(trial.charged, f"{trial.name}: nothing was created")
     return charged[0]
-
-
-def kill_running(trial: Trial, *, supervisor: bool = True) -> None:
-    """Kill the task in whatever it does now."""
-    trial.kill_running(supervisor=supervisor)
 
 
 @procedure
@@ -79,7 +76,7 @@ def killed_before_the_answer(trial: Trial) -> None:
     trial.kie.fault({"on": "createTask", "do": "hold"})
     trial.start()
     wait_for_kie_task(trial)
-    kill_running(trial)
+    trial.kill(trial.last_try())
     trial.wait_for_end()
 
 
@@ -88,7 +85,7 @@ def killed_before_the_answer_resubmit(trial: Trial) -> None:
     trial.kie.fault({"on": "createTask", "do": "hold"})
     trial.start("chaos_resubmit")
     wait_for_kie_task(trial)
-    kill_running(trial)
+    trial.kill(trial.last_try())
     finish(trial)
 
 
@@ -162,7 +159,7 @@ def only_the_task_process_dies(trial: Trial) -> None:
 def _killed_while_waiting(trial: Trial, *, supervisor: bool) -> None:
     trial.start("chaos_on_worker")
     trial.wait_until_asked(1)
-    kill_running(trial, supervisor=supervisor)
+    trial.kill(trial.last_try(), supervisor=supervisor)
     trial.wait_for("running", try_number=2)
     trial.finish_at_kie()
     trial.wait_for_end()
@@ -182,29 +179,28 @@ def two_tasks(trial: Trial) -> None:
 
 @procedure
 def mapped(trial: Trial) -> None:
-    trial.tasks = MAPPED
-    moments: list[tuple[tuple[str, str, str], dict[str, Any]]] = [
-        (INTENT, {}),
-        (SUBMITTED, {"at": "answer"}),
-        (DEFER, {}),
-        (RUN, {"skip": 1, "at": "answer"}),
-        (DELIVERED, {}),
-        (SUCCEED, {}),
-    ]
-    chosen = random.Random(trial.name).choices(moments, k=MAPPED)
+    draw = random.Random(trial.name)
+    before_waiting: list[Moment] = [(INTENT, {}), (SUBMITTED, {"at": "answer"}), (DEFER, {})]
+    after_waiting: list[Moment] = [(RUN, {"skip": 1, "at": "answer"}), (DELIVERED, {}), (SUCCEED, {})]
+    early = [draw.random() < 0.5 for _ in range(MAPPED)]
+    chosen = [draw.choice(before_waiting if is_early else after_waiting) for is_early in early]
     holds = [trial.hold(*what, map_index=index, **how) for index, (what, how) in enumerate(chosen)]
     trial.start("chaos_mapped")
-    waiting = list(holds)
+    kill_as_they_come(trial, [hold for hold, is_early in zip(holds, early, strict=True) if is_early])
+    trial.wait_for("deferred")
+    trial.finish_at_kie()
+    kill_as_they_come(trial, [hold for hold, is_early in zip(holds, early, strict=True) if not is_early])
+    trial.wait_for_end()
 
-    def all_done() -> bool:
-        for hold in [each for each in waiting if each.caught]:
+
+def kill_as_they_come(trial: Trial, holds: list[Hold]) -> None:
+    def none_left() -> bool:
+        for hold in [each for each in holds if each.caught]:
             kill_at(trial, hold)
-            waiting.remove(hold)
-        trial.finish_at_kie()
-        return not waiting
+            holds.remove(hold)
+        return not holds
 
-    trial.arena.wait(all_done, lambda: f"{trial.name}: nothing came for {[each.rule for each in waiting]}")
-    trial.wait_for_end(on_poll=trial.finish_at_kie)
+    trial.arena.wait(none_left, lambda: f"{trial.name}: nothing came for {[each.rule for each in holds]}")
 
 
 @procedure
@@ -243,7 +239,7 @@ def cleared_while_deferred(trial: Trial) -> None:
     trial.start()
     trial.wait_for("deferred")
     trial.clear()
-    finish(trial, try_number=2)
+    finish(trial)
 
 
 @procedure
@@ -251,7 +247,7 @@ def cleared_after_success(trial: Trial) -> None:
     trial.start()
     finish(trial)
     trial.clear()
-    finish(trial, try_number=2)
+    finish(trial)
 
 
 @procedure
@@ -263,23 +259,11 @@ def marked_failed_while_deferred(trial: Trial) -> None:
 
 
 @procedure
-def trigger_cannot_be_loaded(trial: Trial) -> None:
-    hold = trial.hold(*DEFER)
-    trial.start()
-    hold.wait(PATIENCE)
-    hold.release(lambda body: body.replace("KieTaskTrigger", "TriggerOfAnotherRelease"))
-    trial.arena.wait(
-        lambda: "kie_trigger_restarts" in trial.xcom(), lambda: f"{trial.name}: no new trigger\n{trial.log()}"
-    )
-    finish(trial)
-
-
-@procedure
 def key_rotated(trial: Trial) -> None:
     trial.start()
     trial.wait_until_asked(2)
-    change_key(trial)
     renew_connection(trial)
+    change_key(trial)
     finish(trial)
 
 
@@ -297,22 +281,38 @@ def key_revoked(trial: Trial) -> None:
 def change_key(trial: Trial) -> None:
     """Kie knows another key from now on."""
     account = trial.kie._server.world.account
-    account.settings = dataclasses.replace(account.settings, api_key="the-next-key")
+    account.settings = dataclasses.replace(account.settings, api_key=NEXT_KEY)
 
 
 def renew_connection(trial: Trial) -> None:
-    connection = {**trial.kie.connection, "password": "the-next-key"}
-    body = {"connection_id": trial.name, **connection, "extra": json.dumps(connection["extra"])}
-    trial.arena.api("PATCH", f"/connections/{trial.name}", body)
+    trial.arena.api("PATCH", f"/connections/{trial.name}", trial.connection(NEXT_KEY))
 
 
 @procedure
 def triggerer_killed(trial: Trial) -> None:
     trial.start()
     trial.wait_until_asked(2)
-    with trial.arena.without("triggerer"):
-        trial.finish_at_kie()
-    trial.wait_for_end()
+    with trial.arena.alone():
+        with trial.arena.without("triggerer"):
+            trial.finish_at_kie()
+        trial.wait_for_end()
+
+
+@procedure
+def trigger_cannot_be_loaded(trial: Trial) -> None:
+    trial.start()
+    trial.wait_for("deferred")
+    with trial.arena.alone():
+        with trial.arena.without("triggerer"):
+            change = (
+                "UPDATE trigger SET classpath = ? WHERE id = (SELECT trigger_id FROM task_instance WHERE run_id = ?)"
+            )
+            trial.arena.change(change, "kie_provider.triggers.kie.TriggerOfAnotherRelease", trial.name)
+        trial.arena.wait(
+            lambda: "kie_trigger_restarts" in trial.xcom_keys(),
+            lambda: f"{trial.name}: no new trigger: {trial.describe()}",
+        )
+        finish(trial)
 
 
 @procedure
@@ -320,7 +320,7 @@ def triggerer_replaced(trial: Trial) -> None:
     trial.start()
     trial.wait_until_asked(2)
     airflow = trial.arena.airflow
-    with trial.arena.components:
+    with trial.arena.alone():
         airflow.start_process("triggerer", "second-triggerer")
         airflow.wait_healthy(PATIENCE)
         with trial.arena.without("triggerer"):
@@ -331,29 +331,42 @@ def triggerer_replaced(trial: Trial) -> None:
 
 @procedure
 def scheduler_killed_while_running(trial: Trial) -> None:
-    trial.start("chaos_on_worker")
-    trial.wait_until_asked(1)
-    with trial.arena.without("scheduler"):
-        pass
-    trial.wait_for("running", try_number=2)
-    trial.finish_at_kie()
-    trial.wait_for_end()
+    with trial.arena.alone():
+        trial.start("chaos_on_worker")
+        trial.wait_until_asked(1)
+        with trial.arena.without("scheduler"):
+            pass
+        trial.wait_for("running", try_number=2)
+        trial.finish_at_kie()
+        trial.wait_for_end()
 
 
 @procedure
 def scheduler_killed_while_deferred(trial: Trial) -> None:
     trial.start()
     trial.wait_for("deferred")
-    with trial.arena.without("scheduler"):
-        trial.finish_at_kie()
-    trial.wait_for_end()
+    with trial.arena.alone():
+        with trial.arena.without("scheduler"):
+            trial.finish_at_kie()
+        trial.wait_for_end()
 
 
 @procedure
 def api_server_killed(trial: Trial) -> None:
     trial.kie.fault({"on": "createTask", "do": "hold"})
-    trial.start()
-    wait_for_kie_task(trial)
-    with trial.arena.without("api-server"):
-        trial.kie.release()
-    finish(trial)
+    with trial.arena.alone():
+        scheduler = trial.arena.airflow.process("scheduler")
+        trial.start()
+        wait_for_kie_task(trial)
+        # By default it waits five minutes for a task that cannot prove that it lives, but here only seconds.
+        scheduler.send_signal(signal.SIGSTOP)
+        try:
+            with trial.arena.without("api-server"):
+                trial.kie.release()
+            trial.arena.wait(
+                lambda: trial.task_instances()[0][0] == "deferred",
+                lambda: f"{trial.name}: does not go on: {trial.describe()}",
+            )
+        finally:
+            scheduler.send_signal(signal.SIGCONT)
+        finish(trial)

@@ -46,12 +46,12 @@ SCENARIOS = (
     # one way through a try, from its first to its last request
     Scenario(
         "killed_before_the_intent",
-        "The worker is killed before it has noted that it is about to create a Kie task.",
+        "The worker is killed before it has noted its intent to create a Kie task.",
         "The retry creates the task.",
     ),
     Scenario(
         "killed_between_intent_and_post",
-        "The worker is killed after it has noted that it is about to create a Kie task, and before it sends createTask.",
+        "The worker is killed after it has noted its intent to create a Kie task, and before it sends createTask.",
         "The retry cannot tell this from a task that was created, so it stops and says how to find out.",
         state="failed",
         charged=0,
@@ -128,7 +128,7 @@ SCENARIOS = (
     ),
     Scenario(
         "two_tasks",
-        "With one task that creates and a sensor that waits: both are killed, the first before its success is recorded, "
+        "One task creates and a sensor waits. Both are killed: the first before its success is recorded, "
         "the second when it has come back from the triggerer.",
         "The first returns the same Kie task id again, and the sensor waits for it again.",
     ),
@@ -191,13 +191,6 @@ SCENARIOS = (
         tries=1,
     ),
     Scenario(
-        "trigger_cannot_be_loaded",
-        "The triggerer cannot load the trigger, because it has another release of the provider.",
-        "The task looks once itself, and waits on with a new trigger in the same try.",
-        tries=1,
-        says="(?s)warning .*trigger ended without an event",
-    ),
-    Scenario(
         "key_rotated",
         "The API key is changed at Kie and in the connection while the task is deferred.",
         "The wait goes on with the new key in the same try.",
@@ -205,7 +198,7 @@ SCENARIOS = (
     ),
     Scenario(
         "key_revoked",
-        "The API key is revoked while the task is deferred; later the connection gets a new one, and the task is cleared.",
+        "The API key is revoked while the task is deferred; the connection gets a new one, and the task is cleared.",
         "The task fails without a retry; after the clear it goes on with the same Kie task.",
         says="(?i)key",
     ),
@@ -215,6 +208,14 @@ SCENARIOS = (
         "The triggerer is killed while the task is deferred, Kie finishes, and the triggerer is started again.",
         "The wait goes on in the same try.",
         tries=1,
+        alone=True,
+    ),
+    Scenario(
+        "trigger_cannot_be_loaded",
+        "The triggerer is replaced by one that has another release of the provider and cannot load the trigger.",
+        "The task looks once itself, and waits on with a new trigger in the same try.",
+        tries=1,
+        says="(?s)warning .*trigger ended without an event",
         alone=True,
     ),
     Scenario(

@@ -14,7 +14,7 @@ from kie_provider.sensors.flux2 import Flux2TaskSensor
 MAPPED = 10
 COMMON: dict[str, Any] = {
     "kie_conn_id": "{{ run_id }}",
-    "retries": 3,
+    "retries": 10,
     "retry_delay": timedelta(seconds=0.5),
 }
 PROMPT = "a red fox, {{ run_id }}"

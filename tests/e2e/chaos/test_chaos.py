@@ -1,0 +1,47 @@
+"""Every scenario of the list, in a real Airflow, with kill -9."""
+
+from __future__ import annotations
+
+import signal
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.chaos.arena import Arena
+from tests.e2e.chaos.procedures import PROCEDURES
+from tests.e2e.chaos.scenarios import SCENARIOS, Scenario
+from tests.e2e.chaos.verdict import Verdict, try_out_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HAS_STATE_STORE = tuple(map(int, version("apache-airflow-core").split(".")[:2])) >= (3, 3)
+
+
+def test_every_scenario_has_a_procedure_and_the_other_way_round() -> None:
+    assert [scenario.name for scenario in SCENARIOS] == list(dict.fromkeys(scenario.name for scenario in SCENARIOS))
+    assert {scenario.name for scenario in SCENARIOS} == set(PROCEDURES)
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> Iterator[dict[str, Verdict]]:
+    """All scenarios, in one Airflow."""
+    before = signal.signal(signal.SIGTERM, _interrupt)  # else a SIGTERM would leave Airflow behind
+    try:
+        with Arena() as arena:
+            yield {verdict.name: verdict for verdict in try_out_all(arena, SCENARIOS)}
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not HAS_STATE_STORE, reason="before Airflow 3.3 nothing outlives a try: there is no state store")
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_the_outcome_is_as_promised(scenario: Scenario, verdicts: dict[str, Verdict]) -> None:
+    assert not verdicts[scenario.name].problems, "\n".join(verdicts[scenario.name].problems)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt("SIGTERM")
