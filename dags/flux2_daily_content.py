@@ -2,8 +2,8 @@
 
 An editorial plan becomes prompts, each prompt an image, and all images one contact sheet.
 
-Every prompt has a task group of its own (create, wait, download), so that a failed one holds up no other: mapping
-`create` and `wait` separately would let one failed create strand the paid images of all the rest.
+Every prompt has a task group of its own (image, download), so that a failed one holds up no other: mapping the two
+steps separately would let one refused prompt strand the paid images of all the rest.
 """
 
 import json
@@ -14,8 +14,7 @@ from airflow.sdk import DAG, Param, XComArg, task, task_group
 
 from kie_provider.contact_sheet import SheetItem, write_html, write_png
 from kie_provider.hooks.kie import KieHook
-from kie_provider.operators.flux2 import Flux2CreateTaskOperator
-from kie_provider.sensors.flux2 import Flux2TaskSensor
+from kie_provider.operators.flux2 import Flux2GenerateImageOperator
 
 PLAN = [
     {"slot": "cover", "topic": "a lighthouse above a stormy sea", "style": "oil painting"},
@@ -37,7 +36,7 @@ with DAG(
             "kie_images", type="string", description="Folder on the worker; each run makes a subfolder."
         )
     },
-    # Waiting, downloading and drawing again cost nothing.
+    # Retries pay nothing twice: the next try goes on with the same Kie task (Airflow 3.3 and later).
     default_args={"retries": 2, "retry_delay": pendulum.duration(seconds=10)},
     tags=["kie", "flux-2"],
     doc_md=__doc__,
@@ -59,11 +58,9 @@ with DAG(
 
     @task_group
     def make_image(prompt: str) -> XComArg:
-        """Create, wait, download: one image from prompt to file."""
-        # No retries: if a worker dies between sending and noting the answer, a retry would pay for a second image.
-        create = Flux2CreateTaskOperator(task_id="create", prompt=prompt, aspect_ratio="4:3", retries=0)
-        wait = Flux2TaskSensor(task_id="wait", kie_task_id=create.output, deferrable=True)
-        return download(prompt, wait.output, FOLDER)
+        """One image from prompt to file."""
+        image = Flux2GenerateImageOperator(task_id="image", prompt=prompt, aspect_ratio="4:3", deferrable=True)
+        return download(prompt, image.output, FOLDER)
 
     @task(trigger_rule="all_done")
     def contact_sheet(prompts: list[str], images: list[dict], folder: str) -> str:

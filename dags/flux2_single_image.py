@@ -13,10 +13,10 @@ with DAG(
     tags=["kie", "flux-2"],
     doc_md=__doc__,
 ):
-    # No retries: if a worker dies between sending and noting the answer, a retry would pay for a second image.
+    # Retrying it pays nothing twice: the next try goes on with the same Kie task. Before Airflow 3.3, set retries=0.
     create = Flux2CreateTaskOperator(
         task_id="create",
-        retries=0,
+        retries=2,
         prompt=(
             "Hyperrealistic supermarket blister pack on clean olive green surface. No shadows. Inside: bright pink "
             '3D letters spelling "FLUX.2" pressing against stretched plastic film, creating realistic deformation '

@@ -17,7 +17,7 @@ author = "The airflow-provider-kie authors"
 copyright = "The airflow-provider-kie authors"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "error_reference"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "error_reference", "scenario_table"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 

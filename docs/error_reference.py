@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FINAL = "fails, no retry"
 RETRIED = "fails, Airflow retries"
 SENSOR_TIMEOUT = "times out, no retry"
+COMES_BACK = "comes back later"
 NEVER = "does not occur"
 
 #: createTask never ends with these: an answer that leaves the outcome open becomes KieSubmitUnknownError.
@@ -45,6 +46,8 @@ def create_ends(error: type[errors.KieError]) -> str:
     """Say how a create operator ends."""
     if error is errors.KieError or issubclass(error, _NOT_WHEN_CREATING):
         return NEVER
+    if error is errors.KieRateLimitError:
+        return COMES_BACK
     return FINAL if isinstance(operator_failure(error("")), AirflowFailException) else RETRIED
 
 
