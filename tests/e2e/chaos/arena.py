@@ -25,6 +25,7 @@ from tests.support.gate import Caught, Gate, Hold, Rule, Try
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from typing_extensions import Self
@@ -63,7 +64,7 @@ class Arena:
         self._read_up_to = 0
         self._reports: Counter[tuple[str, ...]] = Counter()
         self.stopping = threading.Event()
-        self.undisturbed: set[str] = set()  # runs for which all parts of Airflow must stay up
+        self.undisturbed: set[str] = set()  # runs that need all parts of Airflow for now
         self._components = threading.RLock()
         self._closing = contextlib.ExitStack()
 
@@ -221,6 +222,11 @@ class Trial:
 
     def __exit__(self, *_: object) -> None:
         self.kie.stop()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Wait for the right to take down parts of Airflow; from here on, others may do it before."""
+        self.arena.undisturbed.discard(self.name)
+        return self.arena.alone()
 
     @property
     def path(self) -> str:

@@ -43,8 +43,8 @@ class Verdict:
 
 
 def try_out_all(arena: Arena, scenarios: Sequence[Scenario]) -> list[Verdict]:
-    """Bring all scenarios about at once; those that take down a part of Airflow wait for the others to end."""
-    arena.undisturbed |= {scenario.name for scenario in scenarios if not scenario.alone}
+    """Bring all scenarios about at once; those that take down a part of Airflow wait until no other is disturbed."""
+    arena.undisturbed |= {scenario.name for scenario in scenarios}
 
     def job(scenario: Scenario) -> Verdict:
         try:
@@ -52,7 +52,8 @@ def try_out_all(arena: Arena, scenarios: Sequence[Scenario]) -> list[Verdict]:
         finally:
             arena.undisturbed.discard(scenario.name)
 
-    return arena.run([partial(job, scenario) for scenario in scenarios], at_once=len(scenarios))
+    longest_first = sorted(scenarios, key=lambda scenario: scenario.charged, reverse=True)
+    return arena.run([partial(job, scenario) for scenario in longest_first], at_once=len(scenarios))
 
 
 def try_out(arena: Arena, scenario: Scenario, name: str) -> Verdict:
