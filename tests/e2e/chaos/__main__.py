@@ -33,7 +33,7 @@ PARTS = ("triggerer", "scheduler", "api-server")
 def main(arguments: list[str] | None = None) -> int:
     """Run the trials and print the tally; 0 when every promise was kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.chaos", description=__doc__)
-    parser.add_argument("--trials", type=int, default=40, help="how many task instances to torment (default 40)")
+    parser.add_argument("--trials", type=int, default=100, help="how many task instances to torment (default 100)")
     parser.add_argument(
         "--seed", type=int, default=secrets.randbelow(10**6), help="repeat the choices of an earlier run"
     )

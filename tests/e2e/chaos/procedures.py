@@ -230,14 +230,16 @@ def cleared_while_creating(trial: Trial) -> None:
     trial.start()
     wait_for_kie_task(trial)
     trial.clear()
+    trial.kie.release()
     trial.wait_for_end()
 
 
 @procedure
 def cleared_while_deferred(trial: Trial) -> None:
     trial.start()
-    trial.wait_for("deferred")
+    trial.wait_until_asked(2)  # the trigger runs
     trial.clear()
+    wait_for_last_words(trial)
     finish(trial)
 
 
@@ -250,11 +252,42 @@ def cleared_after_success(trial: Trial) -> None:
 
 
 @procedure
+def cleared_with_other_inputs(trial: Trial) -> None:
+    trial.start("chaos_changing")
+    trial.wait_for("deferred")
+    trial.clear()
+    finish(trial)
+
+
+@procedure
+def settled_with_the_id(trial: Trial) -> None:
+    killed_before_the_answer(trial)
+    (kie_task_id,) = trial.charged()
+    trial.settle("PUT", {"value": kie_task_id})
+    trial.clear()
+    finish(trial)
+
+
+@procedure
+def settled_as_not_created(trial: Trial) -> None:
+    killed_between_intent_and_post(trial)
+    trial.settle("DELETE")
+    trial.clear()
+    finish(trial)
+
+
+@procedure
 def marked_failed_while_deferred(trial: Trial) -> None:
     trial.start()
-    trial.wait_for("deferred")
+    trial.wait_until_asked(2)
     trial.arena.api("PATCH", f"{trial.path}/taskInstances/{TASK}", {"new_state": "failed"})
+    wait_for_last_words(trial)
     trial.wait_for_end()
+
+
+def wait_for_last_words(trial: Trial) -> None:
+    """Airflow calls a trigger's on_kill a moment after the task was taken away from it."""
+    trial.arena.wait(lambda: "goes on and is billed" in trial.log(), lambda: f"{trial.name}: {trial.describe()}")
 
 
 @procedure

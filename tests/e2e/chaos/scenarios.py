@@ -40,6 +40,7 @@ class Scenario:
     alone: bool = False
 
 
+GOES_ON = "Kie cannot cancel tasks: Kie task [0-9a-f]{32} goes on and is billed"
 UNKNOWN = "(?s)died before it knew the answer.*put its id"
 
 SCENARIOS = (
@@ -165,16 +166,16 @@ SCENARIOS = (
     Scenario(
         "cleared_while_creating",
         "The task is cleared after Kie has accepted createTask and before the answer arrives.",
-        "The new try stops and says how to find out.",
+        "The old try gets the answer and logs the id; the new one stops and says how to find out.",
         state="failed",
-        found_in=(),
-        unknown=1,
+        found_in=(LOG,),
         says=UNKNOWN,
     ),
     Scenario(
         "cleared_while_deferred",
         "The task is cleared while it is deferred.",
-        "The new try goes on with the same Kie task.",
+        "The log says that the Kie task goes on; the new try goes on with it.",
+        says=GOES_ON,
     ),
     Scenario(
         "cleared_after_success",
@@ -184,11 +185,32 @@ SCENARIOS = (
         found_in=(STORE,),
     ),
     Scenario(
+        "cleared_with_other_inputs",
+        "The task is cleared while it is deferred, and the prompt renders differently now.",
+        "Another image was asked for, so there is a new Kie task; the state store keeps the id of the old one.",
+        charged=2,
+        found_in=(STORE,),
+    ),
+    Scenario(
+        "settled_with_the_id",
+        "A try has stopped because it did not know the id; a person puts it into the state store and clears the task.",
+        "The new try goes on with that Kie task.",
+        tries=3,
+        says="Going on with Kie task",
+    ),
+    Scenario(
+        "settled_as_not_created",
+        "A try has stopped because it could not know that nothing was created; a person deletes the key and clears.",
+        "The new try creates the Kie task.",
+        tries=3,
+    ),
+    Scenario(
         "marked_failed_while_deferred",
         "The task is marked as failed while it is deferred.",
-        "Kie cannot cancel: the Kie task goes on and is billed; clearing the task gets its result.",
+        "The log says that the Kie task goes on and is billed; clearing the task would get its result.",
         state="failed",
         tries=1,
+        says=GOES_ON,
     ),
     Scenario(
         "key_rotated",
