@@ -231,10 +231,18 @@ class Ledger:
         """Take the fence down after an explicit refusal: nothing was created, so what was before is true again."""
         if self._store is None:
             return
-        if self._stored is None:
-            self._store.delete(KEY)
-        else:
-            self._store.set(KEY, self._stored, retention=RETENTION)
+        try:
+            if self._stored is None:
+                self._store.delete(KEY)
+            else:
+                self._store.set(KEY, self._stored, retention=RETENTION)
+        except Exception as error:  # noqa: BLE001  # the refusal is what the author must read
+            log.warning(
+                "Kie created nothing, but Airflow could not note that (%s). Delete the key %r of this task instance's "
+                "state store before you clear this task.",
+                error,
+                KEY,
+            )
 
     def submitted(self, kie_task_id: str) -> None:
         """Note the id of the new task. The very first thing to do with an answer.

@@ -453,6 +453,8 @@ class Store:
         self._store.set(key, value, **kwargs)
 
     def delete(self, key):
+        if self._phase == "withdrawn":
+            raise self._error
         self._store.delete(key)
 
 
@@ -479,6 +481,15 @@ class TestStoreFails:
         # the second try had a store
         assert (outcome.tries, at_kie()) == (2, [outcome.result])
         assert sum(r["path"].endswith("createTask") for r in kie_emulator.requests()) == 1
+
+    def test_after_a_refusal_the_refusal_is_what_one_reads(self, kie_emulator, log):
+        kie_emulator.fault({"on": "createTask", "do": "code", "code": 402})
+
+        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("withdrawn", 500), **kw))
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert "Not enough Kie.ai credits" in str(outcome.error)
+        assert "Kie created nothing, but Airflow could not note that" in log()
 
     def test_after_the_answer_because_the_try_was_replaced_it_stops_with_the_id(self, at_kie, log):
         outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("submitted", 404), **kw))
