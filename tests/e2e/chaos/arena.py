@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -376,9 +377,13 @@ class Trial:
         tries = [number for _, number, index in self.task_instances(task_id) if index == map_index]
         for number in range(1, max(tries, default=0) + 1):
             with contextlib.suppress(AirflowApiError):  # a try that never began has none
-                text = self.arena.airflow.task_log(self.dag_id, self.name, task_id, map_index, number)
-                texts.append(f"--- try {number}\n{text}")
+                read = partial(self._log_of_try, task_id, map_index, number)
+                texts.append(self.arena.wait(read, f"{self.name}: no log of try {number}"))
         return "\n".join(texts)
+
+    def _log_of_try(self, task_id: str, map_index: int, number: int) -> str:
+        text = self.arena.airflow.task_log(self.dag_id, self.name, task_id, map_index, number)
+        return f"--- try {number}\n{text}"
 
     def places(self, kie_task_id: str, map_index: int = -1) -> set[str]:
         """Where Airflow's user finds an id."""
