@@ -58,10 +58,10 @@ class KieTaskTrigger(BaseTrigger):
         """Say in the task's log that the Kie task goes on. Called by Airflow 3.3 and later.
 
         It comes when the task was cleared or marked, but also when another triggerer takes over, where nothing has
-        ended: the task is still deferred then.
+        ended: the task is deferred then, as it is when the next try after a clear was quicker than this.
         """
-        if not await self._is_deferred():
-            log_last_words(self.log, goes_on(self.kie_task_id))
+        still_waiting = "The wait goes on with another trigger. " if await self._is_deferred() else ""
+        log_last_words(self.log, still_waiting + goes_on(self.kie_task_id))
 
     async def _is_deferred(self) -> bool:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -72,7 +72,7 @@ class KieTaskTrigger(BaseTrigger):
             states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
                 dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
             )
-        except Exception as error:  # noqa: BLE001  # then the line is rather written once too often
+        except Exception as error:  # noqa: BLE001  # the line that matters comes all the same
             self.log.debug("Cannot learn the task's state: %s", error)
             return False
         return any("deferred" in by_task.values() for by_task in states.values())
