@@ -111,6 +111,27 @@ def test_every_error_survives_the_way_through_json(error_class):
 
 
 @pytest.mark.parametrize(
+    ("code", "message", "may_succeed"),
+    [
+        ("500", "Internal Error, Please try again later.", True),
+        (500, "Kie gave no reason", True),
+        ("408", "Kie gave no reason", True),
+        ("501", "Internal Error", True),
+        (None, "The model is overloaded", True),
+        ("501", "Kie gave no reason", False),
+        ("500", "The content was flagged as NSFW", False),
+        ("SENSITIVE_WORD_ERROR", "Sensitive words; try again", False),
+        ("400", "Internal Error", False),
+        ("402", "Credits insufficient, try again", False),
+        ("422", "The image cannot be read", False),
+        (None, "Kie gave no reason", False),
+    ],
+)
+def test_only_trouble_of_kies_own_is_worth_a_new_task(code, message, may_succeed):
+    assert errors.KieTaskFailedError(message, code=code).may_succeed_anew is may_succeed
+
+
+@pytest.mark.parametrize(
     ("value", "stored"),
     [
         ("cut \ud83e", "cut ?"),
