@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kie_provider.client import protocol, retry, transport
+from kie_provider.client.download import DEAD_LINK, DownloadedFile, download
 from kie_provider.client.endpoint import Endpoint
-from kie_provider.client.errors import KieError, KieResultError, KieSubmitUnknownError, KieTransportError
-from kie_provider.client.models import TaskRecord, is_http_url, shorten
+from kie_provider.client.errors import (
+    KieError,
+    KieNotFoundError,
+    KieResultError,
+    KieSubmitUnknownError,
+    KieTransportError,
+    KieValidationError,
+)
+from kie_provider.client.models import TaskRecord
 from kie_provider.client.polling import Observation
 
 if TYPE_CHECKING:
     import requests
 
 T = TypeVar("T")
-_CHUNK = 1 << 20
 
 
 class KieClient:
@@ -96,48 +103,47 @@ class KieClient:
         request = protocol.upload_file(path.name, path.read_bytes(), upload_path.strip("/"))
         return self._look_up(request, protocol.read_upload)
 
-    def download_file(self, url: str, path: str | Path) -> Path:
+    def download_file(self, url: str, path: str | Path, *, max_bytes: int | None = None) -> DownloadedFile:
         """Download a public result URL to a local file, which appears only when complete.
 
-        The file host never sees the API key, nor credentials from .netrc.
+        A link that has died is replaced by a fresh one, and a download that breaks off is tried again. The file host
+        never sees the API key, nor credentials from .netrc.
 
-        :raises KieResultError: the URL is unusable, or answers with an error or a web page.
-        :raises KieTransportError: the download broke off.
+        :param max_bytes: refuse a file that is larger; None: any size.
+        :raises KieResultError: the file is lost, larger than allowed, or at an address where no result can be.
+        :raises KieFileError: the host answers with a web page or with nothing.
+        :raises KieTransportError: the download broke off, repeatedly.
         """
-        import requests
+        link, is_fresh, attempt = url, False, 1
+        while True:
+            try:
+                return download(
+                    link,
+                    Path(path),
+                    read_timeout=self.endpoint.request_timeout,
+                    max_bytes=max_bytes,
+                    allow_private=self.endpoint.is_private,
+                )
+            except KieResultError as error:
+                if is_fresh or error.http_status not in DEAD_LINK:
+                    raise
+                link, is_fresh = self._fresh_link(url, error), True
+            except KieError as error:
+                delay = retry.lookup_delay(error, attempt)
+                if delay is None:
+                    raise
+                self._sleep(retry.jitter(delay, at_least=error.retry_after))
+                attempt += 1
 
-        path = Path(path)
-        if not is_http_url(url):
-            raise KieResultError(f"not an http(s) URL: {shorten(url)}")
-        part = path.with_name(f".{path.name}.part")
+    def _fresh_link(self, url: str, dead: KieResultError) -> str:
         try:
-            with (
-                transport.reusable_session() as session,
-                session.get(
-                    url,
-                    stream=True,
-                    timeout=(transport.CONNECT_TIMEOUT, self.endpoint.request_timeout),
-                    auth=lambda request: request,
-                ) as response,
-            ):
-                kind = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
-                if response.status_code != 200 or kind == "text/html":
-                    raise KieResultError(
-                        f"{url} answered {kind or 'without a content type'}; result links can expire within 24 hours",
-                        http_status=response.status_code,
-                    )
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with part.open("wb") as file:
-                    for chunk in response.iter_content(_CHUNK):
-                        file.write(chunk)
-                if not part.stat().st_size:
-                    raise KieResultError(f"{url} answered with an empty file", http_status=response.status_code)
-            part.replace(path)
-        except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to what is no URL
-            raise KieTransportError(f"downloading {url} broke off ({type(error).__name__}: {error})") from None
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+            return self.get_download_url(url)
+        except (KieNotFoundError, KieValidationError) as error:  # "url is wrong"
+            raise KieResultError(
+                f"{dead.message}; Kie gives no fresh link either ({error.message}), so this file is lost. Kie keeps "
+                "results for 14 days and warns that links may die within 24 hours",
+                http_status=dead.http_status,
+            ) from None
 
     def close(self) -> None:
         """Close kept-alive connections."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import socket
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from kie_provider.client.errors import KieConnectionError
 from kie_provider.client.models import is_http_url, shorten
@@ -53,9 +56,34 @@ class Endpoint:
             )
         object.__setattr__(self, "request_timeout", seconds)
 
+    @property
+    def is_private(self) -> bool:
+        """Whether a host is written as a loopback or private address, as that of an emulator is."""
+        return is_private_host(self.host) or is_private_host(self.upload_host)
+
     def url(self, path: str, *, upload: bool = False) -> str:
         """Return the full URL of an absolute ``path``."""
         return (self.upload_host if upload else self.host).rstrip("/") + path
+
+
+def is_private_host(url: str) -> bool:
+    """Whether the host of an http(s) URL is written as an address that only this machine or network knows.
+
+    Names are not looked up: only literal addresses (in every notation that the C library reads) and ``localhost``.
+    """
+    host = (urlsplit(url).hostname or "").rstrip(".").partition("%")[0]
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(host))  # 127.1, 0x7f000001, 2130706433
+        except OSError:
+            return False  # a name
+    mapped = getattr(address, "ipv4_mapped", None)
+    address = mapped or address
+    return not address.is_global or address.is_multicast
 
 
 def _without_userinfo(url: str) -> str:

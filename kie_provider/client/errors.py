@@ -244,6 +244,29 @@ class KieResultError(KieError):
     advice = f"It may have been charged; see {LOGS_PAGE}."
 
 
+class KieFileError(KieError):
+    """What a result link delivered is not the complete, sound file that was asked for: a web page, half an image."""
+
+    summary = "What the Kie.ai link delivered is not the result"
+    advice = "The result is paid for and a retry downloads it again, which costs nothing."
+    is_transient = True
+
+
+class KieStorageError(KieError):
+    """The result could not be written, or an input read: the disk is full, or the object store did not answer."""
+
+    summary = "The storage failed"
+    advice = "Nothing is lost: a retry goes on with the same Kie task and writes only what is missing."
+    is_transient = True
+
+
+class KieTargetError(KieError):
+    """The place for the results can not be used as it is: an unknown scheme, no permission, another file there."""
+
+    summary = "The results cannot be saved there"
+    advice = "Put it right and clear this task: what was already paid for is not ordered again."
+
+
 #: Kie's ``code`` -> error. Codes that are not here are judged by :func:`error_for_code`.
 ERROR_BY_CODE: Mapping[int, type[KieError]] = {
     400: KieValidationError,

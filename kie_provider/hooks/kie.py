@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
     from kie_provider.client.client import KieClient
+    from kie_provider.client.download import DownloadedFile
     from kie_provider.client.endpoint import Endpoint
     from kie_provider.client.models import TaskRecord
     from kie_provider.client.polling import Observation
@@ -125,12 +126,17 @@ class KieHook(BaseHook):
         """Return a fresh link, valid for 20 minutes, to a result or upload URL of Kie's."""
         return self.get_conn().get_download_url(url)
 
-    def download_file(self, url: str, path: str | Path) -> Path:
+    def download_file(self, url: str, path: str | Path, *, max_bytes: int | None = None) -> DownloadedFile:
         """Download a result URL to a local file, which appears only when complete; the key stays here.
 
-        :raises KieResultError: the link is dead, or answers with a web page.
+        A dead link is replaced by a fresh one, and a download that breaks off is tried again.
+
+        :param max_bytes: refuse a file that is larger; None: any size.
+        :raises KieResultError: the file is lost, larger than allowed, or at an address where no result can be.
+        :raises KieFileError: the host answers with a web page or with nothing.
+        :raises KieTransportError: the download broke off, repeatedly.
         """
-        return self.get_conn().download_file(url, path)
+        return self.get_conn().download_file(url, path, max_bytes=max_bytes)
 
     def upload_file(self, path: str | Path, upload_path: str = "airflow") -> str:
         """Upload a local input file (free, kept for at least 24 hours) and return its public URL."""
