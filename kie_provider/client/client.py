@@ -114,26 +114,24 @@ class KieClient:
         :raises KieFileError: the host answers with a web page or with nothing.
         :raises KieTransportError: the download broke off, repeatedly.
         """
-        link, is_fresh, attempt = url, False, 1
-        while True:
-            try:
-                return download(
-                    link,
-                    Path(path),
-                    read_timeout=self.endpoint.request_timeout,
-                    max_bytes=max_bytes,
-                    allow_private=self.endpoint.is_private,
-                )
-            except KieResultError as error:
-                if is_fresh or error.http_status not in DEAD_LINK:
-                    raise
-                link, is_fresh = self._fresh_link(url, error), True
-            except KieError as error:
-                delay = retry.lookup_delay(error, attempt)
-                if delay is None:
-                    raise
-                self._sleep(retry.jitter(delay, at_least=error.retry_after))
-                attempt += 1
+        try:
+            return self._download(url, path, max_bytes)
+        except KieResultError as error:
+            if error.http_status not in DEAD_LINK:
+                raise
+            fresh = self._fresh_link(url, error)
+        return self._download(fresh, path, max_bytes)
+
+    def _download(self, url: str, path: str | Path, max_bytes: int | None) -> DownloadedFile:
+        return self._persist(
+            lambda: download(
+                url,
+                Path(path),
+                read_timeout=self.endpoint.request_timeout,
+                max_bytes=max_bytes,
+                allow_private=self.endpoint.is_private,
+            )
+        )
 
     def _fresh_link(self, url: str, dead: KieResultError) -> str:
         try:
@@ -164,11 +162,15 @@ class KieClient:
         return self._lazy_session
 
     def _look_up(self, request: protocol.Request, read: Callable[[protocol.Answer], T]) -> T:
-        """Send a free request, again if that may help, and read the answer."""
+        """Send a free request and read the answer."""
+        return self._persist(lambda: read(transport.send(self._session, self.endpoint, request)))
+
+    def _persist(self, attempt_once: Callable[[], T]) -> T:
+        """Do what is free of charge, again if that may help."""
         attempt = 1
         while True:
             try:
-                return read(transport.send(self._session, self.endpoint, request))
+                return attempt_once()
             except KieError as error:
                 delay = retry.lookup_delay(error, attempt)
                 if delay is None:

@@ -18,7 +18,7 @@ from kie_provider.client.errors import (
     KieTransportError,
 )
 
-#: A single look-up (credits, one record, a download link) is asked at most this often.
+#: A single look-up (credits, one record, a download link) or download is tried at most this often.
 LOOKUP_ATTEMPTS = 4
 #: createTask waits in place for about this many seconds altogether: Kie's window for 20 creations, and a little.
 SUBMIT_PATIENCE = 12.0
@@ -42,7 +42,7 @@ def jitter(
 
 
 def lookup_delay(error: KieError, attempt: int) -> float | None:
-    """Return after how many seconds a failed GET may be sent again; None: not at all.
+    """Return after how many seconds a failed look-up or download may be tried again; None: not at all.
 
     :param attempt: how often it has been sent, from 1.
     """

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kie_provider.client.prices import LIST_PRICES
+
 RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
 RESOLUTIONS = ("1K", "2K")
 MAX_INPUT_URLS = 8
@@ -93,13 +95,8 @@ def _flux2(prices: Mapping[str, float], *, from_images: bool) -> Model:
     return Model(required, prices, {"aspect_ratio": ratios, "resolution": RESOLUTIONS})
 
 
-_PRO, _FLEX = {"1K": 5.0, "2K": 7.0}, {"1K": 14.0, "2K": 24.0}
-
 MODELS: Mapping[str, Model] = {
-    "flux-2/pro-text-to-image": _flux2(_PRO, from_images=False),
-    "flux-2/flex-text-to-image": _flux2(_FLEX, from_images=False),
-    "flux-2/pro-image-to-image": _flux2(_PRO, from_images=True),
-    "flux-2/flex-image-to-image": _flux2(_FLEX, from_images=True),
+    **{model: _flux2(prices, from_images="image-to-image" in model) for model, prices in LIST_PRICES.items()},
     # One other image model and one that answers with an object, for what is written for any model.
     "google/nano-banana": Model(("prompt",), {"1K": 4.0}),
     "elevenlabs/speech-to-text": Model(("audio_url",), {"1K": 3.5}, result="text"),

@@ -321,9 +321,12 @@ class TestClient:
 
     def test_no_fresh_link_says_what_is_lost(self, connect, tmp_path):
         refusal = reply(json.dumps({"code": 422, "msg": "url is wrong", "data": None}))
-        with ScriptedServer(reply("gone", 404)) as host, ScriptedServer(refusal) as api:
-            with pytest.raises(KieResultError, match=r"no fresh link either \(url is wrong\), so this file is lost"):
-                connect(api.url).download_file(f"{host.url}/dead", tmp_path / "cat.png")
+        with (
+            ScriptedServer(reply("gone", 404)) as host,
+            ScriptedServer(refusal) as api,
+            pytest.raises(KieResultError, match=r"no fresh link either \(url is wrong\), so this file is lost"),
+        ):
+            connect(api.url).download_file(f"{host.url}/dead", tmp_path / "cat.png")
         assert files(tmp_path) == []
 
     def test_a_broken_download_is_tried_again(self, connect, tmp_path):

@@ -78,7 +78,7 @@ def test_from_the_prompt_to_the_file(connect, emulator, tmp_path):
     assert client.get_task(kie_task_id) == record
     assert client.get_credits() == before - 5
     file = client.download_file(client.get_download_url(record.urls[0]), tmp_path / "cat")
-    assert file.read_bytes().startswith((b"\x89PNG", b"\xff\xd8"))
+    assert file.path.read_bytes().startswith((b"\x89PNG", b"\xff\xd8"))
 
 
 def test_an_unknown_task(connect, emulator):
