@@ -27,6 +27,32 @@ CONN_FIELDS: dict[str, Any] = {
 }
 
 
+CONFIG: dict[str, Any] = {
+    "kie": {
+        "description": "Settings of the Kie.ai provider.",
+        "options": {
+            "prices": {
+                "description": (
+                    "Credits per image, as JSON {model: {resolution: credits}}, where they differ from Kie's list: for "
+                    "the estimates and the cost in the JSON files beside images."
+                ),
+                "version_added": "0.1.0",
+                "type": "string",
+                "example": '{"flux-2/pro-text-to-image": {"1K": 4.5, "2K": 6.5}}',
+                "default": "",
+            },
+            "usd_per_credit": {
+                "description": "What a credit costs you in US dollars; Kie's list says 0.005.",
+                "version_added": "0.1.0",
+                "type": "float",
+                "example": "0.0045",
+                "default": "",
+            },
+        },
+    }
+}
+
+
 def get_provider_info() -> dict[str, Any]:
     """Return the provider's metadata for Airflow's discovery."""
     return {
@@ -44,7 +70,12 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": "Kie.ai",
-                "python-modules": ["kie_provider.operators.flux2", "kie_provider.operators.kie"],
+                "python-modules": [
+                    "kie_provider.operators.contact_sheet",
+                    "kie_provider.operators.flux2",
+                    "kie_provider.operators.kie",
+                    "kie_provider.operators.results",
+                ],
             }
         ],
         "sensors": [
@@ -63,5 +94,7 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": CONN_FIELDS,
             }
         ],
+        "task-decorators": [{"name": "flux2", "class-name": "kie_provider.decorators.flux2.flux2_task"}],
+        "config": CONFIG,
         "extra-links": ["kie_provider.links.KieLogsLink", "kie_provider.links.KieResultLink"],
     }

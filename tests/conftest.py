@@ -9,10 +9,12 @@ for name in [name for name in os.environ if name.startswith("AIRFLOW") or name.l
     del os.environ[name]
 os.environ |= {
     "AIRFLOW_HOME": _AIRFLOW_HOME.name,
+    "TMPDIR": _AIRFLOW_HOME.name,  # notes about uploads and whatever a killed process leaves go with it
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
     "AIRFLOW__CORE__DAGS_FOLDER": os.devnull,
     "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
 }
+tempfile.tempdir = None
 
 
 def pytest_unconfigure() -> None:

@@ -67,6 +67,18 @@ def download(
     return DownloadedFile(path, digest, size)
 
 
+def is_there(url: str) -> bool:
+    """Whether a public file of Kie's is still there; one look, without the key."""
+    import requests
+
+    try:
+        with transport.reusable_session() as session:
+            answer = session.head(url, timeout=transport.CONNECT_TIMEOUT, auth=lambda request: request)
+    except (requests.RequestException, ValueError):
+        return False
+    return answer.status_code == 200
+
+
 def _open(session: requests.Session, url: str, read_timeout: float, allow_private: bool) -> requests.Response:
     """Send the GET and follow a few redirects, looking at every address first."""
     link = url

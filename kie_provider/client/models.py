@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -22,6 +24,8 @@ FLUX2_MODELS: Mapping[str, bool] = {
     "flux-2/pro-image-to-image": True,
     "flux-2/flex-image-to-image": True,
 }
+#: What these stand for depends on whether there are input images.
+FLUX2_TIERS = ("flux-2/pro", "flux-2/flex")
 FLUX2_ASPECT_RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
 #: Takes the ratio of the first input image, so only image-to-image models know it.
 FLUX2_ASPECT_RATIO_AUTO = "auto"
@@ -197,26 +201,37 @@ class Flux2Input:
     nsfw_checker: bool | None = None
 
     @classmethod
-    def parse(cls, model: Any, fields: Mapping[str, Any]) -> Flux2Input:
+    def parse(
+        cls, model: Any, fields: Mapping[str, Any], *, images_field: str = "input_urls", problems: Iterable[str] = ()
+    ) -> Flux2Input:
         """Check a model and its input fields, all at once.
 
         Values may come from templates, so text is accepted where it plainly means the value: ``"true"``, a list
         written as text, and ``"None"`` or ``""`` for an optional field.
 
-        :param model: one of :data:`FLUX2_MODELS`.
+        :param model: one of :data:`FLUX2_MODELS`, or of :data:`FLUX2_TIERS`, which is then completed.
         :param fields: ``prompt`` (3 to 5000 characters, not counting white space around it), ``aspect_ratio``
-            (default ``1:1``), ``resolution`` (default ``1K``), ``input_urls`` (1 to 8 http(s) URLs, image-to-image
-            models only) and ``nsfw_checker`` (boolean, default: not sent).
+            (default ``1:1``), ``resolution`` (default ``1K``), ``input_urls`` (1 to 8 http(s) URLs, or
+            :func:`upload_reference` of files; image-to-image models only) and ``nsfw_checker`` (boolean, default: not
+            sent).
+        :param images_field: what the author calls ``input_urls``.
+        :param problems: what is known to be wrong already, to be reported with the rest.
         :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
         """
-        problems = [
+        problems = list(problems)
+        problems += [
             f"{name}: Flux-2 has no such field; it has {', '.join(_FLUX2_FIELDS)}"
             for name in fields
             if name not in _FLUX2_FIELDS
         ]
+        input_urls = _url_list(fields.get("input_urls"))
+        if model in FLUX2_TIERS:
+            model = f"{model}-image-to-image" if input_urls else f"{model}-text-to-image"
         takes_images = FLUX2_MODELS.get(model) if isinstance(model, str) else None
         if takes_images is None:
-            problems.append(f"model: {shorten(model)} is not a Flux-2 model; allowed: {', '.join(FLUX2_MODELS)}")
+            problems.append(
+                f"model: {shorten(model)} is not a Flux-2 model; allowed: {', '.join((*FLUX2_TIERS, *FLUX2_MODELS))}"
+            )
 
         prompt = fields.get("prompt")
         shortest, longest = FLUX2_PROMPT_LENGTH
@@ -243,8 +258,7 @@ class Flux2Input:
                 f"resolution: {shorten(resolution)} is not allowed; allowed: {', '.join(FLUX2_RESOLUTIONS)}"
             )
 
-        input_urls = _url_list(fields.get("input_urls"))
-        problems += _input_url_problems(input_urls, model, takes_images=takes_images)
+        problems += _image_problems(images_field, input_urls, model, takes_images=takes_images)
 
         nsfw_checker = _boolean(fields.get("nsfw_checker"))
         if not (nsfw_checker is None or isinstance(nsfw_checker, bool)):
@@ -303,29 +317,43 @@ def _boolean(value: Any) -> Any:
     return words.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
+def from_text(value: Any) -> Any:
+    """Return the list or object that a template has turned into text; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return ast.literal_eval(value.strip())
+    return value
+
+
 def _url_list(value: Any) -> list[Any]:
     """Return the URLs as a list; one URL, or a list that a template turned into text, is accepted too."""
     if is_blank(value):
         return []
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval may raise
-            return [value]
+    value = from_text(value)
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
-def _input_url_problems(urls: list[Any], model: Any, *, takes_images: bool | None) -> list[str]:
+def upload_reference(sha256: str) -> str:
+    """Return what stands in ``input_urls`` for a file that is uploaded right before it is sent."""
+    return f"sha256:{sha256}"
+
+
+def _image_problems(field_name: str, urls: list[Any], model: Any, *, takes_images: bool | None) -> list[str]:
     if takes_images is False and urls:
         twin = str(model).replace("text-to-image", "image-to-image")
-        return [f"input_urls: {model} takes no images; use {twin}"]
+        return [f"{field_name}: {model} takes no images; use {twin}"]
     if takes_images and not urls:
-        return [f"input_urls: {model} needs 1 to {FLUX2_MAX_INPUT_URLS} http(s) URLs of images, got none"]
+        return [f"{field_name}: {model} needs 1 to {FLUX2_MAX_INPUT_URLS} http(s) URLs of images, got none"]
     problems = [
-        f"input_urls[{i}]: must be an http(s) URL that Kie can fetch, got {shorten(url)}"
+        f"{field_name}[{i}]: must be an http(s) URL that Kie can fetch, got {shorten(url)}"
         for i, url in enumerate(urls)
-        if not is_http_url(url)
+        if not is_http_url(url) and not _UPLOAD_REFERENCE.fullmatch(str(url))
     ]
     if len(urls) > FLUX2_MAX_INPUT_URLS:
-        problems.append(f"input_urls: {len(urls)} given; at most {FLUX2_MAX_INPUT_URLS} are allowed")
+        problems.append(f"{field_name}: {len(urls)} given; at most {FLUX2_MAX_INPUT_URLS} are allowed")
     return problems
+
+
+_UPLOAD_REFERENCE = re.compile("sha256:[0-9a-f]{64}")

@@ -13,6 +13,7 @@ from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAU
 from kie_provider.ledger import Ledger
 from kie_provider.links import KieLogsLink, KieResultLink
 from kie_provider.operators.kie import KieCreateTaskOperator
+from kie_provider.operators.results import SavingOperator
 from kie_provider.waiting import (
     count_trigger_restart,
     deadline_seconds,
@@ -26,7 +27,9 @@ from kie_provider.waiting import (
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-DEFAULT_MODEL = "flux-2/pro-text-to-image"
+    from kie_provider.files.inputs import InputImage
+
+DEFAULT_MODEL = "flux-2/pro"
 #: XCom key under which a try keeps the Kie task id while it is deferred.
 KIE_TASK_ID_KEY = "kie_task_id"
 
@@ -39,12 +42,15 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
     is never paid twice.
 
     :param prompt: 3 to 5000 characters (templated).
-    :param model: ``flux-2/pro-text-to-image`` (default), ``flux-2/flex-text-to-image``, ``flux-2/pro-image-to-image``
-        or ``flux-2/flex-image-to-image`` (templated).
+    :param model: ``flux-2/pro`` (default) or ``flux-2/flex``, of which the text-to-image or the image-to-image model is
+        taken as there are input images or not; or the full name of one of these four models (templated).
     :param aspect_ratio: ``1:1`` (default), ``4:3``, ``3:4``, ``16:9``, ``9:16``, ``3:2``, ``2:3``; with input images
         also ``auto``, the ratio of the first one (templated).
     :param resolution: ``1K`` (default) or ``2K`` (templated).
-    :param input_urls: 1 to 8 http(s) URLs of images that Kie can fetch, for the image-to-image models (templated).
+    :param input_images: 1 to 8 images for image-to-image: http(s) URLs that Kie can fetch, local paths, object storage
+        paths such as ``s3://conn_id@bucket/key``, or result dicts of earlier tasks. What is no URL must be JPEG, PNG or
+        WebP of at most 10 MB, and is uploaded to Kie, free of charge and once while Kie keeps it (templated).
+    :param input_urls: Kie's own field, in place of ``input_images``: URLs only (templated).
     :param nsfw_checker: switch Kie's filter on or off; default: not sent (templated).
     :param callback_url: public URL that Kie calls when the task ends; optional (templated).
     :param on_unknown_submit: ``fail`` (default) or ``resubmit``, when an earlier try may have created a task and nobody
@@ -57,6 +63,7 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         "model",
         "aspect_ratio",
         "resolution",
+        "input_images",
         "input_urls",
         "nsfw_checker",
         "callback_url",
@@ -71,6 +78,7 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         model: str = DEFAULT_MODEL,
         aspect_ratio: str = "1:1",
         resolution: str = "1K",
+        input_images: Any = None,
         input_urls: Sequence[str] | None = None,
         nsfw_checker: bool | None = None,
         callback_url: str | None = None,
@@ -89,28 +97,53 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         self.prompt = prompt
         self.aspect_ratio = aspect_ratio
         self.resolution = resolution
+        self.input_images = input_images
         self.input_urls = input_urls
         self.nsfw_checker = nsfw_checker
+        self._images: Sequence[InputImage] = ()
 
-    def _task_input(self) -> Mapping[str, Any]:
-        from kie_provider.client.models import Flux2Input
+    def _order(self) -> tuple[str, Mapping[str, Any]]:
+        from kie_provider.client.models import Flux2Input, is_blank
+        from kie_provider.files.inputs import read_input_images
 
-        fields = ("prompt", "aspect_ratio", "resolution", "input_urls", "nsfw_checker")
-        return Flux2Input.parse(self.model, {name: getattr(self, name) for name in fields}).to_payload()
+        fields = {name: getattr(self, name) for name in ("prompt", "aspect_ratio", "resolution", "nsfw_checker")}
+        if is_blank(self.input_images):
+            order = Flux2Input.parse(self.model, {**fields, "input_urls": self.input_urls})
+        else:
+            self._images, problems = read_input_images(self.input_images)
+            if not is_blank(self.input_urls):
+                problems.append("input_urls: cannot be used together with input_images")
+            references = [image.reference for image in self._images]
+            order = Flux2Input.parse(
+                self.model, {**fields, "input_urls": references}, images_field="input_images", problems=problems
+            )
+        return order.model, order.to_payload()
+
+    def _make_ready(self, hook: KieHook, task_input: Mapping[str, Any]) -> Mapping[str, Any]:
+        from kie_provider.files.inputs import upload
+
+        if not self._images:
+            return task_input
+        return {**task_input, "input_urls": [upload(image, hook) for image in self._images]}
 
 
-class Flux2GenerateImageOperator(Flux2CreateTaskOperator):
-    """Create one Flux-2 image task, wait until it has succeeded, and return its result dict.
+class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
+    """Create one Flux-2 image task, wait until it has succeeded, save the image, and return the result dict.
 
-    One task instance from prompt to result, so a retry after a crash in any step goes on with the same Kie task and
+    One task instance from prompt to file, so a retry after a crash in any step goes on with the same Kie task and
     pays nothing (Airflow 3.3 and later). Deferred, the wait holds no worker slot.
 
     When Kie fails the task for a reason of its own, which costs nothing, the retry creates a new one; a refusal of the
     input fails at once. After the time-out the task fails, and the retry goes on with the same Kie task and a fresh
     time-out. Before Airflow 3.3 every failure after createTask is final, because a retry would pay again.
 
-    The result dict is that of :class:`~kie_provider.sensors.kie.KieTaskSensor`; ``urls`` is never empty. All other
-    parameters are those of :class:`Flux2CreateTaskOperator`.
+    The result dict is that of :class:`~kie_provider.sensors.kie.KieTaskSensor`; ``urls`` is never empty. With a
+    ``target`` it has ``files`` too, and the image is saved as
+    :class:`~kie_provider.operators.results.KieSaveResultOperator` does; whether that is possible is checked before the
+    task is created. All other parameters are those of these two and of :class:`Flux2CreateTaskOperator`.
+
+    :param target: folder for the image and the JSON file that says where it comes from (templated). Default: not
+        saved, and Kie's link may die within 24 hours.
 
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
     :param poll_interval: seconds between two looks, default 3; grows to 15 after the first minute.
@@ -118,6 +151,7 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator):
         this and ``execution_timeout`` counts.
     """
 
+    template_fields: Sequence[str] = (*Flux2CreateTaskOperator.template_fields, *SavingOperator.template_fields)
     operator_extra_links = (KieLogsLink(), KieResultLink())
 
     def __init__(
@@ -134,7 +168,7 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator):
         self.timeout = timeout
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Create the task unless an earlier try has, and wait for it."""
+        """Create the task unless an earlier try has, wait for it, and save the image."""
         ledger = Ledger(context)
         with self._failures(ledger):
             kie_task_id = self._create_once(ledger)
@@ -144,15 +178,15 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator):
             remaining = max(self._try_started_at(context) + self._try_seconds() - time.time(), 0.0)
             with KieHook(self.kie_conn_id) as hook:
                 record = hook.wait(kie_task_id, poll_interval=self.poll_interval, timeout=remaining)
-            return self._finish(record.to_result(), ledger)
+            return self._finish(record.to_result(), ledger, context)
 
     def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
-        """Return the result that the trigger's event carries, or raise its error."""
+        """Save the image and return the result that the trigger's event carries, or raise its error."""
         from kie_provider.triggers.kie import read_event
 
         ledger = Ledger(context)
         with self._failures(ledger):
-            return self._finish(read_event(event, self._recall_id(context)), ledger)
+            return self._finish(read_event(event, self._recall_id(context)), ledger, context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral; a trigger that timed out or crashed gets one look and, if need be, a successor."""
@@ -182,7 +216,7 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator):
         )
         verdict = look(self.kie_conn_id, kie_task_id, waiting)
         if isinstance(verdict, Done):
-            return self._finish(verdict.record.to_result(), ledger)
+            return self._finish(verdict.record.to_result(), ledger, context)
         self.log.info("Kie task %s: %s", kie_task_id, verdict.reason)
         if trigger_error is not None:
             count_trigger_restart(context["ti"], trigger_error)
@@ -202,7 +236,21 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator):
         self._submitted_id = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=KIE_TASK_ID_KEY)
         return self._submitted_id or ""
 
-    def _finish(self, result: dict[str, Any], ledger: Ledger) -> dict[str, Any]:
+    @property
+    def _saves(self) -> bool:
+        from kie_provider.client.models import is_blank
+
+        return not is_blank(self.target)
+
+    def _make_ready(self, hook: KieHook, task_input: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._saves:
+            self._saver(hook).check_target(for_new_task=True)
+        return super()._make_ready(hook, task_input)
+
+    def _finish(self, result: dict[str, Any], ledger: Ledger, context: Context) -> dict[str, Any]:
         log_success(self.log, require_image(result))
+        if self._saves:
+            with KieHook(self.kie_conn_id) as hook:
+                result = self._save(result, self._saver(hook), context)
         ledger.delivered(result["kie_task_id"])
         return result

@@ -98,9 +98,13 @@ class KieCreateTaskOperator(BaseOperator):
                 f"when it succeeds. If the answer still comes, its id follows here; see {LOGS_PAGE}",
             )
 
-    def _task_input(self) -> Mapping[str, Any]:
-        """Return createTask's ``input`` from the rendered fields."""
-        return self.input
+    def _order(self) -> tuple[str, Mapping[str, Any]]:
+        """Return createTask's ``model`` and ``input`` from the rendered fields."""
+        return self.model, self.input
+
+    def _make_ready(self, hook: KieHook, task_input: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Do what must be done before a new task is paid for, and return the input to send."""
+        return task_input
 
     def _create_once(self, ledger: Ledger) -> str:
         """Return the id of this task instance's one Kie task: that of an earlier try, or of a new one."""
@@ -136,7 +140,7 @@ class KieCreateTaskOperator(BaseOperator):
             if self.on_unknown_submit not in UNKNOWN_SUBMIT_CHOICES:
                 choices = " or ".join(map(repr, UNKNOWN_SUBMIT_CHOICES))
                 raise_for_problems([f"on_unknown_submit: must be {choices}, got {shorten(self.on_unknown_submit)}"])
-            return create_task(self.model, self._task_input(), self.callback_url).json_body or {}
+            return create_task(*self._order(), self.callback_url).json_body or {}
         except KieValidationError as error:
             recorded = ledger.submission.request if ledger.submission else None
             if not recorded or ledger.is_cleared:
@@ -204,11 +208,12 @@ class KieCreateTaskOperator(BaseOperator):
                 "the next one creates and pays for another task. Use retries=0 here."
             )
         host = hook.get_conn().endpoint.host
+        task_input = self._make_ready(hook, request["input"])
         with no_alarm():
             ledger.intend(request, superseded, conn_id=self.kie_conn_id, host=host)
             self._is_submitting = True
             try:
-                kie_task_id = hook.create_task(request["model"], request["input"], request.get("callBackUrl"))
+                kie_task_id = hook.create_task(request["model"], task_input, request.get("callBackUrl"))
             except KieSubmitUnknownError:
                 raise  # the intent stays: it says what nobody knows
             except KieRateLimitError as error:

@@ -43,8 +43,8 @@ def test_airflow_lists_the_provider(airflow_stack: AirflowStack) -> None:
 
 
 def test_the_example_dags_are_read_without_errors(airflow_stack: AirflowStack) -> None:
-    for dag_id in ("flux2_daily_content", "flux2_single_image"):
-        airflow_stack.wait_for_dag(dag_id)
+    for path in (ROOT / "dags").glob("*.py"):
+        airflow_stack.wait_for_dag(path.stem)
 
     assert airflow_stack.api("GET", "/importErrors")["import_errors"] == []
 
@@ -100,12 +100,14 @@ def test_a_single_image_waits_without_a_worker_and_is_charged_once(
     assert kie_emulator.api_key not in airflow_stack.task_log(dag_id, run_id, "wait")
 
 
-def test_the_daily_content_ends_in_files_on_disk(
+def test_the_daily_content_ends_in_files_and_starts_what_comes_next(
     airflow_stack: AirflowStack, kie_emulator: KieEmulator, kie_clock: EmulatorClock, tmp_path: Path
 ) -> None:
     from PIL import Image
 
-    dag_id = "flux2_daily_content"
+    dag_id, downstream = "flux2_daily_content", "flux2_asset_downstream"
+    airflow_stack.wait_for_dag(downstream)
+    airflow_stack.api("PATCH", f"/dags/{downstream}", {"is_paused": False})
     run_id = airflow_stack.trigger_dag(dag_id, {"output_dir": str(tmp_path)})
     wait_for_deferred(airflow_stack, dag_id, run_id, 4)
     kie_clock.finish_all_tasks()
@@ -113,14 +115,12 @@ def test_the_daily_content_ends_in_files_on_disk(
     assert airflow_stack.wait_for_run(dag_id, run_id) == "success"
     assert {task["state"] for task in airflow_stack.task_instances(dag_id, run_id)} == {"success"}
 
-    manifest = Path(airflow_stack.xcom(dag_id, run_id, "manifest"))
-    sheet = Path(airflow_stack.xcom(dag_id, run_id, "contact_sheet"))
-    assert manifest.is_relative_to(tmp_path)
-    assert sheet.is_relative_to(tmp_path)
-    assert sheet.stat().st_size > 0
-    images = [path for path in sheet.parent.glob("*.png") if path.stem != "contact_sheet"]
-    assert len(images) == len(json.loads(manifest.read_text(encoding="utf-8"))) == 4
+    sheet = airflow_stack.xcom(dag_id, run_id, "contact_sheet")
+    manifest = json.loads(Path(sheet["manifest"]).read_text(encoding="utf-8"))
+    images = [Path(file["path"]) for result in manifest["results"] for file in result["files"]]
+    assert len(images) == 4
     for path in images:
+        assert path.is_relative_to(tmp_path)
         with Image.open(path) as image:
             image.load()
             assert image.width > image.height  # 4:3
@@ -128,6 +128,12 @@ def test_the_daily_content_ends_in_files_on_disk(
     bill = kie_emulator.bill()
     assert len(bill["tasks"]) == 4
     assert bill["charged_total"] == 4 * PRICE
+
+    events = airflow_stack.api("GET", f"/assets/events?source_dag_id={dag_id}")["asset_events"]
+    told = [(event["source_map_index"], file["path"]) for event in events for file in event["extra"]["files"]]
+    assert sorted(told) == sorted(enumerate(map(str, images)))
+    previews = [path.with_name(f"{path.stem}.preview.webp") for path in images]
+    airflow_stack.wait_until(lambda: all(path.exists() for path in previews), 90, "a new image has no preview")
 
 
 def test_waits_that_lose_their_trigger_go_on_and_end_well(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.airflow_inprocess import load_dag, run_dag
 
@@ -25,8 +27,6 @@ def test_single_image(kie_emulator):
 
 @pytest.mark.parametrize("one_fails", [False, True])
 def test_daily_content(kie_emulator, tmp_path, one_fails):
-    from PIL import Image
-
     if one_fails:
         kie_emulator.fault(
             {"on": "createTask", "do": "fail", "failMsg": "The prompt was flagged", "match": {"prompt": "hills"}}
@@ -34,19 +34,59 @@ def test_daily_content(kie_emulator, tmp_path, one_fails):
     outcomes = run_dag(load_dag(DAGS / "flux2_daily_content.py"), conf={"output_dir": str(tmp_path)})
 
     made = 3 if one_fails else 4
-    [folder] = tmp_path.iterdir()
-    images = sorted(p for p in folder.glob("*.png") if p.name != "contact_sheet.png")
-    assert len(images) == made
+    states = [outcome.state for (task_id, _), outcome in outcomes.items() if task_id == "image"]
+    assert sorted(states) == sorted(["success"] * made + ["failed"] * (4 - made))
+    images = saved_images(outcomes, "image")
+    assert [path.parent.parent for path in images] == [tmp_path] * made
     for image in images:
         with Image.open(image) as opened:
-            opened.load()
             assert opened.width / opened.height == pytest.approx(4 / 3, rel=0.05)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert sorted(entry["file"] for entry in manifest) == [str(image) for image in images]
-    page = (folder / "contact_sheet.html").read_text()
-    assert page.count("<img ") == made
-    assert page.count('class="failed"') == 4 - made
-    assert (folder / "contact_sheet.png").exists()
     assert kie_emulator.bill()["charged_total"] == 5 * made
-    states = [outcome.state for (task_id, _), outcome in outcomes.items() if task_id == "make_image.download"]
-    assert sorted(states) == sorted(["success"] * made + ["upstream_failed"] * (4 - made))
+
+    sheet = outcomes["contact_sheet", -1].result
+    assert (sheet["images"], sheet["missing"], sheet["credits"]) == (made, 4 - made, 5 * made)
+    assert Path(sheet["html"]).read_text().count("<img ") == made
+    manifest = json.loads(Path(sheet["manifest"]).read_text())
+    listed = [Path(file["path"]) for result in manifest["results"] for file in result["files"]]
+    assert sorted(listed) == sorted(images)
+    sheets = [Path(sheet[name]) for name in ("html", "png", "manifest")]
+    assert sorted(images[0].parent.iterdir()) == sorted([*images, *(i.with_suffix(".json") for i in images), *sheets])
+
+
+def test_image_to_image(kie_emulator, tmp_path):
+    outcomes = run_dag(load_dag(DAGS / "flux2_image_to_image.py"), conf={"output_dir": str(tmp_path)})
+
+    [original] = saved_images(outcomes, "original")
+    restyled = saved_images(outcomes, "restyle")
+    assert len(restyled) == 3
+    for image in restyled:
+        with Image.open(image) as opened:
+            assert opened.width / opened.height == pytest.approx(3 / 2, rel=0.05)
+    assert kie_emulator.bill()["charged_total"] == 4 * 5
+    requests = kie_emulator.requests()
+    assert len([request for request in requests if request["path"].endswith("upload")]) == 1
+    orders = [request["json"] for request in requests if request["path"].endswith("createTask")]
+    assert [order["model"] for order in orders] == ["flux-2/pro-text-to-image"] + ["flux-2/pro-image-to-image"] * 3
+    [url] = {url for order in orders[1:] for url in order["input"]["input_urls"]}
+    assert hashlib.sha256(original.read_bytes()).hexdigest()[:32] in url
+
+
+def test_taskflow(kie_emulator, tmp_path):
+    outcomes = run_dag(load_dag(DAGS / "flux2_taskflow.py"), conf={"output_dir": str(tmp_path)})
+
+    images = saved_images(outcomes, "illustrate")
+    assert len(images) == 3
+    pages = [Path(outcomes["publish", index].result) for index in range(3)]
+    assert [page.with_suffix(image.suffix) for page, image in zip(pages, images, strict=True)] == images
+    assert all(image.name in page.read_text() for page, image in zip(pages, images, strict=True))
+    assert kie_emulator.bill()["charged_total"] == 3 * 5
+
+
+def saved_images(outcomes, task_id):
+    """Return the image files of a task's instances, each of which is there and decodes."""
+    results = [outcome.result for (name, _), outcome in sorted(outcomes.items()) if name == task_id and outcome.result]
+    paths = [Path(file["path"]) for result in results for file in result["files"]]
+    for path in paths:
+        with Image.open(path) as image:
+            image.load()
+    return paths

@@ -1,0 +1,76 @@
+"""What a task costs: the one price table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_PRO, _FLEX = {"1K": 5.0, "2K": 7.0}, {"1K": 14.0, "2K": 24.0}
+#: Model -> resolution -> credits per image (https://kie.ai/flux-2, August 2026).
+LIST_PRICES: Mapping[str, Mapping[str, float]] = {
+    "flux-2/pro-text-to-image": _PRO,
+    "flux-2/pro-image-to-image": _PRO,
+    "flux-2/flex-text-to-image": _FLEX,
+    "flux-2/flex-image-to-image": _FLEX,
+}
+#: Dollars per credit (https://kie.ai/pricing).
+LIST_USD_PER_CREDIT = 0.005
+
+
+@dataclass(frozen=True)
+class PriceTable:
+    """Prices of an account; make it with :meth:`parse`.
+
+    :param credits: model -> resolution -> credits per image.
+    :param usd_per_credit: dollars.
+    """
+
+    credits: Mapping[str, Mapping[str, float]]
+    usd_per_credit: float
+
+    @classmethod
+    def parse(cls, prices: Any = "", usd_per_credit: Any = "") -> PriceTable:
+        """Return the list prices, with those of ``prices`` in their place. Settings are text, and taken as such.
+
+        :param prices: ``{model: {resolution: credits}}``, an object or its JSON; other models keep their list price.
+        :param usd_per_credit: dollars; default 0.005.
+        :raises ValueError: names what is not a price.
+        """
+        if isinstance(prices, str):
+            prices = _json(prices)
+        if not isinstance(prices, Mapping):
+            raise ValueError(  # noqa: TRY004
+                f"prices: must be an object {{model: {{resolution: credits}}}}, got {prices!r}"
+            )
+        for model, by_resolution in prices.items():
+            if not isinstance(by_resolution, Mapping) or not all(map(_is_price, by_resolution.values())):
+                raise ValueError(f"prices: {model!r} must have credits by resolution, got {by_resolution!r}")
+        usd = LIST_USD_PER_CREDIT if usd_per_credit in (None, "") else usd_per_credit
+        try:
+            usd = float(usd)
+        except (TypeError, ValueError):
+            usd = -1.0
+        if not _is_price(usd):
+            raise ValueError(f"usd_per_credit: must be a number of dollars, got {usd_per_credit!r}")
+        return cls({**LIST_PRICES, **prices}, usd)
+
+    def credits_for(self, model: str | None, resolution: Any) -> float | None:
+        """Return the credits that one image costs; None: not in the table."""
+        return self.credits.get(model or "", {}).get(str(resolution))
+
+    def usd(self, credits_used: float | None) -> float | None:
+        """Return what credits cost in dollars, to a hundredth of a cent."""
+        return None if credits_used is None else round(credits_used * self.usd_per_credit, 4)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text) if text.strip() else {}
+    except ValueError:
+        return text
+
+
+def _is_price(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")

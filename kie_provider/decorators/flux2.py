@@ -1,0 +1,114 @@
+"""``@task.flux2``: a function returns the prompt, the task returns the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    SET_DURING_EXECUTION,
+    DecoratedOperator,
+    context_merge,
+    determine_kwargs,
+    task_decorator_factory,
+)
+
+from kie_provider.client.errors import KieValidationError
+from kie_provider.operators.flux2 import Flux2GenerateImageOperator
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context, TaskDecorator
+
+    from kie_provider.ledger import Ledger
+
+#: What the function may return beside the prompt.
+FIELDS = ("prompt", "model", "aspect_ratio", "resolution", "input_images", "input_urls", "nsfw_checker", "callback_url")
+
+
+class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
+    """Calls a function for the prompt, then does what :class:`Flux2GenerateImageOperator` does.
+
+    A try that finds a Kie task of an earlier one goes on with it, and does not call the function again: another prompt,
+    as an LLM would give, could not be submitted anyway.
+    """
+
+    custom_operator_name = "@task.flux2"
+    overwrite_rtif_after_execution = True
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *(field for field in Flux2GenerateImageOperator.template_fields if field != "prompt"),
+    )
+    template_fields_renderers = DecoratedOperator.template_fields_renderers
+    shallow_copy_attrs: Sequence[str] = ("python_callable",)
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Sequence[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.pop("prompt", SET_DURING_EXECUTION) is not SET_DURING_EXECUTION:
+            raise TypeError("@task.flux2: the function returns the prompt, so it is no parameter of the decorator")
+        super().__init__(
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            prompt=SET_DURING_EXECUTION,
+            **kwargs,
+        )
+
+    def execute(self, context: Context) -> Any:
+        """Call the function unless an earlier try has submitted its prompt; then create, wait and save."""
+        context_merge(context, self.op_kwargs)
+        self.op_kwargs = determine_kwargs(self.python_callable, self.op_args, context)
+        return super().execute(context)
+
+    def _request(self, ledger: Ledger) -> Mapping[str, Any]:
+        submission = ledger.submission
+        is_wanted_anew = ledger.is_cleared and submission is not None and submission.phase == "delivered"
+        if submission is not None and submission.kie_task_id is not None and not is_wanted_anew:
+            self.log.info("An earlier try has submitted a prompt; the function is not called again")
+            return submission.request
+        self._take(self.python_callable(*self.op_args, **self.op_kwargs))
+        return super()._request(ledger)
+
+    def _take(self, returned: Any) -> None:
+        """Take over what the function has returned.
+
+        :raises KieValidationError: it is neither a prompt nor a dict of known fields.
+        """
+        from kie_provider.client.models import raise_for_problems, shorten
+
+        if isinstance(returned, str):
+            returned = {"prompt": returned}
+        if not isinstance(returned, Mapping) or "prompt" not in returned:
+            raise KieValidationError(
+                f"nothing was sent.\n  - the function of @task.flux2 must return a prompt or a dict with one, "
+                f"got {shorten(returned)}"
+            )
+        raise_for_problems(
+            [
+                f"{name}: @task.flux2 takes no such field; allowed: {', '.join(FIELDS)}"
+                for name in returned
+                if name not in FIELDS
+            ]
+        )
+        for name, value in returned.items():
+            setattr(self, name, value)
+
+
+def flux2_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """Make a function that returns a prompt into a task that returns the result dict of its image.
+
+    The function may also return a dict: ``prompt`` and any of ``model``, ``aspect_ratio``, ``resolution``,
+    ``input_images``, ``input_urls``, ``nsfw_checker`` and ``callback_url``, which then count, not the decorator's.
+
+    :param python_callable: the function.
+    :param kwargs: parameters of :class:`~kie_provider.operators.flux2.Flux2GenerateImageOperator`, without ``prompt``.
+    """
+    kwargs.setdefault("multiple_outputs", False)
+    return task_decorator_factory(
+        python_callable=python_callable, decorated_operator_class=Flux2DecoratedOperator, **kwargs
+    )

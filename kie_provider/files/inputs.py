@@ -1,0 +1,161 @@
+"""Input images of image-to-image: what the author has -> URLs that Kie can fetch."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+from kie_provider.client.download import is_there
+from kie_provider.client.errors import KieStorageError, KieTargetError
+from kie_provider.client.models import from_text, is_http_url, shorten, upload_reference
+from kie_provider.files import storage
+from kie_provider.files.media import EXTENSIONS, media_type_of
+
+if TYPE_CHECKING:
+    from kie_provider.hooks.kie import KieHook
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 10_000_000
+MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
+#: Kie keeps uploads for at least 24 hours; the task that uses one may wait in Kie's queue for a while.
+REUSE_SECONDS = 20 * 3600.0
+_UNREADABLE = upload_reference("0" * 64)
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """One input image.
+
+    :param reference: its URL, or for a file that has to be uploaded the sha256 of its content, by which a retry knows
+        it again.
+    :param path: of the file; None for a URL.
+    :param name: file name at Kie.
+    """
+
+    reference: str
+    path: ObjectStoragePath | None = None
+    name: str = ""
+
+
+def read_input_images(value: Any) -> tuple[list[InputImage], list[str]]:
+    """Read the input images and look at those that are files.
+
+    :param value: a URL, a path, a result dict, or a list of these; a template may have turned any of it into text.
+    :return: the images, and what is wrong with them.
+    :raises KieStorageError: the storage failed; it may work later.
+    """
+    images: list[InputImage] = []
+    problems: list[str] = []
+    for where, item in _items(value):
+        if is_http_url(item):
+            images.append(InputImage(item))
+            continue
+        try:
+            images.append(_read_file(where, item))
+        except (ValueError, KieTargetError) as error:
+            problems.append(error.message if isinstance(error, KieTargetError) else f"{where}: {error}")
+            images.append(InputImage(_UNREADABLE))
+    if not images:
+        problems.append("input_images: is empty; give 1 to 8 images, or None for text-to-image")
+        images.append(InputImage(_UNREADABLE))
+    return images, problems
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every URL or path with its place; of a result dict the saved files, which outlive Kie's links."""
+    value = from_text(value)
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    for index, item in enumerate(value if is_list else [value]):
+        where = f"input_images[{index}]" if is_list else "input_images"
+        item = from_text(item)  # noqa: PLW2901
+        if not isinstance(item, Mapping):
+            yield where, item
+            continue
+        files = [file.get("path") for file in item.get("files") or [] if isinstance(file, Mapping)]
+        found = files or list(item.get("urls") or [])
+        yield from ((where, each) for each in found or [item])
+
+
+def _read_file(where: str, item: Any) -> InputImage:
+    """Look at a file.
+
+    :raises ValueError: it is not there, or not what Kie takes.
+    """
+    if not isinstance(item, str | os.PathLike | ObjectStoragePath):
+        raise ValueError(f"must be a URL, a path or a result with files or urls, got {shorten(item)}")  # noqa: TRY004
+    path = storage.storage_path(where, item)
+    content = storage.read_bytes(path, MAX_BYTES + 1)
+    if content is None:
+        raise ValueError(f"{shorten(str(path))} is not there")
+    media_type = media_type_of(content)
+    if media_type not in MEDIA_TYPES:
+        raise ValueError(
+            f"{shorten(str(path))} is {media_type or 'text, or empty'}; Kie takes {', '.join(MEDIA_TYPES)}"
+        )
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{shorten(str(path))} has more than the {MAX_BYTES} bytes that Kie takes")
+    digest = hashlib.sha256(content).hexdigest()
+    return InputImage(upload_reference(digest), path, f"{digest[:32]}.{EXTENSIONS[media_type]}")
+
+
+def upload(image: InputImage, hook: KieHook) -> str:
+    """Return a URL of the image that Kie can fetch: uploaded, unless this machine has done so lately.
+
+    :raises KieError: the upload failed, or the file has changed since it was looked at.
+    """
+    if image.path is None:
+        return image.reference
+    with _note(f"{hook.get_conn().endpoint.upload_host} {image.reference}") as note:
+        url = _read_note(note)
+        if url is not None and is_there(url):
+            log.info("%s was uploaded before: %s", image.path, url)
+            return url
+        content = storage.read_bytes(image.path, MAX_BYTES) or b""
+        if upload_reference(hashlib.sha256(content).hexdigest()) != image.reference:
+            raise KieStorageError(f"{image.path} changed while it was read")
+        with tempfile.TemporaryDirectory(prefix="kie-") as folder:
+            local = Path(folder, image.name)
+            local.write_bytes(content)
+            url = hook.upload_file(local)
+        log.info("Uploaded %s: %s", image.path, url)
+        note.seek(0)
+        note.truncate()
+        json.dump({"url": url, "at": time.time()}, note)
+    return url
+
+
+@contextlib.contextmanager
+def _note(subject: str) -> Iterator[TextIO]:
+    """Open the note about an upload, for this task alone: others that want the same image wait for it.
+
+    The folder is this user's own. The notes hold public URLs only; what clears the temporary folder clears them.
+    """
+    folder = Path(tempfile.gettempdir(), f"airflow-provider-kie-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+        raise KieStorageError(f"{folder} belongs to somebody else")
+    with Path(folder, hashlib.sha256(subject.encode()).hexdigest()).open("a+", encoding="utf-8") as note:
+        fcntl.flock(note, fcntl.LOCK_EX)  # until it is closed
+        yield note
+
+
+def _read_note(note: TextIO) -> str | None:
+    note.seek(0)
+    try:
+        facts = json.load(note)
+        return str(facts["url"]) if time.time() - facts["at"] < REUSE_SECONDS else None
+    except (ValueError, TypeError, KeyError):
+        return None

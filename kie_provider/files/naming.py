@@ -1,0 +1,55 @@
+"""File names of results: a pattern with a few fields, checked before anything is paid for."""
+
+from __future__ import annotations
+
+import re
+from string import Formatter
+
+from kie_provider.client.models import shorten
+
+DEFAULT_PATTERN = "{kie_task_id}-{index}.{extension}"
+FIELDS = ("kie_task_id", "index", "extension")
+_ENDING = ".{extension}"
+_LONGEST_NAME = 200  # bytes of one part; file systems allow 255, and temporary names are longer
+
+
+def pattern_problem(pattern: object) -> str | None:
+    """Say what is wrong with a file name pattern; None: nothing.
+
+    :param pattern: a path below the target, whose fields are :data:`FIELDS`; ``{index:03}`` gives index a width.
+    """
+    if not isinstance(pattern, str) or not pattern.endswith(_ENDING):
+        return f"must end with '{_ENDING}', so that the name tells what the file is, got {shorten(pattern)}"
+    try:
+        parts = list(Formatter().parse(pattern))
+    except ValueError as error:
+        return f"{shorten(pattern)} is not a pattern ({error})"
+    for _, name, spec, conversion in parts:
+        if name is not None and (name not in FIELDS or conversion or not re.fullmatch(r"(0?\d)?", spec or "")):
+            return f"{shorten(pattern)} has a field {name!r} that is not one of {', '.join(FIELDS)}"
+        if name != "index" and spec:
+            return f"{shorten(pattern)}: only index can have a width"
+    return path_problem(file_name(pattern, "0" * 32, 0, "png"))
+
+
+def path_problem(name: str) -> str | None:
+    """Say why ``name`` cannot be a path below the target; None: it can."""
+    for part in name.split("/"):
+        if part in ("", ".", ".."):
+            return f"{shorten(name)} leads out of the target"
+        if re.search(r"[\\\x00-\x1f\x7f]", part):
+            return f"{shorten(name)} has a backslash or a control character"
+        if len(part.encode("utf-8", "replace")) > _LONGEST_NAME:
+            return f"{shorten(name)} has a part of more than {_LONGEST_NAME} bytes"
+    return None
+
+
+def file_name(pattern: str, kie_task_id: str, index: int, extension: str) -> str:
+    """Fill in a pattern. Kie's id is not trusted: whatever could lead elsewhere becomes an underscore."""
+    safe_id = re.sub(r"[^A-Za-z0-9_-]", "_", kie_task_id)
+    return pattern.format(kie_task_id=safe_id, index=index, extension=extension)
+
+
+def sidecar_name(pattern: str, kie_task_id: str, index: int) -> str:
+    """Return the name of the JSON file beside a result."""
+    return file_name(pattern, kie_task_id, index, "json")

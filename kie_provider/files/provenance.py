@@ -1,0 +1,112 @@
+"""Where a file comes from: the JSON file beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pendulum
+
+from kie_provider import __version__
+from kie_provider.client.prices import PriceTable
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """One stored result, as it stands in the result dict's ``files``.
+
+    :param path: as Airflow's ``ObjectStoragePath`` reads it.
+    :param sha256: of the bytes as Kie delivered them, in hexadecimal.
+    :param stored_sha256: of the bytes as stored; the same, unless provenance was embedded.
+    :param bytes: size as stored.
+    :param media_type: by content.
+    :param width: pixels; None if it is no image.
+    :param height: pixels; likewise.
+    :param sidecar: path of the JSON file beside it.
+    """
+
+    path: str
+    sha256: str
+    stored_sha256: str
+    bytes: int
+    media_type: str
+    width: int | None
+    height: int | None
+    sidecar: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The task instance that saves."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+
+    @classmethod
+    def of(cls, ti: Any) -> RunFacts:
+        """Read them from Airflow's task instance."""
+        return cls(ti.dag_id, ti.run_id, ti.task_id, ti.map_index, ti.try_number)
+
+
+def sidecar(
+    result: Mapping[str, Any],
+    index: int,
+    file: SavedFile,
+    run: RunFacts,
+    prices: PriceTable,
+    *,
+    redact_prompt: bool,
+    embedded: bool,
+) -> dict[str, Any]:
+    """Return the content of the JSON file beside a result.
+
+    :param result: the result dict.
+    :param index: which of its URLs this is.
+    :param redact_prompt: give the prompt's sha256 in place of the prompt.
+    :param embedded: whether the file itself carries provenance too.
+    """
+    task_input = dict(result.get("input") or {})
+    prompt = task_input.get("prompt")
+    facts: dict[str, Any] = {"prompt": prompt}
+    if redact_prompt:
+        task_input.pop("prompt", None)
+        facts = {"prompt": None, "prompt_sha256": prompt_sha256(prompt)}
+    credits_used = result.get("credits_consumed")
+    if credits_used is None:
+        credits_used = prices.credits_for(result.get("model"), task_input.get("resolution"))
+    return {
+        "v": FORMAT,
+        "kie_task_id": result["kie_task_id"],
+        "index": index,
+        "model": result.get("model"),
+        **facts,
+        "input": task_input,
+        "url": result["urls"][index],
+        "credits": credits_used,
+        "usd": prices.usd(credits_used),
+        "created_at": result.get("created_at"),
+        "completed_at": result.get("completed_at"),
+        "cost_seconds": result.get("cost_seconds"),
+        "saved_at": pendulum.now("UTC").to_iso8601_string(),
+        "file": file.to_json(),
+        "embedded_provenance": embedded,
+        "digital_source_type": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
+        "airflow": asdict(run),
+        "provider": f"airflow-provider-kie {__version__}",
+    }
+
+
+def prompt_sha256(prompt: Any) -> str | None:
+    """Return what stands for a redacted prompt: enough to compare, not to read."""
+    return hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest() if isinstance(prompt, str) else None

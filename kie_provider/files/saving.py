@@ -1,0 +1,275 @@
+"""From a result dict to trusted files: download, look, store, and write down where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kie_provider.client.errors import KieError, KieResultError, KieTargetError
+from kie_provider.client.models import shorten
+from kie_provider.files import naming, storage
+from kie_provider.files.media import EXTENSIONS, Media, inspect, size_problem
+from kie_provider.files.provenance import RunFacts, SavedFile, sidecar
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from kie_provider.client.download import DownloadedFile
+    from kie_provider.client.prices import PriceTable
+    from kie_provider.hooks.kie import KieHook
+
+log = logging.getLogger(__name__)
+
+#: Results of one task that are downloaded at the same time.
+PARALLEL_DOWNLOADS = 4
+WRONG_SIZE_CHOICES = ("warn", "fail")
+_LARGEST_SIDECAR = 2**20
+
+
+@dataclass(frozen=True)
+class SaveOptions:
+    """How results are saved; see :class:`~kie_provider.operators.results.KieSaveResultOperator` for the fields."""
+
+    target: Any
+    file_name: str
+    overwrite: bool
+    on_wrong_size: str
+    embed_provenance: bool
+    redact_prompt: bool
+    max_bytes: int
+    max_pixels: int
+
+    def check(self) -> None:
+        """Check what can be checked without touching anything.
+
+        :raises KieTargetError: names every option that is wrong, its value, and what is allowed.
+        """
+        problems = []
+        if problem := naming.pattern_problem(self.file_name):
+            problems.append(f"file_name: {problem}")
+        if self.on_wrong_size not in WRONG_SIZE_CHOICES:
+            choices = " or ".join(map(repr, WRONG_SIZE_CHOICES))
+            problems.append(f"on_wrong_size: must be {choices}, got {shorten(self.on_wrong_size)}")
+        problems += [
+            f"{name}: must be True or False, got {shorten(value)}"
+            for name in ("overwrite", "embed_provenance", "redact_prompt")
+            if not isinstance(value := getattr(self, name), bool)
+        ]
+        problems += [
+            f"{name}: must be a whole number above 0, got {shorten(value)}"
+            for name in ("max_bytes", "max_pixels")
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < 1
+        ]
+        if problems:
+            raise KieTargetError("\n".join(["wrong parameters", *(f"  - {problem}" for problem in problems)]))
+
+
+class ResultSaver:
+    """Saves the results of one task instance.
+
+    :param hook: downloads, and asks for fresh links.
+    :raises KieTargetError: an option makes no sense, or Airflow cannot reach the target.
+    """
+
+    def __init__(self, options: SaveOptions, hook: KieHook, prices: PriceTable) -> None:
+        options.check()
+        self._options = options
+        self._hook = hook
+        self._prices = prices
+        self._folder = storage.storage_path("target", options.target)
+
+    def check_target(self, *, for_new_task: bool) -> None:
+        """Find out whether results can be saved, before they are paid for.
+
+        :param for_new_task: refuse a name that is taken already, where the pattern tells it in advance.
+        :raises KieTargetError: they cannot.
+        """
+        storage.check_writable(self._folder)
+        pattern = self._options.file_name
+        if not for_new_task or self._options.overwrite or "{kie_task_id}" in pattern:
+            return
+        for extension in ("png", "jpg", "webp"):
+            path = self._path(naming.file_name(pattern, "", 0, extension))
+            with storage.storage_errors(path):
+                is_taken = path.fs.exists(path.path)
+            if is_taken:
+                raise KieTargetError(
+                    f"{path} exists, and file_name={pattern!r} gives every image that name. Nothing was ordered. Put "
+                    "{kie_task_id} or something of the run into the name, or set overwrite=True"
+                )
+
+    def save(self, result: Mapping[str, Any], run: RunFacts) -> dict[str, Any]:
+        """Save every file of a result that is not saved yet, and return the result with ``files``.
+
+        :param run: the task instance, for the JSON files.
+        :raises KieError: of the first file that could not be saved; the others are.
+        """
+        kie_task_id, urls = result["kie_task_id"], result["urls"]
+        if not urls:
+            raise KieResultError("it has no result URL, so there is nothing to save", kie_task_id=kie_task_id)
+        names = [naming.sidecar_name(self._options.file_name, kie_task_id, index) for index in range(len(urls))]
+        if len(set(names)) < len(names):
+            pattern = self._options.file_name
+            raise KieTargetError(
+                f"file_name={pattern!r} gives the same name to {len(urls)} results; put {{index}} into it",
+                kie_task_id=kie_task_id,
+            )
+        files: dict[int, SavedFile | KieError | None] = {
+            index: self._saved_before(result, index, name) for index, name in enumerate(names)
+        }
+        with storage.storage_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="kie-") as spool:
+            pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS)
+            try:
+                downloads = {
+                    index: pool.submit(self._download, urls[index], Path(spool, str(index)))
+                    for index, file in files.items()
+                    if file is None
+                }
+                for index, download in downloads.items():
+                    files[index] = self._save_one(result, index, download, run)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow hosts
+        _raise_first_error(kie_task_id, files.values())
+        return {**result, "files": [file.to_json() for file in files.values() if isinstance(file, SavedFile)]}
+
+    def _download(self, url: str, path: Path) -> DownloadedFile:
+        with storage.storage_errors(path.parent):
+            return self._hook.download_file(url, path, max_bytes=self._options.max_bytes)
+
+    def _save_one(
+        self, result: Mapping[str, Any], index: int, download: Future[DownloadedFile], run: RunFacts
+    ) -> SavedFile | KieError:
+        try:
+            delivered = download.result()
+            media = inspect(delivered.path, max_pixels=self._options.max_pixels)
+            self._check_size(result, media)
+            file = self._store(result, index, delivered, media, run)
+        except KieError as error:
+            return error
+        pixels = f", {media.width} x {media.height} pixels" if media.width else ""
+        what = f"{media.media_type}, {file.bytes} bytes{pixels}"
+        log.info("Saved %d of %d: %s (%s)", index + 1, len(result["urls"]), file.path, what)
+        return file
+
+    def _check_size(self, result: Mapping[str, Any], media: Media) -> None:
+        task_input = result.get("input") or {}
+        if media.width is None or media.height is None:
+            return
+        problem = size_problem(media.width, media.height, task_input.get("aspect_ratio"), task_input.get("resolution"))
+        if problem and self._options.on_wrong_size == "fail":
+            raise KieResultError(f"the image is not what was ordered: {problem}; it was not saved")
+        if problem:
+            log.warning("The image is not what was ordered: %s; it is saved all the same", problem)
+
+    def _store(
+        self, result: Mapping[str, Any], index: int, delivered: DownloadedFile, media: Media, run: RunFacts
+    ) -> SavedFile:
+        options, kie_task_id = self._options, result["kie_task_id"]
+        local, digest = delivered.path.with_suffix(f".{media.extension}"), delivered.sha256
+        try:
+            if options.embed_provenance:
+                self._embed(result, delivered.path, local, media)
+                digest = _sha256(local)
+            else:
+                delivered.path.replace(local)
+            path = self._path(naming.file_name(options.file_name, kie_task_id, index, media.extension))
+            stored = storage.sha256_of(path)
+            if stored != digest:
+                if stored is not None and not options.overwrite:
+                    raise KieTargetError(
+                        f"{path} exists and is another file (sha256 {stored}, this one has {digest}). It was not "
+                        "touched; choose another file_name, or set overwrite=True"
+                    )
+                storage.put(local, path)
+            file = SavedFile(
+                path=str(path),
+                sha256=delivered.sha256,
+                stored_sha256=digest,
+                bytes=local.stat().st_size,
+                media_type=media.media_type,
+                width=media.width,
+                height=media.height,
+                sidecar=str(self._path(naming.sidecar_name(options.file_name, kie_task_id, index))),
+            )
+            facts = sidecar(
+                result,
+                index,
+                file,
+                run,
+                self._prices,
+                redact_prompt=options.redact_prompt,
+                embedded=options.embed_provenance,
+            )
+            local.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            storage.put(local, self._path(naming.sidecar_name(options.file_name, kie_task_id, index)))
+            return file
+        finally:
+            for spooled in (delivered.path, local):
+                spooled.unlink(missing_ok=True)
+
+    def _embed(self, result: Mapping[str, Any], source: Path, local: Path, media: Media) -> None:
+        from kie_provider.files.embedding import EmbeddedFacts, EmbeddingRefusedError, embed
+
+        prompt = (result.get("input") or {}).get("prompt")
+        facts = EmbeddedFacts(
+            model=str(result.get("model")),
+            kie_task_id=result["kie_task_id"],
+            prompt=None if self._options.redact_prompt else prompt,
+        )
+        try:
+            embed(source, local, media.media_type, facts)
+        except EmbeddingRefusedError as error:
+            raise KieResultError(
+                f"embed_provenance: {error}. It was not saved; set embed_provenance=False and clear this task: nothing "
+                "is paid again"
+            ) from None
+
+    def _saved_before(self, result: Mapping[str, Any], index: int, name: str) -> SavedFile | None:
+        """Return the file that an earlier try has saved in the same way; its sidecar was written after it."""
+        content = storage.read_bytes(self._path(name), _LARGEST_SIDECAR)
+        try:
+            facts = json.loads(content or b"null")
+            file = SavedFile(**facts["file"])
+            is_ours = (
+                facts["kie_task_id"] == result["kie_task_id"]
+                and facts["index"] == index
+                and facts["embedded_provenance"] == self._options.embed_provenance
+                and ("prompt_sha256" in facts) == self._options.redact_prompt
+            )
+            path = self._path(f"{name.removesuffix('json')}{EXTENSIONS[file.media_type]}")
+        except (ValueError, TypeError, KeyError):
+            return None
+        if not is_ours or storage.sha256_of(path) != file.stored_sha256:
+            return None
+        log.info("%s is there already", path)
+        return replace(file, path=str(path), sidecar=str(self._path(name)))
+
+    def _path(self, name: str) -> ObjectStoragePath:
+        return self._folder / name
+
+
+def _raise_first_error(kie_task_id: str, files: Collection[SavedFile | KieError | None]) -> None:
+    errors = [file for file in files if isinstance(file, KieError)]
+    for error in errors:
+        error.kie_task_id = kie_task_id
+    for error in errors[1:]:
+        log.warning("%s", error)
+    if errors:
+        if len(files) > 1:
+            log.warning("%d of %d files of Kie task %s were saved", len(files) - len(errors), len(files), kie_task_id)
+        raise errors[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

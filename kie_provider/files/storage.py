@@ -1,0 +1,180 @@
+"""Airflow's object storage as results need it: complete files only, and errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import inspect
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowNotFoundException,
+    BaseHook,
+    ObjectStoragePath,
+    get_hook_lineage_collector,
+)
+
+from kie_provider.client.errors import KieError, KieStorageError, KieTargetError
+from kie_provider.client.models import is_blank, shorten
+
+#: What brings a scheme to Airflow.
+PACKAGES = {
+    "s3": "apache-airflow-providers-amazon[s3fs]",
+    "s3a": "apache-airflow-providers-amazon[s3fs]",
+    "gs": "apache-airflow-providers-google",
+    "gcs": "apache-airflow-providers-google",
+    "abfs": "apache-airflow-providers-microsoft-azure",
+    "abfss": "apache-airflow-providers-microsoft-azure",
+    "adl": "apache-airflow-providers-microsoft-azure",
+}
+_BLOCK = 4 * 2**20
+#: Large files go up in parts; the storage libraries' defaults hold hundreds of megabytes in memory.
+_UPLOAD_LIMITS = {"chunksize": 8 * 2**20, "max_concurrency": 2}
+#: What no retry can cure.
+_HOPELESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
+
+
+def storage_path(field: str, value: Any) -> ObjectStoragePath:
+    """Read a path: a local one, or one of an object store such as ``s3://conn_id@bucket/prefix``.
+
+    :param field: the operator's parameter, for messages.
+    :raises KieTargetError: Airflow cannot reach such a path: the scheme, its provider or the connection is missing.
+    """
+    if is_blank(value) or not isinstance(value, str | os.PathLike | ObjectStoragePath):
+        raise KieTargetError(
+            f"{field}: must be a path such as /data/images or s3://conn_id@bucket/prefix, got {value!r}"
+        )
+    text = str(value)
+    scheme = text.partition("://")[0] if "://" in text else ""
+    try:
+        path = ObjectStoragePath(text if scheme else str(Path(text).absolute()))
+        if path_conn_id := getattr(path, "conn_id", None) or path.storage_options.get("conn_id"):
+            BaseHook.get_connection(path_conn_id)
+        path.fs  # noqa: B018  # found now, not when the first file is there
+    except AirflowNotFoundException:
+        raise KieTargetError(f"{field}: {shorten(text)} names a connection that Airflow does not have") from None
+    except (ValueError, ImportError, AttributeError) as error:
+        package = PACKAGES.get(scheme)
+        advice = f"pip install '{package}'" if package else "is the scheme right? Known: file, s3, gs, abfs"
+        if isinstance(error, AttributeError):  # Airflow 3.1.0 beside a newer universal-pathlib
+            advice = "Airflow 3.1.0 needs universal-pathlib below 0.3 for any path"
+        raise KieTargetError(f"{field}: Airflow cannot open {shorten(text)} ({error}); {advice}") from None
+    if not is_local(path) and not path.path.strip("/"):
+        raise KieTargetError(f"{field}: {shorten(text)} names no bucket")
+    return path
+
+
+def is_local(path: ObjectStoragePath) -> bool:
+    """Whether this is a file of this machine."""
+    return path.protocol in ("", "file", "local")
+
+
+@contextlib.contextmanager
+def storage_errors(path: Any) -> Iterator[None]:
+    """Turn what storage libraries raise into Kie errors that name the path.
+
+    :raises KieTargetError: no retry can help: no permission, no such bucket, a file in the way of a folder.
+    :raises KieStorageError: anything else, as a full disk.
+    """
+    try:
+        yield
+    except KieError:
+        raise
+    except OSError as error:
+        kind = KieTargetError if error.errno in _HOPELESS or isinstance(error, _HOPELESS_TYPES) else KieStorageError
+        raise kind(f"{path}: {error.strerror or error} ({type(error).__name__})") from error
+    except Exception as error:  # botocore's, Google's and Azure's errors have no common base
+        raise KieStorageError(f"{path}: {error} ({type(error).__name__})") from error
+
+
+_HOPELESS_TYPES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def check_writable(folder: ObjectStoragePath) -> None:
+    """Find out, without leaving anything there, whether results can be saved in a folder that may not exist yet.
+
+    An object store is asked for the bucket only: whether it takes files shows when the first one comes.
+
+    :raises KieTargetError: they cannot.
+    """
+    with storage_errors(folder):
+        if is_local(folder):
+            existing = Path(folder.path)
+            while not existing.exists() and existing != existing.parent:
+                existing = existing.parent
+            with tempfile.TemporaryFile(dir=existing):
+                return
+        with contextlib.suppress(PermissionError):  # a key that may write need not be allowed to look
+            folder.fs.info(folder.path.strip("/").partition("/")[0])
+
+
+def sha256_of(path: ObjectStoragePath) -> str | None:
+    """Return the sha256 of a stored file, in hexadecimal; None: there is no such file."""
+    digest = hashlib.sha256()
+    with storage_errors(path):
+        try:
+            with _open(path) as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+        except FileNotFoundError:
+            return None
+    return digest.hexdigest()
+
+
+def read_bytes(path: ObjectStoragePath, limit: int) -> bytes | None:
+    """Return a stored file, or its first ``limit`` bytes; None: there is no such file."""
+    with storage_errors(path):
+        try:
+            with _open(path) as file:
+                return bytes(file.read(limit))
+        except FileNotFoundError:
+            return None
+
+
+def _open(path: ObjectStoragePath) -> Any:
+    # Not path.open(): that would report an input to Airflow's lineage.
+    return path.fs.open(path.path, "rb", block_size=_BLOCK)
+
+
+def put(local: Path, target: ObjectStoragePath) -> None:
+    """Store a local file under its final name, where nobody ever sees a part of it, and report it as lineage.
+
+    :raises KieTargetError: it cannot be stored there.
+    :raises KieStorageError: the storage failed.
+    """
+    with storage_errors(target):
+        if is_local(target):
+            _put_locally(local, Path(target.path))
+        else:
+            fs = target.fs
+            accepted = inspect.signature(getattr(fs, "_put_file", fs.put_file)).parameters
+            fs.put_file(str(local), target.path, **{name: n for name, n in _UPLOAD_LIMITS.items() if name in accepted})
+    get_hook_lineage_collector().add_output_asset(context=target, uri=_asset_uri(target))
+
+
+def _put_locally(local: Path, final: Path) -> None:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    part = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with local.open("rb") as source, part.open("xb") as file:
+            shutil.copyfileobj(source, file, 2**20)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(final)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _asset_uri(path: ObjectStoragePath) -> str:
+    if is_local(path):
+        return Path(path.path).as_uri()
+    scheme, _, rest = str(path).partition("://")
+    bucket, slash, key = rest.partition("/")
+    return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{key}"

@@ -1,0 +1,165 @@
+"""Save the results of Kie tasks as files that can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import Asset, BaseOperator
+
+from kie_provider.airflow_errors import operator_failure
+from kie_provider.client.errors import KieError
+from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
+from kie_provider.links import KieLogsLink, KieResultLink
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+
+    from kie_provider.files.saving import ResultSaver
+
+DEFAULT_FILE_NAME = "{kie_task_id}-{index}.{extension}"
+DEFAULT_MAX_BYTES = 2**30
+DEFAULT_MAX_PIXELS = 12_000_000
+
+
+class SavingOperator(BaseOperator):
+    """What operators that save results have in common; not for use in a DAG.
+
+    The parameters are described at :class:`KieSaveResultOperator`.
+    """
+
+    template_fields: Sequence[str] = ("target", "file_name")
+
+    def __init__(
+        self,
+        *,
+        target: str | ObjectStoragePath | None = None,
+        file_name: str = DEFAULT_FILE_NAME,
+        overwrite: bool = False,
+        on_wrong_size: str = "warn",
+        embed_provenance: bool = False,
+        redact_prompt: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.target = target
+        self.file_name = file_name
+        self.overwrite = overwrite
+        self.on_wrong_size = on_wrong_size
+        self.embed_provenance = embed_provenance
+        self.redact_prompt = redact_prompt
+        self.max_bytes = max_bytes
+        self.max_pixels = max_pixels
+
+    def _saver(self, hook: KieHook) -> ResultSaver:
+        """Return what saves; making it checks the rendered parameters."""
+        from kie_provider.config import price_table
+        from kie_provider.files.saving import ResultSaver, SaveOptions
+
+        options = SaveOptions(
+            target=self.target,
+            file_name=self.file_name,
+            overwrite=self.overwrite,
+            on_wrong_size=self.on_wrong_size,
+            embed_provenance=self.embed_provenance,
+            redact_prompt=self.redact_prompt,
+            max_bytes=self.max_bytes,
+            max_pixels=self.max_pixels,
+        )
+        return ResultSaver(options, hook, price_table())
+
+    def _save(self, result: Mapping[str, Any], saver: ResultSaver, context: Context) -> dict[str, Any]:
+        """Save the files of a result, tell the assets among the outlets, and return the result with ``files``."""
+        from kie_provider.files.provenance import RunFacts
+
+        saved = saver.save(result, RunFacts.of(context["ti"]))
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra = {
+                    name: saved[name] for name in ("kie_task_id", "model", "files")
+                }
+        return saved
+
+
+class KieSaveResultOperator(SavingOperator):
+    """Save the result files of one Kie task where the pipeline wants them, and return the result dict with ``files``.
+
+    Every file is downloaded, recognised by its content, decoded to the end if it is an image, measured and hashed
+    before it appears under its final name, complete. Beside it stands a JSON file that says where it comes from:
+    prompt, model, all inputs, Kie task id, credits and dollars, times, sha256, and the task instance.
+
+    A retry keeps what is there and saves only what is missing; nothing is charged. Each asset among the outlets gets
+    one event per task instance, with all files in ``extra``.
+
+    ``files`` has one entry per file: ``path``, ``sha256`` (as Kie delivered it), ``stored_sha256`` (as stored),
+    ``bytes``, ``media_type``, ``width`` and ``height`` (pixels; None if not an image), and ``sidecar`` (path of the
+    JSON file).
+
+    :param result: the result dict of a sensor or operator, or a Kie task id (templated).
+    :param target: folder, as a local path or as Airflow's object storage knows it: ``s3://conn_id@bucket/prefix``
+        (templated).
+    :param file_name: name below the target, default ``{kie_task_id}-{index}.{extension}``; it ends with
+        ``.{extension}``, and may have folders (templated).
+    :param overwrite: replace a file of that name that is another one. Default: fail, and leave it alone.
+    :param on_wrong_size: ``warn`` (default) or ``fail``, when an image has not the aspect ratio or resolution that was
+        ordered.
+    :param embed_provenance: also write model, Kie task id, prompt and the IPTC source type for generated media into
+        PNG, JPEG and WebP files, as PNG text, EXIF and XMP. The pixels stay as they are. Refused for files with C2PA.
+    :param redact_prompt: leave the prompt out of the JSON file (its sha256 is there instead) and of the image.
+    :param max_bytes: refuse a larger file; default 1 GiB.
+    :param max_pixels: refuse an image with more pixels; default 12 million. Each takes four bytes of memory.
+    :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
+    """
+
+    template_fields: Sequence[str] = ("result", *SavingOperator.template_fields, "kie_conn_id")
+    template_fields_renderers = {"result": "json"}  # noqa: RUF012  # as BaseOperator declares it
+    operator_extra_links = (KieLogsLink(), KieResultLink())
+    ui_color = "#e8e4f8"
+
+    def __init__(
+        self,
+        *,
+        result: str | Mapping[str, Any],
+        target: str | ObjectStoragePath,
+        kie_conn_id: str = DEFAULT_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(target=target, **kwargs)
+        self.result = result
+        self.kie_conn_id = kie_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Save every file that is not there yet."""
+        with _failures(), KieHook(self.kie_conn_id) as hook:
+            saver = self._saver(hook)
+            saver.check_target(for_new_task=False)
+            return self._save(_read_result(self.result, hook), saver, context)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except KieError as error:
+        failure = operator_failure(error)
+        raise failure from (None if failure is error else error)
+
+
+def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:
+    """Return a result dict; a Kie task id is looked up, and text may be a dict that a template has rendered.
+
+    :raises KieValidationError: it is neither.
+    :raises KieTaskTimeoutError: the task is still running.
+    """
+    from kie_provider.client.models import from_text, is_blank, is_http_url, raise_for_problems, shorten
+
+    value = from_text(value)
+    if isinstance(value, str) and not is_blank(value) and not is_http_url(value):
+        return hook.wait(value.strip(), timeout=0).to_result()
+    urls = value.get("urls") if isinstance(value, Mapping) else None
+    if not isinstance(urls, Sequence) or isinstance(urls, str) or not isinstance(value.get("kie_task_id"), str):
+        raise_for_problems([f"result: must be a Kie task id or a result dict, got {shorten(value)}"])
+    return dict(value)
