@@ -1,0 +1,541 @@
+"""From a result dict to files, over real sockets: what is saved, what is refused, and what a second time does."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import pendulum
+import pytest
+from PIL import Image
+
+from kie_provider.client.errors import (
+    KieFileError,
+    KieResultError,
+    KieStorageError,
+    KieTargetError,
+    KieTransportError,
+)
+from kie_provider.files import storage
+from kie_provider.hooks.kie import KieHook
+from tests.integration.files.conftest import KIE_TASK_ID, picture, result_of
+from tests.support.servers import ScriptedServer, hang, reply, reset, truncated
+
+PNG = picture()
+IMAGE = {"Content_Type": "image/png"}
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+class TestSuccess:
+    def test_the_file_its_sidecar_and_the_result(self, save, out):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            result = save(result_of(f"{host.url}/1"))
+
+        image, sidecar = out / f"{KIE_TASK_ID}-0.png", out / f"{KIE_TASK_ID}-0.json"
+        assert image.read_bytes() == PNG
+        assert names(out) == [sidecar.name, image.name]
+        [file] = result["files"]
+        assert file == {
+            "path": str(image),
+            "sha256": sha256(PNG),
+            "stored_sha256": sha256(PNG),
+            "bytes": len(PNG),
+            "media_type": "image/png",
+            "width": 1024,
+            "height": 1024,
+            "sidecar": str(sidecar),
+        }
+        facts = json.loads(sidecar.read_text())
+        assert abs(time.time() - pendulum.parse(facts.pop("saved_at")).timestamp()) < 60
+        assert re.fullmatch(r"airflow-provider-kie \d+\.\d+\.\d+.*", facts.pop("provider"))
+        assert facts == {
+            "v": 1,
+            "kie_task_id": KIE_TASK_ID,
+            "index": 0,
+            "model": "flux-2/pro-text-to-image",
+            "prompt": "a red fox",
+            "input": {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"},
+            "url": f"{host.url}/1",
+            "credits": 5.0,
+            "usd": 0.025,
+            "created_at": "2026-11-22T10:00:00Z",
+            "completed_at": "2026-11-22T10:00:12Z",
+            "cost_seconds": 12,
+            "file": file,
+            "embedded_provenance": False,
+            "digital_source_type": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
+            "airflow": {"dag_id": "a_dag", "run_id": "a_run", "task_id": "a_task", "map_index": 3, "try_number": 2},
+        }
+
+    @pytest.mark.parametrize(
+        ("body", "media_type", "extension"),
+        [
+            (picture("JPEG"), "image/jpeg", "jpg"),
+            (picture("WEBP"), "image/webp", "webp"),
+            (b"\0\0\0\x18ftypmp42" + b"\xff" * 1000, "video/mp4", "mp4"),
+            (b"ID3\x04" + b"\xff" * 1000, "audio/mpeg", "mp3"),
+            (b"\x80\x02\xff\xfe" * 1000, "application/octet-stream", "bin"),
+        ],
+    )
+    def test_the_content_names_the_type(self, save, out, body, media_type, extension):
+        with ScriptedServer(reply(body, Content_Type="image/png")) as host:
+            [file] = save(result_of(host.url))["files"]
+
+        assert (file["media_type"], file["path"]) == (media_type, str(out / f"{KIE_TASK_ID}-0.{extension}"))
+        assert (file["width"] is None) == (not media_type.startswith("image"))
+        assert Path(file["path"]).read_bytes() == body
+
+    def test_several_files_and_a_pattern_with_folders(self, save, out):
+        bodies = [picture(colour=(n, n, n)) for n in range(6)]
+        with ScriptedServer(*(reply(body, **IMAGE) for body in bodies)) as host:
+            result = save(
+                result_of(*(f"{host.url}/{n}" for n in range(6))), file_name="{kie_task_id}/no {index:03}.{extension}"
+            )
+
+        assert [Path(file["path"]).relative_to(out).as_posix() for file in result["files"]] == [
+            f"{KIE_TASK_ID}/no {n:03}.png" for n in range(6)
+        ]
+        assert {file["sha256"] for file in result["files"]} == {sha256(body) for body in bodies}
+
+    def test_credits_that_kie_does_not_name_come_from_the_table(self, save, out):
+        task_input = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "2K"}
+        with ScriptedServer(reply(picture(size=(2048, 2048)), **IMAGE)) as host:
+            save(result_of(host.url, credits_consumed=None, input=task_input, model="flux-2/flex-text-to-image"))
+
+        facts = json.loads((out / f"{KIE_TASK_ID}-0.json").read_text())
+        assert (facts["credits"], facts["usd"]) == (24.0, 0.12)
+
+    def test_a_redacted_prompt_is_nowhere(self, save, out):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            save(result_of(host.url), redact_prompt=True, embed_provenance=True)
+
+        facts = json.loads((out / f"{KIE_TASK_ID}-0.json").read_text())
+        assert (facts["prompt"], facts["prompt_sha256"]) == (None, sha256(b"a red fox"))
+        assert all(b"red fox" not in path.read_bytes() for path in out.iterdir())
+
+    def test_embedded_provenance_leaves_the_pixels(self, save, out):
+        with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
+            [file] = save(result_of(host.url), embed_provenance=True)["files"]
+            first = Path(file["path"]).read_bytes()
+            save(result_of(host.url), embed_provenance=True, target=str(out / "again"))
+
+        assert first == (out / "again" / f"{KIE_TASK_ID}-0.png").read_bytes()
+        assert file["sha256"] == sha256(PNG)
+        assert file["stored_sha256"] == sha256(first) != sha256(PNG)
+        assert file["bytes"] == len(first)
+        with Image.open(file["path"]) as image:
+            assert image.getcolors() == [(1024 * 1024, (10, 200, 90))]
+            assert "a red fox" in image.text.values()
+        assert b"trainedAlgorithmicMedia" in first
+
+
+class TestSecondTime:
+    def test_what_is_there_is_not_downloaded_again(self, save, out):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            first = save(result_of(host.url))
+            stats = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+            assert save(result_of(host.url)) == first
+        assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stats
+
+    def test_only_what_is_missing_is_downloaded(self, save, out):
+        bodies = [picture(colour=(n, n, n)) for n in range(3)]
+        with ScriptedServer(*(reply(body, **IMAGE) for body in bodies), reply(bodies[1], **IMAGE)) as host:
+            urls = [f"{host.url}/{n}" for n in range(3)]
+            # One after the other, so that each link delivers its own file.
+            first = [save(result_of(*urls[: n + 1]))["files"] for n in range(3)][-1]
+            Path(first[1]["path"]).unlink()
+            again = save(result_of(*urls))["files"]
+        assert again == first
+        assert [request.target for request in host.requests] == ["/0", "/1", "/2", "/1"]
+
+    def test_a_file_without_its_sidecar_is_kept(self, save, out):
+        """As a kill between the two leaves it."""
+        with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
+            [file] = save(result_of(host.url))["files"]
+            Path(file["sidecar"]).unlink()
+            written = Path(file["path"]).stat().st_mtime_ns
+            assert save(result_of(host.url))["files"] == [file]
+        assert Path(file["path"]).stat().st_mtime_ns == written
+        assert names(out) == [f"{KIE_TASK_ID}-0.json", f"{KIE_TASK_ID}-0.png"]
+
+    @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b'{"file": {"path": 1}}', b"null", b"\xff\xfe"])
+    def test_a_damaged_sidecar_is_written_anew(self, save, damage):
+        with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
+            [file] = save(result_of(host.url))["files"]
+            Path(file["sidecar"]).write_bytes(damage)
+            assert save(result_of(host.url))["files"] == [file]
+        assert json.loads(Path(file["sidecar"]).read_text())["file"] == file
+
+    def test_a_file_that_has_changed_is_not_overwritten(self, save):
+        with ScriptedServer(*[reply(PNG, **IMAGE)] * 3) as host:
+            [file] = save(result_of(host.url))["files"]
+            Path(file["path"]).write_bytes(b"edited by hand")
+            with pytest.raises(KieTargetError, match="exists and is another file") as caught:
+                save(result_of(host.url))
+            assert Path(file["path"]).read_bytes() == b"edited by hand"
+            assert caught.value.kie_task_id == KIE_TASK_ID
+            assert save(result_of(host.url), overwrite=True)["files"] == [file]
+        assert Path(file["path"]).read_bytes() == PNG
+
+    def test_other_options_are_another_file(self, save):
+        with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
+            save(result_of(host.url))
+            with pytest.raises(KieTargetError, match="exists and is another file"):
+                save(result_of(host.url), embed_provenance=True)
+
+
+BROKEN = {
+    "HTML": (reply("<!doctype html><p>expired", **IMAGE), "it begins with '<!doctype html><p>expired'"),
+    "JSON": (reply('{"code": 404}', **IMAGE), """it begins with '{"code": 404}'"""),
+    "text": (reply("Not found", **IMAGE), "it is no image, video or audio file"),
+    "UTF-16": (reply("Not found".encode("utf-16"), **IMAGE), "it is no image, video or audio file"),
+    "XML": (reply('<?xml version="1.0"?><Error>', **IMAGE), "it is no image, video or audio file"),
+    "cut UTF-8": (reply("ä".encode() * 5000, **IMAGE), "it is no image, video or audio file"),
+    "half a PNG": (reply(PNG[: len(PNG) // 2], **IMAGE), "it is a PNG file that ends too early"),
+    "PNG without its end": (reply(PNG[:-12], **IMAGE), "it is a PNG file that ends too early"),
+    "PNG signature": (reply(PNG[:8], **IMAGE), "it is a PNG file that ends too early"),
+    "a flipped bit": (
+        reply(PNG[:1000] + bytes([PNG[1000] ^ 1]) + PNG[1001:], **IMAGE),
+        "it is a PNG file whose part b'IDAT' was damaged (wrong checksum)",
+    ),
+    "half a JPEG": (reply(picture("JPEG")[:2000], **IMAGE), "it is a broken JPEG file"),
+    "JPEG signature": (reply(b"\xff\xd8\xff\xe0", **IMAGE), "it is a broken JPEG file"),
+    "half a WebP": (reply(picture("WEBP")[:-20], **IMAGE), "it is a broken WEBP file"),
+    "half a GIF": (reply(picture("GIF")[:500], **IMAGE), "it is a broken GIF file"),
+    "PNG then HTML": (reply(PNG[:500] + b"<html>" * 100, **IMAGE), "it is a PNG file that ends too early"),
+}
+
+
+class TestBadBodies:
+    @pytest.mark.parametrize("name", BROKEN)
+    def test_nothing_of_it_is_saved(self, save, out, name):
+        step, message = BROKEN[name]
+        with ScriptedServer(step) as host, pytest.raises(KieFileError) as caught:
+            save(result_of(host.url))
+        assert message in str(caught.value)
+        assert "a retry downloads it again, which costs nothing" in str(caught.value)
+        assert caught.value.kie_task_id == KIE_TASK_ID
+        assert names(out) == []
+
+    @pytest.mark.parametrize(
+        ("step", "kind", "message"),
+        [
+            (truncated(PNG, content_type="image/png"), KieTransportError, "broke off"),
+            (reply(b"", **IMAGE), KieFileError, "empty file"),
+            (reply("<html>", Content_Type="text/html"), KieFileError, "web page"),
+            (reset, KieTransportError, "broke off"),
+            (reply("busy", 503), KieTransportError, "HTTP 503"),
+        ],
+        ids=["truncated", "empty", "html", "reset", "503"],
+    )
+    def test_what_persists_is_given_up(self, save, out, step, kind, message):
+        with ScriptedServer(*[step] * 4) as host, pytest.raises(kind, match=message):
+            save(result_of(host.url))
+        assert len(host.requests) == 4
+        assert names(out) == []
+
+    def test_the_others_are_saved_all_the_same(self, save, out):
+        good, bad = reply(PNG, **IMAGE), reply("no", **IMAGE)
+        with (
+            ScriptedServer(good) as one,
+            ScriptedServer(bad) as two,
+            ScriptedServer(good) as three,
+            pytest.raises(KieFileError),
+        ):
+            save(result_of(one.url, two.url, three.url))
+        assert [name for name in names(out) if name.endswith("png")] == [f"{KIE_TASK_ID}-0.png", f"{KIE_TASK_ID}-2.png"]
+
+    def test_a_bomb_is_not_decoded(self, save, out):
+        bomb = picture(size=(5000, 5000))
+        with ScriptedServer(*[reply(bomb, **IMAGE)] * 2) as host:
+            with pytest.raises(KieResultError, match=r"5000 x 5000 = 25000000 pixels.*more than max_pixels=12000000"):
+                save(result_of(host.url))
+            assert names(out) == []
+            save(result_of(host.url), max_pixels=25_000_000)
+        assert f"{KIE_TASK_ID}-0.png" in names(out)
+
+    def test_a_bomb_beyond_pillows_own_limit(self, save, out):
+        header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+        body = PNG[:12] + header + struct.pack(">I", zlib.crc32(header)) + PNG[33:]
+        with (
+            ScriptedServer(reply(body, **IMAGE)) as host,
+            pytest.raises(KieResultError, match=r"decompression bomb.*max_pixels=12000000"),
+        ):
+            save(result_of(host.url))
+        assert names(out) == []
+
+    def test_too_many_bytes(self, save, out):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host, pytest.raises(KieResultError, match="max_bytes=100 bytes"):
+            save(result_of(host.url), max_bytes=100)
+        assert names(out) == []
+
+    @pytest.mark.parametrize(
+        ("size", "ratio", "resolution", "problem"),
+        [
+            ((1024, 1024), "16:9", "1K", "1024 x 1024 pixels are not 16:9"),
+            ((1024, 1024), "1:1", "2K", "1024 x 1024 pixels are not 2K"),
+            ((512, 512), "1:1", "1K", "512 x 512 pixels are not 1K"),
+            ((2048, 2048), "1:1", "1K", "2048 x 2048 pixels are not 1K"),
+            ((1360, 768), "16:9", "1K", None),
+            ((2304, 1728), "4:3", "2K", None),
+            ((1024, 600), "auto", "1K", None),
+            ((10, 20), None, None, None),
+        ],
+    )
+    def test_a_wrong_size_warns_or_fails(self, save, out, caplog, size, ratio, resolution, problem):
+        task_input = {"prompt": "a red fox", "aspect_ratio": ratio, "resolution": resolution}
+        with ScriptedServer(*[reply(picture(size=size), **IMAGE)] * 2) as host:
+            if problem:
+                with pytest.raises(KieResultError, match=f"not what was ordered: {problem}"):
+                    save(result_of(host.url, input=task_input), on_wrong_size="fail")
+                assert names(out) == []
+            save(result_of(host.url, input=task_input), on_wrong_size="warn")
+        assert (problem or "not what was ordered") in caplog.text if problem else "ordered" not in caplog.text
+        assert len(names(out)) == 2
+
+    def test_embedding_into_what_is_no_image(self, save, out):
+        body = b"\0\0\0\x18ftypmp42" + b"\xff" * 1000
+        with ScriptedServer(reply(body)) as host, pytest.raises(KieResultError, match=r"embed_provenance: .*video/mp4"):
+            save(result_of(host.url), embed_provenance=True)
+        assert names(out) == []
+
+
+class TestLinks:
+    def test_a_dead_link_gets_a_fresh_one(self, save, kie_emulator):
+        with KieHook() as hook:
+            kie_task_id = hook.create_task(
+                "flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
+            )
+            result = hook.wait(kie_task_id, poll_interval=0.05).to_result()
+        kie_emulator.fault({"on": "file", "do": "answer", "http_status": 404})
+
+        [file] = save(result)["files"]
+
+        assert Path(file["path"]).stat().st_size == file["bytes"]
+        asked = [request["path"].rpartition("/")[2] for request in kie_emulator.requests()][-3:]
+        assert asked[1] == "download-url"
+        assert asked[0] == asked[2]  # the same file, behind another link
+
+    @pytest.mark.parametrize("status", [403, 404, 410])
+    def test_what_is_lost_is_said(self, save, out, status):
+        with ScriptedServer(reply("gone", status)) as host, pytest.raises(KieResultError) as caught:
+            save(result_of(host.url))  # the emulator gives fresh links to its own files only
+        assert f"HTTP {status}" in str(caught.value)
+        assert "no fresh link either" in str(caught.value)
+        assert "so this file is lost" in str(caught.value)
+        assert names(out) == []
+
+    @pytest.mark.parametrize(
+        "url", ["ftp://example.org/1.png", "file:///etc/passwd", "/etc/passwd", "data:image/png;base64,"]
+    )
+    def test_other_schemes_are_refused(self, save, out, url):
+        with pytest.raises(KieResultError, match="is not an http"):
+            save(result_of(url))
+        assert names(out) == []
+
+    def test_private_addresses_are_refused_unless_kie_is_at_one(self, save, out, monkeypatch):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps({"conn_type": "kie", "password": "a-real-key"}))
+            with pytest.raises(KieResultError, match="is a private address"):
+                save(result_of(host.url))
+            assert host.requests == []
+
+    def test_a_slow_host_is_given_up(self, save, out, kie_emulator, monkeypatch):
+        connection = {**kie_emulator.connection, "extra": {"request_timeout": 0.2}}
+        monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
+        with ScriptedServer(*[hang] * 4) as host, pytest.raises(KieTransportError, match="broke off"):
+            save(result_of(host.url))
+        assert names(out) == []
+
+    def test_the_key_is_not_sent(self, save, kie_emulator):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            save(result_of(host.url))
+        assert all("authorization" not in request.headers for request in host.requests)
+        assert all(kie_emulator.api_key.encode() not in request.raw for request in host.requests)
+
+
+class TestTarget:
+    """What can be wrong with it, and what an author reads."""
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"target": ""}, "target: must be a path such as /data/images or s3://conn_id@bucket/prefix, got ''"),
+            ({"target": None}, "target: must be a path"),
+            ({"target": 5}, "target: must be a path"),
+            ({"target": "nosuch://b/x"}, "target: Airflow cannot open 'nosuch://b/x'"),
+            ({"target": "gs://b/x"}, "pip install 'apache-airflow-providers-google'"),
+            ({"target": "abfs://b/x"}, "pip install 'apache-airflow-providers-microsoft-azure'"),
+            ({"target": "s3://nobody@b/x"}, "names a connection that Airflow does not have"),
+            ({"file_name": "{index}"}, "file_name: must end with '.{extension}'"),
+            ({"file_name": "../{index}.{extension}"}, "file_name: '../0.png' leads out of the target"),
+            ({"file_name": "/tmp/{index}.{extension}"}, "leads out of the target"),
+            ({"file_name": "a//{index}.{extension}"}, "leads out of the target"),
+            ({"file_name": "a\\..\\{index}.{extension}"}, "backslash"),
+            ({"file_name": "a\n{index}.{extension}"}, "control character"),
+            ({"file_name": "{prompt}.{extension}"}, "has a field 'prompt' that is not one of kie_task_id, index"),
+            ({"file_name": "{index.__class__}.{extension}"}, "is not one of"),
+            ({"file_name": "{0}.{extension}"}, "is not one of"),
+            ({"file_name": "{index:9999999999}.{extension}"}, "is not one of"),
+            ({"file_name": "{index!r}.{extension}"}, "is not one of"),
+            ({"file_name": "{.{extension}"}, "is not"),
+            ({"file_name": "x" * 300 + ".{extension}"}, "more than 200 bytes"),
+            ({"on_wrong_size": "ignore"}, "on_wrong_size: must be 'warn' or 'fail', got 'ignore'"),
+            ({"overwrite": "yes"}, "overwrite: must be True or False, got 'yes'"),
+            ({"max_bytes": 0}, "max_bytes: must be a whole number above 0, got 0"),
+            ({"max_pixels": True}, "max_pixels: must be a whole number above 0, got True"),
+        ],
+    )
+    def test_bad_options_are_named(self, save, out, options, message):
+        with pytest.raises(KieTargetError) as caught:
+            save(result_of("http://127.0.0.1:1/never-asked"), **options)
+        assert message in str(caught.value)
+        assert names(out) == []
+
+    def test_all_of_them_at_once(self, save):
+        with pytest.raises(KieTargetError) as caught:
+            save(result_of("http://127.0.0.1:1/"), file_name="x", on_wrong_size=1, max_bytes=-1)
+        assert str(caught.value).count("\n  - ") == 3
+
+    def test_a_pattern_that_collides(self, save, out):
+        with pytest.raises(KieTargetError, match=r"gives the same name to 2 results; put \{index\} into it"):
+            save(result_of("http://127.0.0.1:1/a", "http://127.0.0.1:1/b"), file_name="{kie_task_id}.{extension}")
+        assert names(out) == []
+
+    def test_an_id_that_climbs_stays_below_the_target(self, save, out):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            [file] = save(result_of(host.url, kie_task_id="../../etc/x"))["files"]
+        assert Path(file["path"]) == out / "______etc_x-0.png"
+
+    def test_a_file_in_the_way(self, save, out):
+        out.write_text("in the way")
+        with ScriptedServer(reply(PNG, **IMAGE)) as host, pytest.raises(KieTargetError, match=str(out)):
+            save(result_of(host.url))
+        assert out.read_text() == "in the way"
+
+    def test_a_read_only_file_system(self, save):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host, pytest.raises(KieTargetError, match="/proc/kie"):
+            save(result_of(host.url), target="/proc/kie")
+
+    def test_a_full_disk_leaves_no_part(self, save, out, monkeypatch):
+        def full(source, destination, length):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
+            with monkeypatch.context() as patch:
+                patch.setattr(storage.shutil, "copyfileobj", full)
+                with pytest.raises(KieStorageError, match="No space left on device") as caught:
+                    save(result_of(host.url))
+            assert names(out) == []
+            assert caught.value.is_transient
+            assert "Nothing is lost" in str(caught.value)
+            save(result_of(host.url))
+        assert len(names(out)) == 2
+
+    def test_no_result_url(self, save):
+        with pytest.raises(KieResultError, match="no result URL, so there is nothing to save"):
+            save(result_of(result={"text": "x"}))
+
+
+def test_a_reader_never_sees_a_part(save, out):
+    body = picture("PNG", size=(3000, 3000)) + b"\0" * 20_000_000
+    seen, done = set(), threading.Event()
+
+    def watch():
+        while not done.is_set():
+            for path in out.glob("*.png"):
+                seen.add(path.stat().st_size)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with ScriptedServer(reply(body, **IMAGE)) as host:
+            save(result_of(host.url))
+    finally:
+        done.set()
+        watcher.join()
+    assert seen <= {len(body)}
+
+
+def test_a_full_disk_before_that(tmp_path, kie_emulator):
+    """The download does not fit: the file size limit of a process of its own stands for the disk."""
+    with ScriptedServer(*[reply(PNG * 1000, **IMAGE)] * 4) as host:
+        answer = in_a_process(host.url, tmp_path / "out", kie_emulator, check=False, limit=2**20)
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1].startswith(
+        "kie_provider.client.errors.KieStorageError: The storage failed: /"
+    )
+    assert "File too large" in answer.stderr
+    assert names(tmp_path / "out") == []
+
+
+def test_memory_is_bounded_whatever_the_size(tmp_path, kie_emulator):
+    """300 MB through a process of its own; 64 MB is what it may need on top of what it needs for a small file."""
+    piece = b"\0" * 2**20
+
+    def video(exchange):
+        size = 300 * 2**20
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: %d\r\n\r\n" % (size + 16))
+        exchange.send(b"\0\0\0\x18ftypmp42\0\0\0\0")
+        for _ in range(size // len(piece)):
+            exchange.send(piece)
+
+    peaks = {}
+    for name, step in (("small", reply(PNG, **IMAGE)), ("large", video)):
+        with ScriptedServer(step) as host:
+            answer = in_a_process(host.url, tmp_path / name, kie_emulator)
+            peaks[name] = int(answer.stdout.split()[-1])
+    assert next((tmp_path / "large").glob("*.mp4")).stat().st_size > 300 * 2**20
+    assert peaks["large"] - peaks["small"] < 64 * 1024, peaks
+
+
+def in_a_process(url, target, kie_emulator, *, check=True, limit=-1):
+    """Save a result there; it prints its peak of memory in KiB."""
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, url, str(target), str(limit)],
+        env={**os.environ, "AIRFLOW_CONN_KIE_DEFAULT": json.dumps(kie_emulator.connection)},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=check,
+    )
+
+
+PROGRAM = """
+import resource, signal, sys
+from tests.integration.files.conftest import RUN, result_of
+from kie_provider.client.prices import PriceTable
+from kie_provider.files.saving import ResultSaver, SaveOptions
+from kie_provider.hooks.kie import KieHook
+
+url, target, limit = sys.argv[1:]
+with KieHook() as hook:
+    options = SaveOptions(target, "{kie_task_id}-{index}.{extension}", False, "warn", False, False, 2**30, 12_000_000)
+    saver = ResultSaver(options, hook, PriceTable.parse())
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    saver.save(result_of(url), RUN)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
