@@ -1,0 +1,437 @@
+"""Write into an image file how it was made, without touching a pixel.
+
+Only the container is edited: PNG chunks, JPEG segments, WebP (RIFF) chunks. All other bytes are copied as they are, in
+pieces, so that memory stays small however large the file is. The same file and facts always give the same bytes; no
+imaging library takes part, whose next version might write others.
+
+What the file already says stays:
+
+* EXIF is merged. Its block is only appended to, so offsets in it (thumbnail, maker notes) stay right; a tag that is
+  there keeps its value, and the fact is then in the XMP alone.
+* An XMP packet is not merged: a file with another packet than the one to be written is refused. A file with exactly
+  this packet has been through here before and is copied unchanged, so embedding twice equals embedding once.
+* PNG text chunks are added; the format allows a keyword more than once.
+
+Sources: XMP specification part 3 (places and headers), IPTC Photo Metadata 2025.1 (properties for AI images), PNG third
+edition, JFIF 1.02, Exif 2.32, RFC 9649 (WebP), C2PA 2.1 appendix A (where manifests are).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+from xml.sax.saxutils import escape
+
+#: Bytes copied at once.
+PIECE = 1 << 20
+#: A larger EXIF block (bytes) is not an EXIF block: JPEG, where it comes from, allows 64 KiB.
+LARGEST_EXIF = 1 << 20
+
+_JPEG_EXIF = b"Exif\0\0"
+_JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_JPEG_MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_XMP = b"XML:com.adobe.xmp"
+
+_ASCII, _LONG, _UNDEFINED = 2, 4, 7  # TIFF field types
+_DESCRIPTION, _SOFTWARE, _EXIF_IFD, _EXIF_VERSION, _UNIQUE_ID = 0x010E, 0x0131, 0x8769, 0x9000, 0xA420
+
+_XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:dc="http://purl.org/dc/elements/1.1/"
+    xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
+   <Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia</Iptc4xmpExt:DigitalSourceType>
+   <Iptc4xmpExt:AISystemUsed>{model} (Kie.ai)</Iptc4xmpExt:AISystemUsed>
+   <xmp:CreatorTool>{model}</xmp:CreatorTool>
+   <dc:identifier>{kie_task_id}</dc:identifier>
+{prompt}  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>"""
+_XMP_PROMPT = """   <Iptc4xmpExt:AIPromptInformation>{prompt}</Iptc4xmpExt:AIPromptInformation>
+   <dc:description><rdf:Alt><rdf:li xml:lang="x-default">{prompt}</rdf:li></rdf:Alt></dc:description>
+"""
+
+# What XML 1.0 (production 2) cannot hold, not even escaped.
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# What PNG's tEXt, which is Latin-1, gives a meaning to.
+_LATIN_1 = re.compile("[\n\x20-\x7e\xa0-\xff]*")
+
+
+@dataclass(frozen=True)
+class EmbeddedFacts:
+    """How an image was made. Characters that XML cannot hold are left out when written; line ends become line feeds.
+
+    :param model: for example ``flux-2/pro-text-to-image``.
+    :param prompt: None: redacted; nothing about it is written. What the file itself says of it stays.
+    """
+
+    model: str
+    kie_task_id: str
+    prompt: str | None
+
+
+class EmbeddingRefusedError(ValueError):
+    """The file cannot be edited safely; the message says why. Nothing was written."""
+
+
+class _Part(NamedTuple):
+    """A chunk or segment: bytes ``start`` to ``end`` of the file, of which ``data`` to ``data_end`` are its content."""
+
+    kind: str
+    start: int
+    end: int
+    data: int
+    data_end: int
+
+
+class _Splice(NamedTuple):
+    """Bytes ``start`` to ``end`` of the file give way to ``new``."""
+
+    start: int
+    end: int
+    new: bytes
+
+
+def embed(source: Path, target: Path, media_type: str, facts: EmbeddedFacts) -> None:
+    """Write ``source`` with ``facts`` in it to ``target``, which appears complete or not at all; both may be one file.
+
+    :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``.
+    :raises EmbeddingRefusedError: another type; a C2PA manifest, whose signature any edit would break; other XMP; a
+        file that is truncated, or otherwise not as its format says.
+    :raises OSError: a file cannot be read or written.
+    """
+    plan = _PLANS.get(media_type)
+    if plan is None:
+        raise EmbeddingRefusedError(f"{media_type} is not supported; supported are {', '.join(_PLANS)}")
+    part = target.with_name(f".{secrets.token_hex(8)}.part")  # random: two tries may overlap
+    with source.open("rb") as file:
+        try:
+            splices = plan(file, file.seek(0, 2), _cleaned(facts))
+        except struct.error as error:
+            raise EmbeddingRefusedError(f"a field of the file does not hold what it should: {error}") from error
+        try:
+            _write(file, sorted(splices), part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _write(file: BinaryIO, splices: Iterable[_Splice], target: Path) -> None:
+    with target.open("xb") as out:
+        position = 0
+        for splice in splices:
+            for piece in _pieces(file, position, splice.start):
+                out.write(piece)
+            out.write(splice.new)
+            position = splice.end
+        for piece in _pieces(file, position, file.seek(0, 2)):
+            out.write(piece)
+
+
+def _pieces(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    for position in range(start, end, PIECE):
+        yield _read(file, position, min(PIECE, end - position))
+
+
+def _read(file: BinaryIO, position: int, length: int) -> bytes:
+    file.seek(position)
+    data = file.read(length)
+    if len(data) < length:
+        raise EmbeddingRefusedError(f"the file is truncated: {length} bytes are missing at {position}")
+    return data
+
+
+def _survey(file: BinaryIO, parts: Iterable[_Part], packet: bytes) -> tuple[_Part | None, bool]:
+    """Return the EXIF part, and whether ``packet``, the XMP part to be written, is already there.
+
+    :raises EmbeddingRefusedError: something is there that must not be edited.
+    """
+    exif, done = None, False
+    for part in parts:
+        if part.kind == "C2PA":
+            raise EmbeddingRefusedError("it carries a C2PA manifest, whose signature any edit would break")
+        if part.kind == "XMP":
+            length = part.end - part.start
+            if length != len(packet) or _read(file, part.start, length) != packet:
+                raise EmbeddingRefusedError("it already carries another XMP packet, which would be lost")
+            done = True
+        if part.kind == "EXIF":
+            if exif or part.data_end - part.data > LARGEST_EXIF:
+                raise EmbeddingRefusedError("it carries more than one EXIF block, or an oversized one")
+            exif = part
+    return exif, done
+
+
+# --- PNG ---
+
+
+def _png_plan(file: BinaryIO, size: int, facts: EmbeddedFacts) -> list[_Splice]:
+    if _read(file, 0, 8) != _PNG_SIGNATURE:
+        raise EmbeddingRefusedError("it is not a PNG file")
+    packet = _png_text(_PNG_XMP, _xmp(facts), force_utf8=True)
+    exif, done = _survey(file, _png_parts(file, size), packet)
+    if done:
+        return []
+    texts = {b"Software": facts.model, b"Source": f"Kie.ai task {facts.kie_task_id}", b"Description": facts.prompt}
+    new = _png_chunk(b"eXIf", _merged_exif(file, exif, facts)) + packet
+    new += b"".join(_png_text(keyword, text) for keyword, text in texts.items() if text is not None)
+    after_ihdr = 8 + 12 + 13
+    return [_Splice(after_ihdr, after_ihdr, new), *_dropped(exif)]
+
+
+def _png_parts(file: BinaryIO, size: int) -> Iterator[_Part]:
+    kinds = {b"eXIf": "EXIF", b"caBX": "C2PA"}
+    position, seen, name = 8, set(), b""
+    while name != b"IEND":
+        length, name = struct.unpack(">I4s", _read(file, position, 8))
+        data, end = position + 8, position + 12 + length
+        if not name.isalpha() or end > size or (position == 8) != (name == b"IHDR" and length == 13):
+            raise EmbeddingRefusedError(f"the PNG chunk at {position} is malformed or truncated")
+        kind = kinds.get(name, "")
+        if name in (b"tEXt", b"zTXt", b"iTXt"):
+            keyword = _read(file, data, min(length, 80)).partition(b"\0")[0]
+            kind = "XMP" if keyword == _PNG_XMP else kind
+            # ImageMagick's places for EXIF and XMP, from before there were chunks for them.
+            if keyword in (b"Raw profile type exif", b"Raw profile type APP1", b"Raw profile type xmp"):
+                raise EmbeddingRefusedError(f"it carries metadata as {keyword.decode()!r}, which cannot be merged")
+        yield _Part(kind, position, end, data, end - 4)
+        seen.add(name)
+        position = end
+    if b"IDAT" not in seen:
+        raise EmbeddingRefusedError("the PNG file has no image data")
+
+
+def _png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _png_text(keyword: bytes, text: str, *, force_utf8: bool = False) -> bytes:
+    if _LATIN_1.fullmatch(text) and not force_utf8:
+        return _png_chunk(b"tEXt", keyword + b"\0" + text.encode("latin-1"))
+    # Not compressed, no language, no translated keyword.
+    return _png_chunk(b"iTXt", keyword + b"\0\0\0\0\0" + text.encode())
+
+
+# --- JPEG ---
+
+
+def _jpeg_plan(file: BinaryIO, size: int, facts: EmbeddedFacts) -> list[_Splice]:
+    if _read(file, 0, 2) != b"\xff\xd8":
+        raise EmbeddingRefusedError("it is not a JPEG file")
+    packet = _jpeg_app1(_JPEG_XMP + _xmp(facts).encode())
+    exif, done = _survey(file, _jpeg_parts(file, size), packet)
+    if done:
+        return []
+    place = 2
+    for part in _jpeg_parts(file, size):
+        if part.kind != "JFIF":  # JFIF wants to be first, and its extension next to it; EXIF comes after them
+            break
+        place = part.end
+    new = _jpeg_app1(_JPEG_EXIF + _merged_exif(file, exif, facts)) + packet
+    return [_Splice(place, place, new), *_dropped(exif)]
+
+
+def _jpeg_parts(file: BinaryIO, size: int) -> Iterator[_Part]:
+    """Yield the segments before the image data; then see that the image data has an end."""
+    position, marker = 2, 0
+    while marker != 0xFFDA:
+        marker, length = struct.unpack(">HH", _read(file, position, 4))
+        if marker == 0xFFFF:  # a fill byte
+            position += 1
+            continue
+        end = position + 2 + length
+        if not 0xFFC0 <= marker <= 0xFFFE or 0xFFD0 <= marker <= 0xFFD9 or length < 2 or end > size:
+            raise EmbeddingRefusedError(f"the JPEG segment at {position} is malformed or truncated")
+        content = _read(file, position + 4, length - 2)
+        kind, data = "", position + 4
+        if marker == 0xFFE0:
+            kind = "JFIF"
+        elif marker == 0xFFE1 and content.startswith(_JPEG_EXIF):
+            kind, data = "EXIF", data + len(_JPEG_EXIF)
+        elif marker == 0xFFE1 and content.startswith((_JPEG_XMP, _JPEG_MORE_XMP)):
+            kind = "XMP"
+        elif marker == 0xFFE2 and content.startswith(b"MPF\0"):
+            raise EmbeddingRefusedError("it holds several pictures (MPF), whose index would become wrong")
+        elif marker == 0xFFEB and content.startswith(b"JP") and b"c2pa" in content:
+            kind = "C2PA"  # JUMBF; both the type and the label of its box begin with these four letters
+        yield _Part(kind, position, end, data, end)
+        position = end
+    tail = b""
+    for piece in _pieces(file, position, size):
+        if b"\xff\xd9" in tail + piece:  # image data never holds this pair
+            return
+        tail = piece[-1:]
+    raise EmbeddingRefusedError("the JPEG file is truncated: its image data has no end")
+
+
+def _jpeg_app1(content: bytes) -> bytes:
+    if len(content) > 65533:
+        raise EmbeddingRefusedError(f"the facts take {len(content)} bytes, a JPEG segment holds 65533")
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
+# --- WebP ---
+
+
+def _webp_plan(file: BinaryIO, size: int, facts: EmbeddedFacts) -> list[_Splice]:
+    magic, length, form = struct.unpack("<4sI4s", _read(file, 0, 12))
+    if (magic, form) != (b"RIFF", b"WEBP"):
+        raise EmbeddingRefusedError("it is not a WebP file")
+    end = 8 + length
+    if end > size:
+        raise EmbeddingRefusedError(f"the WebP file is truncated: {end - size} bytes are missing")
+    packet = _riff_chunk(b"XMP ", _xmp(facts).encode())
+    exif, done = _survey(file, _webp_parts(file, end), packet)
+    if done:
+        return []
+    new = _riff_chunk(b"EXIF", _merged_exif(file, exif, facts)) + packet
+    splices = [_webp_header(file, end), *_dropped(exif), _Splice(end, end, new)]
+    length += sum(len(splice.new) - (splice.end - splice.start) for splice in splices)
+    return [_Splice(4, 8, struct.pack("<I", length)), *splices]
+
+
+def _webp_parts(file: BinaryIO, riff_end: int) -> Iterator[_Part]:
+    kinds = {b"EXIF": "EXIF", b"XMP ": "XMP", b"C2PA": "C2PA"}
+    position, has_image = 12, False
+    while position < riff_end:
+        name, length = struct.unpack("<4sI", _read(file, position, 8))
+        data_end = position + 8 + length
+        end = data_end + length % 2
+        if end > riff_end:
+            raise EmbeddingRefusedError(f"the WebP chunk at {position} is malformed or truncated")
+        yield _Part(kinds.get(name, name.decode("latin-1")), position, end, position + 8, data_end)
+        has_image = has_image or name in (b"VP8 ", b"VP8L", b"ANMF")
+        position = end
+    if not has_image:
+        raise EmbeddingRefusedError("the WebP file has no image data")
+
+
+def _webp_header(file: BinaryIO, riff_end: int) -> _Splice:
+    """Return the edit that says in VP8X that EXIF and XMP follow; a file without VP8X gets one."""
+    first = next(_webp_parts(file, riff_end))
+    has_exif_and_xmp, has_alpha = 0x08 | 0x04, 0x10
+    head = _read(file, first.data, min(10, first.data_end - first.data))
+    if first.kind == "VP8X" and len(head) == 10:
+        return _Splice(first.data, first.data + 1, struct.pack("B", head[0] | has_exif_and_xmp))
+    if first.end != riff_end:
+        raise EmbeddingRefusedError("the WebP file has no VP8X chunk, but more than its image")
+    if first.kind == "VP8 " and head[3:6] == b"\x9d\x01\x2a":  # RFC 6386, 9.1: the upper two bits are a scale
+        flags, width, height = 0, *(side & 0x3FFF for side in struct.unpack("<HH", head[6:]))
+    elif first.kind == "VP8L" and head[:1] == b"\x2f":  # RFC 9649, 3.4: 14 bits, 14 bits, 1 bit
+        (bits,) = struct.unpack("<I", head[1:5])
+        flags, width, height = bits >> 28 & 1 and has_alpha, (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        raise EmbeddingRefusedError("the WebP file does not begin with an image")
+    canvas = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    header = _riff_chunk(b"VP8X", struct.pack("<I", flags | has_exif_and_xmp) + canvas)
+    return _Splice(first.start, first.start, header)
+
+
+def _riff_chunk(name: bytes, data: bytes) -> bytes:
+    return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+
+_PLANS: Mapping[str, Callable[[BinaryIO, int, EmbeddedFacts], list[_Splice]]] = {
+    "image/png": _png_plan,
+    "image/jpeg": _jpeg_plan,
+    "image/webp": _webp_plan,
+}
+
+
+# --- What is written ---
+
+
+def _cleaned(facts: EmbeddedFacts) -> EmbeddedFacts:
+    """Return the facts in characters that every place can hold.
+
+    Line ends become what XML parsers (XML 1.0, 2.11) and PNG make of them anyway.
+    """
+
+    def clean(text: str) -> str:
+        return _NOT_XML.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+
+    prompt = None if facts.prompt is None else clean(facts.prompt)
+    return EmbeddedFacts(clean(facts.model), clean(facts.kie_task_id), prompt)
+
+
+def _xmp(facts: EmbeddedFacts) -> str:
+    prompt = "" if facts.prompt is None else _XMP_PROMPT.format(prompt=escape(facts.prompt))
+    return _XMP.format(model=escape(facts.model), kie_task_id=escape(facts.kie_task_id), prompt=prompt)
+
+
+def _dropped(exif: _Part | None) -> list[_Splice]:
+    return [_Splice(exif.start, exif.end, b"")] if exif else []
+
+
+def _merged_exif(file: BinaryIO, exif: _Part | None, facts: EmbeddedFacts) -> bytes:
+    """Return the file's EXIF block (without JPEG's prefix), or a new one, with the facts it does not have yet.
+
+    Text is UTF-8 under the type ASCII, as most software writes and ExifTool reads it; the type that Exif 3.0 has for
+    UTF-8 is one that hardly any reader knows.
+    """
+    old = _read(file, exif.data, exif.data_end - exif.data) if exif else b"II*\0\0\0\0\0"
+    block = bytearray(old.removeprefix(_JPEG_EXIF))  # some writers leave the prefix there in WebP and PNG
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(block[:4]))
+    if order is None:
+        raise EmbeddingRefusedError("its EXIF block is malformed")
+    texts = {_SOFTWARE: facts.model, _DESCRIPTION: facts.prompt}
+    values = {tag: (_ASCII, text.encode() + b"\0") for tag, text in texts.items() if text is not None}
+    details = {_EXIF_VERSION: (_UNDEFINED, b"0232"), _UNIQUE_ID: (_ASCII, facts.kie_task_id.encode() + b"\0")}
+
+    (start,) = struct.unpack_from(order + "I", block, 4)
+    pointer = _ifd(block, order, start)[0].get(_EXIF_IFD)
+    (exif_start,) = struct.unpack(order + "I", pointer[8:]) if pointer else (0,)
+    exif_start = _with_values(block, order, exif_start, details)
+    link = struct.pack(order + "HHII", _EXIF_IFD, _LONG, 1, exif_start)
+    start = _with_values(block, order, start, values, {_EXIF_IFD: link})
+    block[4:8] = struct.pack(order + "I", start)
+    return bytes(block)
+
+
+def _ifd(block: bytes | bytearray, order: str, start: int) -> tuple[dict[int, bytes], int]:
+    """Return the entries (12 bytes each) of a TIFF directory by tag, and the offset of the next; offset 0: none."""
+    if start == 0:
+        return {}, 0
+    (count,) = struct.unpack_from(order + "H", block, start)
+    (following,) = struct.unpack_from(order + "I", block, start + 2 + 12 * count)
+    raw = [bytes(block[at : at + 12]) for at in range(start + 2, start + 2 + 12 * count, 12)]
+    entries = {struct.unpack(order + "H", entry[:2])[0]: entry for entry in raw}
+    if len(entries) < count:
+        raise EmbeddingRefusedError("its EXIF block is malformed: a tag is there twice")
+    return entries, following
+
+
+def _with_values(
+    block: bytearray, order: str, start: int, values: Mapping[int, tuple[int, bytes]], links: Mapping[int, bytes] = {}
+) -> int:
+    """Append to ``block`` a copy of the directory at ``start`` with those ``values`` that it lacks; return its offset.
+
+    :param values: by tag: a type whose items take one byte each, and the value.
+    :param links: ready entries by tag; these replace what is there.
+    """
+    entries, following = _ifd(block, order, start)
+    for tag, (kind, value) in values.items():
+        if tag in entries:
+            continue
+        stored = value.ljust(4, b"\0")
+        if len(value) > 4:  # longer values stand elsewhere, on an even offset
+            block.extend(b"\0" * (len(block) % 2))
+            stored = struct.pack(order + "I", len(block))
+            block.extend(value)
+        entries[tag] = struct.pack(order + "HHI", tag, kind, len(value)) + stored
+    entries.update(links)
+    block.extend(b"\0" * (len(block) % 2))
+    offset = len(block)
+    block.extend(struct.pack(order + "H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)))
+    block.extend(struct.pack(order + "I", following))
+    return offset
