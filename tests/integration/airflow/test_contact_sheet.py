@@ -1,0 +1,166 @@
+"""The contact sheet in real Airflow tasks: what upstream tasks push, what templates make of it, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+from airflow.sdk import task
+
+from kie_provider.operators.contact_sheet import KieContactSheetOperator
+from tests.support.airflow_inprocess import new_dag, run_dag, run_task
+
+
+@task
+def make(prompt: str, folder: str, nothing: str = "") -> dict | None:
+    """Save an image, as a task that waits for Kie does; fail for a fox, return nothing for ``nothing``."""
+    from PIL import Image
+
+    if "fox" in prompt:
+        raise ValueError("no foxes")
+    if prompt == nothing:
+        return None
+    file = Path(folder, f"{prompt}.png")
+    Image.new("RGB", (400, 300), (30, 200, 30)).save(file)
+    return {
+        "kie_task_id": prompt,
+        "model": "flux-2/pro-text-to-image",
+        "state": "success",
+        "urls": [],
+        "credits_consumed": 5.0,
+        "cost_seconds": 12,
+        "input": {"prompt": prompt},
+        "files": [{"path": str(file), "media_type": "image/png", "width": 400, "height": 300}],
+    }
+
+
+def manifest(outcome) -> dict:
+    return json.loads(Path(outcome.result["manifest"]).read_text())
+
+
+@pytest.mark.parametrize("nothing", ["", "cow"])
+def test_failed_one_of_mapped_tasks_is_a_gap(tmp_path, nothing):
+    with new_dag() as dag:
+
+        @task
+        def prompts():
+            return ["hen", "fox", "owl", "cow"]
+
+        asked = prompts()
+        KieContactSheetOperator(
+            task_id="sheet",
+            results=make.partial(folder=str(tmp_path), nothing=nothing).expand(prompt=asked),
+            prompts=asked,
+            target=str(tmp_path),
+            trigger_rule="all_done",
+        )
+    outcomes = run_dag(dag)
+
+    outcome = outcomes["sheet", -1]
+    missing = ["fox", nothing] if nothing else ["fox"]
+    assert outcomes["make", 1].state == "failed"
+    assert outcome.state == "success", outcome.error
+    assert outcome.result == {
+        "html": f"{tmp_path}/contact_sheet.html",
+        "png": f"{tmp_path}/contact_sheet.png",
+        "manifest": f"{tmp_path}/contact_sheet.json",
+        "images": 4 - len(missing),
+        "missing": len(missing),
+        "credits": 5.0 * (4 - len(missing)),
+    }
+    assert manifest(outcome)["prompts_without_result"] == missing
+    page = Path(outcome.result["html"]).read_text()
+    assert [page.count(text) for text in ("<figure>", "<img ", ">no image<")] == [4, 4 - len(missing), len(missing)]
+
+
+def test_one_result_and_several_mapped_tasks_make_one_sheet(tmp_path):
+    with new_dag() as dag:
+        single = make.override(task_id="single")("ant", str(tmp_path))
+        first = make.override(task_id="first").partial(folder=str(tmp_path)).expand(prompt=["hen", "owl"])
+        second = make.override(task_id="second").partial(folder=str(tmp_path)).expand(prompt=["cow"])
+        KieContactSheetOperator(task_id="all", results=[single, first, second], target=str(tmp_path / "all"))
+        KieContactSheetOperator(task_id="one", results=single, target=ObjectStoragePath(str(tmp_path / "one")))
+    outcomes = run_dag(dag)
+
+    assert [r["kie_task_id"] for r in manifest(outcomes["all", -1])["results"]] == ["ant", "hen", "owl", "cow"]
+    assert outcomes["one", -1].result["html"] == f"{tmp_path}/one/contact_sheet.html"
+    assert outcomes["one", -1].result["images"] == 1
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_every_field_is_templated(tmp_path, native):
+    with new_dag(render_template_as_native_obj=native, params={"folder": str(tmp_path), "word": "day"}) as dag:
+        made = make("hen", str(tmp_path))
+        sheet = KieContactSheetOperator(
+            task_id="sheet",
+            results="{{ [ti.xcom_pull('make')] }}",
+            prompts="{{ ['fox', ti.xcom_pull('make')['input']['prompt']] }}",
+            target="{{ params.folder }}/sheets",
+            title="The {{ params.word }}",
+            name="{{ 20260101 }}",
+        )
+        made >> sheet
+    outcome = run_dag(dag)["sheet", -1]
+
+    assert outcome.state == "success", outcome.error
+    assert outcome.result["html"] == f"{tmp_path}/sheets/20260101.html"
+    assert (outcome.result["images"], outcome.result["missing"]) == (1, 1)
+    assert manifest(outcome)["title"] == "The day"
+    assert manifest(outcome)["prompts_without_result"] == ["fox"]
+
+
+def test_nothing_to_show_is_an_empty_sheet(tmp_path):
+    outcome = run_task(lambda **kw: KieContactSheetOperator(results="{{ none }}", target=str(tmp_path), **kw))
+
+    assert outcome.state == "success", outcome.error
+    assert (outcome.result["images"], outcome.result["missing"]) == (0, 0)
+
+
+def test_unwritable_target_is_named_and_tried_again(tmp_path):
+    (tmp_path / "file").touch()
+    outcome = run_task(lambda **kw: KieContactSheetOperator(results=[], target=f"{tmp_path}/file/sheets", **kw))
+
+    assert (outcome.state, outcome.retried) == ("failed", True)
+    assert f"Cannot write {tmp_path}/file/sheets/contact_sheet.json" in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"results": "hen"}, "results: must be result dicts, got 'hen'"),
+        ({"results": 5}, "results: must be result dicts, got 5"),
+        ({"name": "../sheet"}, "name: must be a file name"),
+        ({"target": "{{ none }}x://y"}, "target: 'Nonex://y' cannot be used"),
+        ({"target": " "}, "target: must be a folder"),
+    ],
+)
+def test_what_cannot_be_right_fails_without_retry(tmp_path, wrong, problem):
+    arguments = {"results": [], "target": str(tmp_path), **wrong}
+    outcome = run_task(lambda **kw: KieContactSheetOperator(**arguments, **kw))
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert problem in str(outcome.error)
+
+
+def test_prompt_that_looks_like_a_list_is_a_prompt(tmp_path):
+    outcome = run_task(
+        lambda **kw: KieContactSheetOperator(results=[], prompts="[red] fox", target=str(tmp_path), **kw)
+    )
+
+    assert manifest(outcome)["prompts_without_result"] == ["[red] fox"]
+
+
+def test_importing_the_operator_loads_no_image_library():
+    script = (
+        "import sys; from airflow.sdk import BaseOperator; before = set(sys.modules);"
+        "import kie_provider.operators.contact_sheet;"
+        "print(*({'PIL', 'requests', 'aiohttp', 'fsspec', 'kie_provider.contact_sheet'} & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == ""
