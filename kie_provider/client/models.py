@@ -340,6 +340,11 @@ def upload_reference(sha256: str) -> str:
     return f"sha256:{sha256}"
 
 
+def is_upload_reference(url: Any) -> bool:
+    """Whether this came from :func:`upload_reference`."""
+    return isinstance(url, str) and bool(re.fullmatch("sha256:[0-9a-f]{64}", url))
+
+
 def _image_problems(field_name: str, urls: list[Any], model: Any, *, takes_images: bool | None) -> list[str]:
     if takes_images is False and urls:
         twin = str(model).replace("text-to-image", "image-to-image")
@@ -349,11 +354,8 @@ def _image_problems(field_name: str, urls: list[Any], model: Any, *, takes_image
     problems = [
         f"{field_name}[{i}]: must be an http(s) URL that Kie can fetch, got {shorten(url)}"
         for i, url in enumerate(urls)
-        if not is_http_url(url) and not _UPLOAD_REFERENCE.fullmatch(str(url))
+        if not is_http_url(url) and not is_upload_reference(url)
     ]
     if len(urls) > FLUX2_MAX_INPUT_URLS:
         problems.append(f"{field_name}: {len(urls)} given; at most {FLUX2_MAX_INPUT_URLS} are allowed")
     return problems
-
-
-_UPLOAD_REFERENCE = re.compile("sha256:[0-9a-f]{64}")

@@ -19,6 +19,7 @@ from kie_provider.operators.flux2 import Flux2GenerateImageOperator
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
 
+    from kie_provider.files.inputs import InputImage
     from kie_provider.ledger import Ledger
 
 #: What the function may return beside the prompt.
@@ -71,16 +72,22 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
         if submission is not None and submission.kie_task_id is not None and not is_wanted_anew:
             self.log.info("An earlier try has submitted a prompt; the function is not called again")
             return submission.request
-        self._take(self.python_callable(*self.op_args, **self.op_kwargs))
+        self._call()
         return super()._request(ledger)
 
-    def _take(self, returned: Any) -> None:
-        """Take over what the function has returned.
+    def _read_images(self) -> Sequence[InputImage]:
+        if not self._images:
+            self._call()  # an earlier try's task has failed at Kie; only the function knows its images
+        return super()._read_images()
+
+    def _call(self) -> None:
+        """Call the function and take over what it returns.
 
         :raises KieValidationError: it is neither a prompt nor a dict of known fields.
         """
         from kie_provider.client.models import raise_for_problems, shorten
 
+        returned = self.python_callable(*self.op_args, **self.op_kwargs)
         if isinstance(returned, str):
             returned = {"prompt": returned}
         if not isinstance(returned, Mapping) or "prompt" not in returned:

@@ -99,14 +99,14 @@ def _read_file(where: str, item: Any) -> InputImage:
     path = storage.storage_path(where, item)
     content = storage.read_bytes(path, MAX_BYTES + 1)
     if content is None:
-        raise ValueError(f"{shorten(str(path))} is not there")
+        raise ValueError(f"{shorten(str(path), 200)} is not there")
     media_type = media_type_of(content)
     if media_type not in MEDIA_TYPES:
         raise ValueError(
-            f"{shorten(str(path))} is {media_type or 'text, or empty'}; Kie takes {', '.join(MEDIA_TYPES)}"
+            f"{shorten(str(path), 200)} is {media_type or 'text, or empty'}; Kie takes {', '.join(MEDIA_TYPES)}"
         )
     if len(content) > MAX_BYTES:
-        raise ValueError(f"{shorten(str(path))} has more than the {MAX_BYTES} bytes that Kie takes")
+        raise ValueError(f"{shorten(str(path), 200)} has more than the {MAX_BYTES} bytes that Kie takes")
     digest = hashlib.sha256(content).hexdigest()
     return InputImage(upload_reference(digest), path, f"{digest[:32]}.{EXTENSIONS[media_type]}")
 

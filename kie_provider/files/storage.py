@@ -59,15 +59,15 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
             BaseHook.get_connection(path_conn_id)
         path.fs  # noqa: B018  # found now, not when the first file is there
     except AirflowNotFoundException:
-        raise KieTargetError(f"{field}: {shorten(text)} names a connection that Airflow does not have") from None
+        raise KieTargetError(f"{field}: {shorten(text, 200)} names a connection that Airflow does not have") from None
     except (ValueError, ImportError, AttributeError) as error:
         package = PACKAGES.get(scheme)
         advice = f"pip install '{package}'" if package else "is the scheme right? Known: file, s3, gs, abfs"
         if isinstance(error, AttributeError):  # Airflow 3.1.0 beside a newer universal-pathlib
             advice = "Airflow 3.1.0 needs universal-pathlib below 0.3 for any path"
-        raise KieTargetError(f"{field}: Airflow cannot open {shorten(text)} ({error}); {advice}") from None
+        raise KieTargetError(f"{field}: Airflow cannot open {shorten(text, 200)} ({error}); {advice}") from None
     if not is_local(path) and not path.path.strip("/"):
-        raise KieTargetError(f"{field}: {shorten(text)} names no bucket")
+        raise KieTargetError(f"{field}: {shorten(text, 200)} names no bucket")
     return path
 
 

@@ -120,11 +120,27 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         return order.model, order.to_payload()
 
     def _make_ready(self, hook: KieHook, task_input: Mapping[str, Any]) -> Mapping[str, Any]:
+        from kie_provider.client.models import is_upload_reference, raise_for_problems
         from kie_provider.files.inputs import upload
 
-        if not self._images:
+        urls = task_input.get("input_urls", [])
+        if not any(map(is_upload_reference, urls)):
             return task_input
-        return {**task_input, "input_urls": [upload(image, hook) for image in self._images]}
+        images = {image.reference: image for image in self._read_images()}
+        raise_for_problems(
+            [
+                f"input_images: the file with {url}, which an earlier try has submitted, is not among them any more"
+                for url in urls
+                if is_upload_reference(url) and url not in images
+            ]
+        )
+        return {**task_input, "input_urls": [upload(images[url], hook) if url in images else url for url in urls]}
+
+    def _read_images(self) -> Sequence[InputImage]:
+        """Return the input images; they have been read already, unless an earlier try's order is submitted again."""
+        from kie_provider.files.inputs import read_input_images
+
+        return self._images or read_input_images(self.input_images)[0]
 
 
 class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -154,10 +155,10 @@ def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:
     :raises KieValidationError: it is neither.
     :raises KieTaskTimeoutError: the task is still running.
     """
-    from kie_provider.client.models import from_text, is_blank, is_http_url, raise_for_problems, shorten
+    from kie_provider.client.models import from_text, is_blank, raise_for_problems, shorten
 
     value = from_text(value)
-    if isinstance(value, str) and not is_blank(value) and not is_http_url(value):
+    if isinstance(value, str) and re.fullmatch(r"[\w-]+", value.strip()) and not is_blank(value):
         return hook.wait(value.strip(), timeout=0).to_result()
     urls = value.get("urls") if isinstance(value, Mapping) else None
     if not isinstance(urls, Sequence) or isinstance(urls, str) or not isinstance(value.get("kie_task_id"), str):

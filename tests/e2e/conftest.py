@@ -55,7 +55,10 @@ def airflow_stack(kie_emulator_server: KieEmulator, tmp_path_factory: pytest.Tem
             (dags / "_".join(source.relative_to(ROOT).parts)).symlink_to(source)
     before = signal.signal(signal.SIGTERM, _interrupt)  # else a SIGTERM would leave Airflow behind
     try:
-        env = {"AIRFLOW_CONN_KIE_DEFAULT": json.dumps(kie_emulator_server.connection)}
+        env = {
+            "AIRFLOW_CONN_KIE_DEFAULT": json.dumps(kie_emulator_server.connection),
+            "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "True",  # a DAG that is unpaused runs as it says
+        }
         with AirflowStack(dags, env=env) as stack:
             yield stack
     finally:

@@ -101,14 +101,20 @@ def test_a_single_image_waits_without_a_worker_and_is_charged_once(
 
 
 def test_the_daily_content_ends_in_files_and_starts_what_comes_next(
-    airflow_stack: AirflowStack, kie_emulator: KieEmulator, kie_clock: EmulatorClock, tmp_path: Path
+    airflow_stack: AirflowStack, kie_emulator: KieEmulator, kie_clock: EmulatorClock
 ) -> None:
     from PIL import Image
 
     dag_id, downstream = "flux2_daily_content", "flux2_asset_downstream"
-    airflow_stack.wait_for_dag(downstream)
-    airflow_stack.api("PATCH", f"/dags/{downstream}", {"is_paused": False})
-    run_id = airflow_stack.trigger_dag(dag_id, {"output_dir": str(tmp_path)})
+
+    def runs(dag_id: str) -> list[dict[str, Any]]:
+        return airflow_stack.api("GET", f"/dags/{dag_id}/dagRuns")["dag_runs"]
+
+    for each in (downstream, dag_id):
+        airflow_stack.wait_for_dag(each)
+        airflow_stack.api("PATCH", f"/dags/{each}", {"is_paused": False})
+    airflow_stack.wait_until(lambda: runs(dag_id), 60, "the daily DAG was not scheduled")
+    run_id = runs(dag_id)[0]["dag_run_id"]
     wait_for_deferred(airflow_stack, dag_id, run_id, 4)
     kie_clock.finish_all_tasks()
 
@@ -120,7 +126,7 @@ def test_the_daily_content_ends_in_files_and_starts_what_comes_next(
     images = [Path(file["path"]) for result in manifest["results"] for file in result["files"]]
     assert len(images) == 4
     for path in images:
-        assert path.is_relative_to(tmp_path)
+        assert path.is_relative_to(airflow_stack.home / "kie_images")
         with Image.open(path) as image:
             image.load()
             assert image.width > image.height  # 4:3
@@ -133,7 +139,7 @@ def test_the_daily_content_ends_in_files_and_starts_what_comes_next(
     told = [(event["source_map_index"], file["path"]) for event in events for file in event["extra"]["files"]]
     assert sorted(told) == sorted(enumerate(map(str, images)))
     previews = [path.with_name(f"{path.stem}.preview.webp") for path in images]
-    airflow_stack.wait_until(lambda: all(path.exists() for path in previews), 90, "a new image has no preview")
+    airflow_stack.wait_until(lambda: all(path.exists() for path in previews), 90, lambda: f"{runs(downstream)}")
 
 
 def test_waits_that_lose_their_trigger_go_on_and_end_well(

@@ -14,7 +14,10 @@ from kie_provider.sensors.flux2 import Flux2TaskSensor
 from tests.support.airflow_inprocess import run_task
 
 RATIOS = "1:1, 4:3, 3:4, 16:9, 9:16, 3:2, 2:3"
-MODELS = "flux-2/pro-text-to-image, flux-2/flex-text-to-image, flux-2/pro-image-to-image, flux-2/flex-image-to-image"
+MODELS = (
+    "flux-2/pro, flux-2/flex, flux-2/pro-text-to-image, flux-2/flex-text-to-image, flux-2/pro-image-to-image, "
+    "flux-2/flex-image-to-image"
+)
 INVALID = "Kie.ai request is not valid: nothing was sent.\n"
 KEY_ADVICE = (
     " -> Set the connection's password to a key from https://kie.ai/api-key; if the key is right, look at the IP "

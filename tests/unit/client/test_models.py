@@ -385,9 +385,15 @@ def test_the_prompt_is_not_optional():
 @pytest.mark.parametrize("model", ["", "flux-2", "flux-2/max", f" {PRO}", "None", None, 7, [PRO]])
 def test_unknown_models(model):
     assert problems(model) == [
-        f"model: {model!r} is not a Flux-2 model; allowed: flux-2/pro-text-to-image, flux-2/flex-text-to-image, "
-        "flux-2/pro-image-to-image, flux-2/flex-image-to-image"
+        f"model: {model!r} is not a Flux-2 model; allowed: flux-2/pro, flux-2/flex, flux-2/pro-text-to-image, "
+        "flux-2/flex-text-to-image, flux-2/pro-image-to-image, flux-2/flex-image-to-image"
     ]
+
+
+@pytest.mark.parametrize("tier", ["flux-2/pro", "flux-2/flex"])
+def test_a_tier_is_completed(tier):
+    assert Flux2Input.parse(tier, {"prompt": "a red fox"}).model == f"{tier}-text-to-image"
+    assert Flux2Input.parse(tier, {"prompt": "a red fox", "input_urls": [URL]}).model == f"{tier}-image-to-image"
 
 
 @pytest.mark.parametrize("ratio", ["5:4", "", "None", None, 1, "1:1 ", ["1:1"], {}])

@@ -1,0 +1,142 @@
+"""Object storage for real: an S3 server on loopback, Airflow's amazon provider, and an Airflow connection."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+
+import boto3
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from airflow.sdk.io import store
+from moto.server import ThreadedMotoServer
+
+from kie_provider.operators.contact_sheet import KieContactSheetOperator
+from kie_provider.operators.flux2 import Flux2GenerateImageOperator
+from tests.support.airflow_inprocess import new_dag, run_dag, run_task
+
+BUCKET = "pictures"
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """A client of the S3 server, on which an empty bucket awaits ``s3://aws_test@pictures``."""
+    keys = {"login": "somebody", "password": "a-secret"}
+    extra = {"endpoint_url": s3_server, "region_name": "us-east-1"}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_TEST", json.dumps({"conn_type": "aws", **keys, "extra": extra}))
+    monkeypatch.setattr(store, "_STORE_CACHE", {})
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_server,
+        region_name="us-east-1",
+        aws_access_key_id=keys["login"],
+        aws_secret_access_key=keys["password"],
+    )
+    client.create_bucket(Bucket=BUCKET)
+    yield client
+    for key in keys_of(client):
+        client.delete_object(Bucket=BUCKET, Key=key)
+    client.delete_bucket(Bucket=BUCKET)
+    client.close()
+
+
+def keys_of(client):
+    return [each["Key"] for each in client.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+
+
+def content(client, key):
+    return client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
+
+def generate(**fields):
+    defaults = {
+        "prompt": "a red fox",
+        "poll_interval": 0.1,
+        "target": f"s3://aws_test@{BUCKET}/a/{{{{ ti.task_id }}}}/",
+    }
+    return lambda **kw: Flux2GenerateImageOperator(**{**defaults, **fields}, **kw)
+
+
+def test_the_listing_is_what_the_results_say(kie_emulator, s3):
+    with new_dag() as dag:
+        images = Flux2GenerateImageOperator.partial(
+            task_id="image", target=f"s3://aws_test@{BUCKET}/day", poll_interval=0.1, deferrable=True
+        ).expand(prompt=["a red fox", "a blue fox", "a green fox"])
+        KieContactSheetOperator(task_id="sheet", results=images.output, target=f"s3://aws_test@{BUCKET}/day")
+    outcomes = run_dag(dag)
+
+    sheet = outcomes["sheet", -1].result
+    manifest = json.loads(content(s3, sheet["manifest"].partition(f"{BUCKET}/")[2]))
+    files = [file for result in manifest["results"] for file in result["files"]]
+    assert len(files) == 3
+    assert all(file["path"].startswith(f"s3://aws_test@{BUCKET}/day/") for file in files)
+    listed = [file[name] for file in files for name in ("path", "sidecar")] + [
+        sheet[n] for n in ("html", "png", "manifest")
+    ]
+    assert keys_of(s3) == sorted(path.partition(f"{BUCKET}/")[2] for path in listed)
+    for file in files:
+        stored = content(s3, file["path"].partition(f"{BUCKET}/")[2])
+        assert hashlib.sha256(stored).hexdigest() == file["sha256"]
+        assert json.loads(content(s3, file["sidecar"].partition(f"{BUCKET}/")[2]))["file"] == file
+        assert ObjectStoragePath(file["path"]).read_bytes() == stored  # for whoever comes next
+    head = s3.head_object(Bucket=BUCKET, Key=files[0]["path"].partition(f"{BUCKET}/")[2])
+    assert head["ContentType"] == "image/png"
+
+
+def test_a_second_time_writes_nothing(kie_emulator, s3):
+    first = run_task(generate())
+    before = {key: s3.head_object(Bucket=BUCKET, Key=key)["LastModified"] for key in keys_of(s3)}
+    from kie_provider.operators.results import KieSaveResultOperator
+
+    target = f"s3://aws_test@{BUCKET}/a/it"
+    second = run_task(lambda **kw: KieSaveResultOperator(result=first.result["kie_task_id"], target=target, **kw))
+
+    assert second.result["files"] == first.result["files"]
+    assert {key: s3.head_object(Bucket=BUCKET, Key=key)["LastModified"] for key in keys_of(s3)} == before
+    [name] = [key for key in before if key.endswith("png")]
+    s3.put_object(Bucket=BUCKET, Key=name, Body=b"edited by hand")
+    third = run_task(lambda **kw: KieSaveResultOperator(result=first.result["kie_task_id"], target=target, **kw))
+
+    assert (third.state, third.retried) == ("failed", False)
+    assert f"{target}/{name.rpartition('/')[2]} exists and is another file" in str(third.error)
+    assert content(s3, name) == b"edited by hand"
+
+
+def test_images_in_the_store_are_input(kie_emulator, s3):
+    saved = run_task(generate())
+    path = saved.result["files"][0]["path"]
+    outcome = run_task(generate(prompt="as a woodcut", input_images=path, target=None))
+
+    assert outcome.state == "success", outcome.error
+    [url] = outcome.result["input"]["input_urls"]
+    assert saved.result["files"][0]["sha256"][:32] in url
+
+
+def test_no_such_bucket_costs_nothing(kie_emulator, s3):
+    outcome = run_task(generate(target="s3://aws_test@nosuchbucket/a"))
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert "The results cannot be saved there: s3://aws_test@nosuchbucket/a" in str(outcome.error)
+    assert kie_emulator.bill()["tasks"] == []
+
+
+def test_a_store_that_is_away_costs_nothing_and_is_tried_again(kie_emulator, s3, monkeypatch):
+    extra = {"endpoint_url": "http://127.0.0.1:1", "config_kwargs": {"retries": {"max_attempts": 0}}}
+    away = {"conn_type": "aws", "login": "x", "password": "a-secret", "extra": {**extra, "region_name": "us-east-1"}}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_TEST", json.dumps(away))
+    outcome = run_task(generate())
+
+    assert (outcome.state, outcome.retried) == ("failed", True)
+    assert "The storage failed: s3://aws_test@pictures/a/it" in str(outcome.error)
+    assert "a-secret" not in str(outcome.error)
+    assert kie_emulator.bill()["tasks"] == []

@@ -1,0 +1,210 @@
+"""Saving in a real Airflow task: alone, and as the last step of the operator that generates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat.sdk import Asset, task
+
+from kie_provider.client.errors import KieStorageError
+from kie_provider.files import storage
+from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
+from kie_provider.operators.results import KieSaveResultOperator
+from kie_provider.sensors.flux2 import Flux2TaskSensor
+from tests.support.airflow_inprocess import new_dag, run_dag, run_task
+
+HTML = {"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>expired</html>"}
+
+
+def generate(**fields):
+    return lambda **kw: Flux2GenerateImageOperator(**{"prompt": "a red fox", "poll_interval": 0.1, **fields}, **kw)
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+class TestSaveResult:
+    def test_of_a_kie_task_id_and_of_a_result(self, kie_emulator, tmp_path):
+        with new_dag() as dag:
+            create = Flux2CreateTaskOperator(task_id="create", prompt="a red fox")
+            wait = Flux2TaskSensor(task_id="wait", kie_task_id=create.output, poke_interval=0.1)
+            by_result = KieSaveResultOperator(task_id="by_result", result=wait.output, target=str(tmp_path / "a"))
+            by_id = KieSaveResultOperator(
+                task_id="by_id",
+                result="{{ ti.xcom_pull('create') }}",
+                target=f"file://{tmp_path}/b/{{{{ ti.task_id }}}}",
+            )
+            by_text = KieSaveResultOperator(
+                task_id="by_text", result="{{ ti.xcom_pull('wait') }}", target=str(tmp_path / "a")
+            )
+            wait >> [by_result, by_id] >> by_text
+        outcomes = run_dag(dag)
+
+        assert {key[0]: outcome.state for key, outcome in outcomes.items()} == dict.fromkeys(dag.task_ids, "success")
+        kie_task_id = outcomes["create", -1].result
+        names = [f"{kie_task_id}-0.json", f"{kie_task_id}-0.png"]
+        assert files(tmp_path / "a") == names
+        assert files(tmp_path / "b" / "by_id") == names
+        waited, saved = outcomes["wait", -1].result, outcomes["by_result", -1].result
+        assert saved == {**waited, "files": saved["files"]}
+        assert outcomes["by_text", -1].result == saved
+        assert outcomes["by_id", -1].result["files"][0]["sha256"] == saved["files"][0]["sha256"]
+        assert kie_emulator.bill()["charged_total"] == 5
+
+    @pytest.mark.parametrize(
+        ("result", "message"),
+        [
+            ("", "result: must be a Kie task id or a result dict, got ''"),
+            ({"urls": []}, "result: must be a Kie task id or a result dict"),
+            ({"kie_task_id": "x", "urls": "http://x/"}, "result: must be a Kie task id or a result dict"),
+            ("https://example.org/1.png", "result: must be a Kie task id or a result dict"),
+            (7, "result: must be a Kie task id or a result dict, got 7"),
+            ("{'kie_task_id': }", "result: must be"),
+        ],
+    )
+    def test_what_is_no_result(self, tmp_path, result, message):
+        outcome = run_task(lambda **kw: KieSaveResultOperator(result=result, target=str(tmp_path / "a"), **kw))
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert message in str(outcome.error)
+
+    def test_of_a_task_that_still_runs(self, kie_emulator, tmp_path):
+        kie_emulator.fault({"on": "createTask", "do": "stuck"})
+        create = run_task(lambda **kw: Flux2CreateTaskOperator(prompt="a red fox", **kw))
+        outcome = run_task(lambda **kw: KieSaveResultOperator(result=create.result, target=str(tmp_path / "a"), **kw))
+
+        assert (outcome.state, outcome.retried) == ("failed", True)
+        assert "wait for the same id again" in str(outcome.error)
+
+
+@pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "in the worker"])
+class TestGenerate:
+    def test_from_prompt_to_file(self, kie_emulator, tmp_path, deferrable):
+        outcome = run_task(generate(target=str(tmp_path / "{{ ti.task_id }}"), deferrable=deferrable))
+
+        assert (outcome.state, outcome.tries) == ("success", 1), outcome.error
+        [file] = outcome.result["files"]
+        assert files(tmp_path) == [f"it/{outcome.result['kie_task_id']}-0.{end}" for end in ("json", "png")]
+        facts = json.loads(Path(file["sidecar"]).read_text())
+        assert (facts["prompt"], facts["credits"], facts["usd"]) == ("a red fox", 5.0, 0.025)
+        assert (facts["airflow"]["task_id"], facts["airflow"]["try_number"]) == ("it", 1)
+        assert facts["airflow"]["dag_id"].startswith("test_")
+
+    def test_a_retry_after_a_bad_download_pays_nothing(self, kie_emulator, tmp_path, deferrable):
+        kie_emulator.fault(HTML)
+        outcome = run_task(generate(target=str(tmp_path), deferrable=deferrable))
+
+        assert (outcome.state, outcome.tries, outcome.retried) == ("success", 2, True)
+        assert "What the Kie.ai link delivered is not the result" in str(outcome.error)
+        assert "<html>expired</html>" in str(outcome.error)
+        assert len(files(tmp_path)) == 2
+        bill = kie_emulator.bill()
+        assert (len(bill["tasks"]), bill["charged_total"]) == (1, 5)
+
+    def test_a_bad_target_costs_nothing(self, kie_emulator, tmp_path, deferrable):
+        (tmp_path / "file").write_text("in the way")
+        for target in (f"{tmp_path}/file", f"{tmp_path}/file/below", "gs://bucket/x", "nosuch://x", "s3://nobody@b/x"):
+            outcome = run_task(generate(target=target, deferrable=deferrable))
+
+            assert (outcome.state, outcome.retried) == ("failed", False), target
+            assert "The results cannot be saved there" in str(outcome.error)
+        assert kie_emulator.bill()["tasks"] == []
+        assert files(tmp_path) == ["file"]
+
+
+def test_a_killed_try_saves_only_what_is_missing(kie_emulator, tmp_path, monkeypatch):
+    """As after a kill -9 between the file and the success: the storage has the file, Airflow knows nothing."""
+    put, calls = storage.put, []
+
+    def killed(local, target):
+        put(local, target)
+        calls.append(target.name)
+        if len(calls) == 1:
+            raise KieStorageError("killed here")
+
+    monkeypatch.setattr(storage, "put", killed)
+    outcome = run_task(generate(target=str(tmp_path)))
+
+    assert (outcome.state, outcome.tries) == ("success", 2)
+    kie_task_id = outcome.result["kie_task_id"]
+    assert calls == [f"{kie_task_id}-0.png", f"{kie_task_id}-0.json"]
+    assert kie_emulator.bill()["charged_total"] == 5
+
+
+def test_a_fixed_name_that_is_taken_is_refused_before_paying(kie_emulator, tmp_path):
+    first = run_task(generate(target=str(tmp_path), file_name="cover.{extension}"))
+    second = run_task(generate(target=str(tmp_path), file_name="cover.{extension}", prompt="a blue fox"))
+    third = run_task(generate(target=str(tmp_path), file_name="cover.{extension}", prompt="a blue fox", overwrite=True))
+
+    assert (first.state, second.state, third.state) == ("success", "failed", "success")
+    assert "cover.png exists, and file_name='cover.{extension}' gives every image that name" in str(second.error)
+    assert not second.retried
+    assert files(tmp_path) == ["cover.json", "cover.png"]
+    assert json.loads((tmp_path / "cover.json").read_text())["prompt"] == "a blue fox"
+    assert len(kie_emulator.bill()["tasks"]) == 2
+
+
+def test_mapped_with_native_rendering_and_a_trigger_rule(kie_emulator, tmp_path):
+    kie_emulator.fault({"on": "createTask", "do": "fail", "failMsg": "flagged", "match": {"prompt": "bad"}})
+    with new_dag(render_template_as_native_obj=True) as dag:
+        images = Flux2GenerateImageOperator.partial(
+            task_id="image", target=str(tmp_path), poll_interval=0.1, deferrable=True, retries=0
+        ).expand(prompt=["a red fox", "bad", "a blue fox"])
+
+        @task(trigger_rule="all_done")
+        def count(results):
+            return len([result for result in results if isinstance(result, dict) and result["files"]])
+
+        count(images.output)
+    outcomes = run_dag(dag)
+
+    assert [outcomes["image", index].state for index in range(3)] == ["success", "failed", "success"]
+    assert outcomes["count", -1].result == 2
+    assert len(files(tmp_path)) == 4
+    assert kie_emulator.bill()["charged_total"] == 10
+
+
+def test_an_asset_learns_of_the_files(kie_emulator, tmp_path):
+    from airflow.models.asset import AssetEvent
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    asset = Asset(f"images_of_{tmp_path.name}")
+    outcome = run_task(generate(target=str(tmp_path), outlets=[asset]))
+
+    with create_session() as session:
+        events = [
+            event.extra
+            for event in session.scalars(select(AssetEvent))
+            if event.extra.get("kie_task_id") == outcome.result["kie_task_id"]
+        ]
+    assert events == [{name: outcome.result[name] for name in ("kie_task_id", "model", "files")}]
+
+
+def test_lineage_reports_what_was_written(kie_emulator, tmp_path, monkeypatch):
+    seen = []
+
+    class Collector:
+        def add_output_asset(self, context, uri):
+            seen.append(uri)
+
+    monkeypatch.setattr(storage, "get_hook_lineage_collector", Collector)
+    outcome = run_task(generate(target=str(tmp_path)))
+
+    [file] = outcome.result["files"]
+    assert seen == [Path(file[name]).as_uri() for name in ("path", "sidecar")]
+
+
+def test_prices_of_ones_own(kie_emulator, tmp_path, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__KIE__USD_PER_CREDIT", "0.004")
+    outcome = run_task(generate(target=str(tmp_path)))
+    assert json.loads(Path(outcome.result["files"][0]["sidecar"]).read_text())["usd"] == 0.02
+
+    monkeypatch.setenv("AIRFLOW__KIE__PRICES", "{")
+    outcome = run_task(generate(target=str(tmp_path)))
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert "section [kie], prices: must be an object" in str(outcome.error)
+    assert len(kie_emulator.bill()["tasks"]) == 1

@@ -1,0 +1,137 @@
+"""The @task.flux2 decorator: the function gives the prompt, once."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.sdk import task
+from PIL import Image
+
+from tests.support.airflow_inprocess import new_dag, run_dag
+
+OPTIONS = {"poll_interval": 0.1, "retry_delay": 0}
+
+
+def run(function, *, retries=1, dag_arguments=None, **options):
+    with new_dag(**dag_arguments or {}) as dag:
+        task.flux2(task_id="it", retries=retries, **OPTIONS, **options)(function)()
+    return run_dag(dag)["it", -1]
+
+
+def orders(kie_emulator):
+    return [each["json"] for each in kie_emulator.requests() if each["path"].endswith("createTask")]
+
+
+@pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "in the worker"])
+def test_a_prompt_becomes_a_file(kie_emulator, tmp_path, deferrable):
+    outcome = run(lambda: "a red fox", target=str(tmp_path), deferrable=deferrable)
+
+    assert outcome.state == "success", outcome.error
+    assert len(outcome.result["files"]) == 1
+    assert orders(kie_emulator)[0]["input"]["prompt"] == "a red fox"
+
+
+def test_a_dict_counts_before_the_decorators_arguments(kie_emulator):
+    outcome = run(
+        lambda: {"prompt": "a red fox", "aspect_ratio": "16:9", "model": "flux-2/flex"},
+        aspect_ratio="1:1",
+        resolution="2K",
+    )
+
+    assert outcome.state == "success", outcome.error
+    [order] = orders(kie_emulator)
+    assert order["model"] == "flux-2/flex-text-to-image"
+    assert order["input"] == {"prompt": "a red fox", "aspect_ratio": "16:9", "resolution": "2K"}
+
+
+def test_a_template_in_a_prompt_is_not_rendered(kie_emulator):
+    """A prompt may come from anybody."""
+    run(lambda: "a red {{ conn.kie_default.password }}")
+
+    assert orders(kie_emulator)[0]["input"]["prompt"] == "a red {{ conn.kie_default.password }}"
+
+
+def test_arguments_context_and_mapping(kie_emulator):
+    with new_dag(render_template_as_native_obj=True) as dag:
+
+        @task
+        def topics():
+            return ["fox", "owl"]
+
+        @task.flux2(**OPTIONS)
+        def illustrate(topic: str, colour: str, run_id=None) -> dict:
+            return {"prompt": f"a {colour} {topic} in {run_id}"}
+
+        @task
+        def count(images):
+            return [image["input"]["prompt"] for image in images]
+
+        count(illustrate.partial(colour="red").expand(topic=topics()))
+    outcomes = run_dag(dag)
+
+    prompts = outcomes["count", -1].result
+    assert [prompt.partition(" in ")[0] for prompt in prompts] == ["a red fox", "a red owl"]
+    assert all("manual__" in prompt for prompt in prompts)
+
+
+def test_a_retry_does_not_call_the_function_again(kie_emulator, tmp_path):
+    if not task_state_store():
+        pytest.skip("Airflow 3.3 brought the store that outlives a try")
+    calls = []
+
+    def prompt():
+        calls.append(1)
+        return f"a red fox, version {len(calls)}"
+
+    kie_emulator.fault({"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>"})
+    outcome = run(prompt, target=str(tmp_path))
+
+    assert (outcome.state, outcome.tries) == ("success", 2)
+    assert len(calls) == 1
+    assert outcome.result["input"]["prompt"] == "a red fox, version 1"
+    assert kie_emulator.bill()["charged_total"] == 5
+
+
+@pytest.mark.parametrize("with_image", [False, True])
+def test_after_trouble_at_kie_the_same_is_ordered_again(kie_emulator, tmp_path, with_image):
+    image = tmp_path / "in.png"
+    Image.new("RGB", (64, 64)).save(image)
+    images = {"input_images": [str(image)]} if with_image else {}
+    kie_emulator.fault({"on": "createTask", "do": "fail", "failCode": "500", "failMsg": "Internal Error"})
+
+    outcome = run(lambda: {"prompt": "a red fox", **images})
+
+    assert (outcome.state, outcome.tries) == ("success", 2)
+    first, second = orders(kie_emulator)
+    assert first == second
+    assert all(url.startswith("http") for url in second["input"].get("input_urls", []))
+    assert kie_emulator.bill()["charged_total"] == 5
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "must return a prompt or a dict with one, got None"),
+        (7, "must return a prompt or a dict with one, got 7"),
+        ({"aspect_ratio": "1:1"}, "must return a prompt or a dict with one"),
+        ({"prompt": "a red fox", "size": 3}, "size: @task.flux2 takes no such field; allowed: prompt, model"),
+        ({"prompt": "a red fox", "target": "/"}, "target: @task.flux2 takes no such field"),
+        ("ab", "prompt: 'ab' has 2 characters"),
+    ],
+)
+def test_what_it_must_not_return(kie_emulator, returned, message):
+    outcome = run(lambda: returned)
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert message in str(outcome.error)
+    assert orders(kie_emulator) == []
+
+
+def test_the_prompt_is_no_parameter_of_the_decorator():
+    with pytest.raises(TypeError, match="the function returns the prompt"), new_dag():
+        task.flux2(prompt="x")(lambda: "y")()
+
+
+def task_state_store():
+    import importlib.util
+
+    return importlib.util.find_spec("airflow.models.task_state_store")
