@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kie_provider.client.errors import KieFileError, KieResultError
+from kie_provider.client.errors import KieFileError, KieResultError, KieTargetError
 
 #: A decoded pixel takes four bytes: with this limit, 48 MB.
 DEFAULT_MAX_PIXELS = 12_000_000
@@ -67,6 +68,7 @@ def inspect(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Media:
     :param max_pixels: refuse an image with more; each takes four bytes of memory.
     :raises KieFileError: it is a web page, JSON or other text, or an image that does not decode to the end.
     :raises KieResultError: the image has more than ``max_pixels``.
+    :raises KieTargetError: it is an image, and Pillow is not installed.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -134,7 +136,17 @@ def _excerpt(head: bytes) -> str:
     return repr(f"{text[:80]}..." if len(text) > 80 else text)
 
 
+def require_pillow() -> None:
+    """Make sure that images can be decoded.
+
+    :raises KieTargetError: Pillow is not installed.
+    """
+    if importlib.util.find_spec("PIL") is None:
+        raise KieTargetError("images are decoded with Pillow: pip install 'airflow-provider-kie[images]'")
+
+
 def _decode(path: Path, media_type: str, max_pixels: int) -> tuple[int, int]:
+    require_pillow()
     from PIL import Image
 
     kind = DECODED_TYPES[media_type]

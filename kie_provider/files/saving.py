@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kie_provider.client.errors import KieError, KieResultError, KieTargetError
 from kie_provider.client.models import shorten
 from kie_provider.files import naming, storage
-from kie_provider.files.media import EXTENSIONS, Media, inspect, size_problem
+from kie_provider.files.media import EXTENSIONS, Media, inspect, require_pillow, size_problem
 from kie_provider.files.provenance import RunFacts, SavedFile, sidecar
 
 if TYPE_CHECKING:
@@ -85,15 +85,15 @@ class ResultSaver:
         self._prices = prices
         self._folder = storage.storage_path("target", options.target)
 
-    def check_target(self, *, for_new_task: bool) -> None:
-        """Find out whether results can be saved, before they are paid for.
+    def check_target(self) -> None:
+        """Find out whether the results of a new task could be saved, before it is paid for.
 
-        :param for_new_task: refuse a name that is taken already, where the pattern tells it in advance.
-        :raises KieTargetError: they cannot.
+        :raises KieTargetError: they could not; also when their name is taken, where the pattern tells it in advance.
         """
+        require_pillow()
         storage.check_writable(self._folder)
         pattern = self._options.file_name
-        if not for_new_task or self._options.overwrite or "{kie_task_id}" in pattern:
+        if self._options.overwrite or "{kie_task_id}" in pattern:
             return
         for extension in ("png", "jpg", "webp"):
             path = self._path(naming.file_name(pattern, "", 0, extension))

@@ -260,7 +260,7 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
 
     def _make_ready(self, hook: KieHook, task_input: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._saves:
-            self._saver(hook).check_target(for_new_task=True)
+            self._saver(hook).check_target()
         return super()._make_ready(hook, task_input)
 
     def _finish(self, result: dict[str, Any], ledger: Ledger, context: Context) -> dict[str, Any]:

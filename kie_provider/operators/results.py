@@ -136,7 +136,6 @@ class KieSaveResultOperator(SavingOperator):
         """Save every file that is not there yet."""
         with _failures(), KieHook(self.kie_conn_id) as hook:
             saver = self._saver(hook)
-            saver.check_target(for_new_task=False)
             return self._save(_read_result(self.result, hook), saver, context)
 
 

@@ -9,7 +9,7 @@ import pytest
 from airflow.providers.common.compat.sdk import Asset, task
 
 from kie_provider.client.errors import KieStorageError
-from kie_provider.files import storage
+from kie_provider.files import media, storage
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.results import KieSaveResultOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
@@ -113,6 +113,15 @@ class TestGenerate:
             assert "The results cannot be saved there" in str(outcome.error)
         assert kie_emulator.bill()["tasks"] == []
         assert files(tmp_path) == ["file"]
+
+
+def test_without_pillow_nothing_is_ordered(kie_emulator, tmp_path, monkeypatch):
+    monkeypatch.setattr(media.importlib.util, "find_spec", lambda name: None)
+    outcome = run_task(generate(target=str(tmp_path)))
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert "pip install 'airflow-provider-kie[images]'" in str(outcome.error)
+    assert kie_emulator.bill()["tasks"] == []
 
 
 def test_a_killed_try_saves_only_what_is_missing(kie_emulator, tmp_path, monkeypatch):
