@@ -12,8 +12,8 @@ What the file already says stays:
   this packet has been through here before and is copied unchanged, so embedding twice equals embedding once.
 * PNG text chunks are added; the format allows a keyword more than once.
 
-Sources: XMP specification part 3 (places and headers), IPTC Photo Metadata 2025.1 (properties for AI images), PNG third
-edition, JFIF 1.02, Exif 2.32, RFC 9649 (WebP), C2PA 2.1 appendix A (where manifests are).
+Sources: XMP specification part 3 (places and headers), PNG third edition, JFIF 1.02, RFC 9649 (WebP), C2PA 2.1
+appendix A (where manifests are).
 """
 
 from __future__ import annotations
@@ -26,40 +26,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-from xml.sax.saxutils import escape
+
+from kie_provider.files import xmp
+from kie_provider.files.exif import PREFIX as EXIF_PREFIX
+from kie_provider.files.exif import merged
 
 #: Bytes copied at once.
 PIECE = 1 << 20
 #: A larger EXIF block (bytes) is not an EXIF block: JPEG, where it comes from, allows 64 KiB.
 LARGEST_EXIF = 1 << 20
 
-_JPEG_EXIF = b"Exif\0\0"
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _JPEG_MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_XMP = b"XML:com.adobe.xmp"
-
-_ASCII, _LONG, _UNDEFINED = 2, 4, 7  # TIFF field types
-_DESCRIPTION, _SOFTWARE, _EXIF_IFD, _EXIF_VERSION, _UNIQUE_ID = 0x010E, 0x0131, 0x8769, 0x9000, 0xA420
-
-_XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
-<x:xmpmeta xmlns:x="adobe:ns:meta/">
- <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-  <rdf:Description rdf:about=""
-    xmlns:dc="http://purl.org/dc/elements/1.1/"
-    xmlns:xmp="http://ns.adobe.com/xap/1.0/"
-    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
-   <Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia</Iptc4xmpExt:DigitalSourceType>
-   <Iptc4xmpExt:AISystemUsed>{model} (Kie.ai)</Iptc4xmpExt:AISystemUsed>
-   <xmp:CreatorTool>{model}</xmp:CreatorTool>
-   <dc:identifier>{kie_task_id}</dc:identifier>
-{prompt}  </rdf:Description>
- </rdf:RDF>
-</x:xmpmeta>
-<?xpacket end="w"?>"""
-_XMP_PROMPT = """   <Iptc4xmpExt:AIPromptInformation>{prompt}</Iptc4xmpExt:AIPromptInformation>
-   <dc:description><rdf:Alt><rdf:li xml:lang="x-default">{prompt}</rdf:li></rdf:Alt></dc:description>
-"""
 
 # What XML 1.0 (production 2) cannot hold, not even escaped.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -237,7 +217,7 @@ def _jpeg_plan(file: BinaryIO, size: int, facts: EmbeddedFacts) -> list[_Splice]
         if part.kind != "JFIF":  # JFIF wants to be first, and its extension next to it; EXIF comes after them
             break
         place = part.end
-    new = _jpeg_app1(_JPEG_EXIF + _merged_exif(file, exif, facts)) + packet
+    new = _jpeg_app1(EXIF_PREFIX + _merged_exif(file, exif, facts)) + packet
     return [_Splice(place, place, new), *_dropped(exif)]
 
 
@@ -256,8 +236,8 @@ def _jpeg_parts(file: BinaryIO, size: int) -> Iterator[_Part]:
         kind, data = "", position + 4
         if marker == 0xFFE0:
             kind = "JFIF"
-        elif marker == 0xFFE1 and content.startswith(_JPEG_EXIF):
-            kind, data = "EXIF", data + len(_JPEG_EXIF)
+        elif marker == 0xFFE1 and content.startswith(EXIF_PREFIX):
+            kind, data = "EXIF", data + len(EXIF_PREFIX)
         elif marker == 0xFFE1 and content.startswith((_JPEG_XMP, _JPEG_MORE_XMP)):
             kind = "XMP"
         elif marker == 0xFFE2 and content.startswith(b"MPF\0"):
@@ -365,73 +345,16 @@ def _cleaned(facts: EmbeddedFacts) -> EmbeddedFacts:
 
 
 def _xmp(facts: EmbeddedFacts) -> str:
-    prompt = "" if facts.prompt is None else _XMP_PROMPT.format(prompt=escape(facts.prompt))
-    return _XMP.format(model=escape(facts.model), kie_task_id=escape(facts.kie_task_id), prompt=prompt)
+    return xmp.packet(model=facts.model, kie_task_id=facts.kie_task_id, prompt=facts.prompt)
+
+
+def _merged_exif(file: BinaryIO, exif: _Part | None, facts: EmbeddedFacts) -> bytes:
+    old = _read(file, exif.data, exif.data_end - exif.data) if exif else None
+    try:
+        return merged(old, software=facts.model, description=facts.prompt, unique_id=facts.kie_task_id)
+    except ValueError as error:
+        raise EmbeddingRefusedError(str(error)) from error
 
 
 def _dropped(exif: _Part | None) -> list[_Splice]:
     return [_Splice(exif.start, exif.end, b"")] if exif else []
-
-
-def _merged_exif(file: BinaryIO, exif: _Part | None, facts: EmbeddedFacts) -> bytes:
-    """Return the file's EXIF block (without JPEG's prefix), or a new one, with the facts it does not have yet.
-
-    Text is UTF-8 under the type ASCII, as most software writes and ExifTool reads it; the type that Exif 3.0 has for
-    UTF-8 is one that hardly any reader knows.
-    """
-    old = _read(file, exif.data, exif.data_end - exif.data) if exif else b"II*\0\0\0\0\0"
-    block = bytearray(old.removeprefix(_JPEG_EXIF))  # some writers leave the prefix there in WebP and PNG
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(block[:4]))
-    if order is None:
-        raise EmbeddingRefusedError("its EXIF block is malformed")
-    texts = {_SOFTWARE: facts.model, _DESCRIPTION: facts.prompt}
-    values = {tag: (_ASCII, text.encode() + b"\0") for tag, text in texts.items() if text is not None}
-    details = {_EXIF_VERSION: (_UNDEFINED, b"0232"), _UNIQUE_ID: (_ASCII, facts.kie_task_id.encode() + b"\0")}
-
-    (start,) = struct.unpack_from(order + "I", block, 4)
-    pointer = _ifd(block, order, start)[0].get(_EXIF_IFD)
-    (exif_start,) = struct.unpack(order + "I", pointer[8:]) if pointer else (0,)
-    exif_start = _with_values(block, order, exif_start, details)
-    link = struct.pack(order + "HHII", _EXIF_IFD, _LONG, 1, exif_start)
-    start = _with_values(block, order, start, values, {_EXIF_IFD: link})
-    block[4:8] = struct.pack(order + "I", start)
-    return bytes(block)
-
-
-def _ifd(block: bytes | bytearray, order: str, start: int) -> tuple[dict[int, bytes], int]:
-    """Return the entries (12 bytes each) of a TIFF directory by tag, and the offset of the next; offset 0: none."""
-    if start == 0:
-        return {}, 0
-    (count,) = struct.unpack_from(order + "H", block, start)
-    (following,) = struct.unpack_from(order + "I", block, start + 2 + 12 * count)
-    raw = [bytes(block[at : at + 12]) for at in range(start + 2, start + 2 + 12 * count, 12)]
-    entries = {struct.unpack(order + "H", entry[:2])[0]: entry for entry in raw}
-    if len(entries) < count:
-        raise EmbeddingRefusedError("its EXIF block is malformed: a tag is there twice")
-    return entries, following
-
-
-def _with_values(
-    block: bytearray, order: str, start: int, values: Mapping[int, tuple[int, bytes]], links: Mapping[int, bytes] = {}
-) -> int:
-    """Append to ``block`` a copy of the directory at ``start`` with those ``values`` that it lacks; return its offset.
-
-    :param values: by tag: a type whose items take one byte each, and the value.
-    :param links: ready entries by tag; these replace what is there.
-    """
-    entries, following = _ifd(block, order, start)
-    for tag, (kind, value) in values.items():
-        if tag in entries:
-            continue
-        stored = value.ljust(4, b"\0")
-        if len(value) > 4:  # longer values stand elsewhere, on an even offset
-            block.extend(b"\0" * (len(block) % 2))
-            stored = struct.pack(order + "I", len(block))
-            block.extend(value)
-        entries[tag] = struct.pack(order + "HHI", tag, kind, len(value)) + stored
-    entries.update(links)
-    block.extend(b"\0" * (len(block) % 2))
-    offset = len(block)
-    block.extend(struct.pack(order + "H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)))
-    block.extend(struct.pack(order + "I", following))
-    return offset

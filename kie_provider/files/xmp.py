@@ -1,0 +1,33 @@
+"""The XMP packet that says how an image was made: IPTC Photo Metadata 2025.1, in the form of XMP part 1."""
+
+from __future__ import annotations
+
+from xml.sax.saxutils import escape
+
+_PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:dc="http://purl.org/dc/elements/1.1/"
+    xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
+   <Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia</Iptc4xmpExt:DigitalSourceType>
+   <Iptc4xmpExt:AISystemUsed>{model} (Kie.ai)</Iptc4xmpExt:AISystemUsed>
+   <xmp:CreatorTool>{model}</xmp:CreatorTool>
+   <dc:identifier>{kie_task_id}</dc:identifier>
+{prompt}  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>"""
+_PROMPT = """   <Iptc4xmpExt:AIPromptInformation>{prompt}</Iptc4xmpExt:AIPromptInformation>
+   <dc:description><rdf:Alt><rdf:li xml:lang="x-default">{prompt}</rdf:li></rdf:Alt></dc:description>
+"""
+
+
+def packet(*, model: str, kie_task_id: str, prompt: str | None) -> str:
+    """Return the packet, always the same for the same facts.
+
+    :param prompt: None: nothing is said about it.
+    """
+    about_prompt = "" if prompt is None else _PROMPT.format(prompt=escape(prompt))
+    return _PACKET.format(model=escape(model), kie_task_id=escape(kie_task_id), prompt=about_prompt)
