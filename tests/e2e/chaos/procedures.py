@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.chaos.arena import PATIENCE, TASK
@@ -143,6 +144,40 @@ def _killed_at_the_end(trial: Trial, hold: Hold) -> None:
     trial.finish_at_kie()
     kill_at(trial, hold)
     trial.wait_for_end()
+
+
+@procedure
+def killed_while_saving(trial: Trial) -> None:
+    trial.kie.fault({"on": "file", "do": "hold"})
+    trial.start("chaos_save")
+    trial.wait_for("deferred")
+    trial.finish_at_kie()
+    trial.arena.wait(lambda: any(each["fault"] for each in trial.kie.requests()), f"{trial.name}: no download")
+    trial.kill(trial.last_try())
+    assert saved_files(trial) == {}
+    trial.kie.release()
+    trial.wait_for_end()
+    assert sorted(path.suffix for path in saved_files(trial)) == [".json", ".png"]
+
+
+@procedure
+def killed_after_saving(trial: Trial) -> None:
+    hold = trial.hold(*DELIVERED)
+    trial.start("chaos_save")
+    trial.wait_for("deferred")
+    trial.finish_at_kie()
+    trial.caught(hold)
+    saved = saved_files(trial)
+    kill_at(trial, hold)
+    trial.wait_for_end()
+    assert sorted(path.suffix for path in saved) == [".json", ".png"]
+    assert saved_files(trial) == saved
+
+
+def saved_files(trial: Trial) -> dict[Path, int]:
+    """What the run has saved, and when it was written."""
+    folder = trial.arena.airflow.home / "saved" / trial.name
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @procedure

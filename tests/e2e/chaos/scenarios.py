@@ -116,6 +116,17 @@ SCENARIOS = (
         "The worker is killed when the result is in XCom and success is not yet recorded.",
         "The retry returns the result of the same Kie task.",
     ),
+    Scenario(
+        "killed_while_saving",
+        "The worker is killed while it downloads the image that it is to save.",
+        "The retry saves the image of the same Kie task; no part of a file is left.",
+    ),
+    Scenario(
+        "killed_after_saving",
+        "The worker is killed when the image is saved, and before that is noted anywhere in Airflow.",
+        "The retry finds the file, keeps it as it is, and returns it.",
+        says="is there already",
+    ),
     # variations of it
     Scenario(
         "killed_waiting_on_the_worker",

@@ -28,6 +28,11 @@ def dag(dag_id: str) -> DAG:
 with dag("chaos_generate"):
     Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1)
 
+with dag("chaos_save"):  # below the folder in which workers are started
+    Flux2GenerateImageOperator(
+        task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, target="saved/{{ run_id }}"
+    )
+
 with dag("chaos_on_worker"):
     Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=False, poll_interval=1)
 
