@@ -55,8 +55,8 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
     scheme = text.partition("://")[0] if "://" in text else ""
     try:
         path = ObjectStoragePath(text if scheme else str(Path(text).absolute()))
-        if path_conn_id := getattr(path, "conn_id", None) or path.storage_options.get("conn_id"):
-            BaseHook.get_connection(path_conn_id)
+        if conn_id := conn_id_of(path):
+            BaseHook.get_connection(conn_id)
         path.fs  # noqa: B018  # found now, not when the first file is there
     except AirflowNotFoundException:
         raise KieTargetError(f"{field}: {shorten(text, 200)} names a connection that Airflow does not have") from None
@@ -74,6 +74,12 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
 def is_local(path: ObjectStoragePath) -> bool:
     """Whether this is a file of this machine."""
     return path.protocol in ("", "file", "local")
+
+
+def conn_id_of(path: ObjectStoragePath) -> str | None:
+    """Return the connection that a path names; Airflow 3.1 has it among the path's options only."""
+    conn_id: str | None = getattr(path, "conn_id", None) or path.storage_options.get("conn_id")
+    return conn_id
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
+
+from kie_provider.airflow_errors import operator_failures
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -55,18 +55,22 @@ class KieContactSheetOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002
         """Write the three files and return where they are, and the totals."""
+        from kie_provider.config import price_table
         from kie_provider.contact_sheet import write_contact_sheet
 
+        results, prompts = _read_results(self.results), _read_prompts(self.prompts)
         try:
-            sheet = write_contact_sheet(
-                _results(self.results),
-                self.target,
-                prompts=_prompts(self.prompts),
-                title=str(self.title),
-                name=str(self.name),  # a date that was rendered as a native object is a number
-            )
-        except (ValueError, ImportError) as error:
-            raise AirflowFailException(str(error)) from error  # the next try would meet the same
+            with operator_failures():
+                sheet = write_contact_sheet(
+                    results,
+                    self.target,
+                    prompts=prompts,
+                    title=str(self.title),
+                    name=str(self.name),  # a date that was rendered as a native object is a number
+                    usd_per_credit=price_table().usd_per_credit,
+                )
+        except ImportError as error:  # Pillow
+            raise AirflowFailException(str(error)) from error
         self.log.info(
             "%s shows %d images and %d gaps, %g credits",
             sheet["html"],
@@ -77,35 +81,26 @@ class KieContactSheetOperator(BaseOperator):
         return sheet
 
 
-def _results(value: Any) -> Any:
-    """Return results, also those that a template made text.
+def _read_results(value: Any) -> Any:
+    """Return results, also those that a template has made text.
 
-    :raises ValueError: they are no results.
+    :raises AirflowFailException: they are no results.
     """
-    parsed = _parsed(value)
-    if parsed is None or (isinstance(parsed, Mapping | Sequence) and not isinstance(parsed, str)):
-        return parsed
-    from kie_provider.client.models import shorten
+    from kie_provider.client.models import from_text, is_blank, shorten
 
-    raise ValueError(f"results: must be result dicts, got {shorten(value)}")
-
-
-def _prompts(value: Any) -> Any:
-    parsed = _parsed(value)
-    return parsed if not isinstance(parsed, Mapping) else value
-
-
-def _parsed(value: Any) -> Any:
-    """Read a list or dict that a template made text; return anything else as it is, and None for nothing."""
-    from kie_provider.client.models import is_blank
-
-    if is_blank(value):
+    results = from_text(value)
+    if is_blank(results):
         return None
-    if not isinstance(value, str) or value.strip()[0] not in "[{":
-        return value
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(value.strip())
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # noqa: PERF203  # two rounds
-            continue
-    return value
+    if isinstance(results, str) or not isinstance(results, Mapping | Sequence):
+        raise AirflowFailException(f"results: must be result dicts, got {shorten(value)}")
+    return results
+
+
+def _read_prompts(value: Any) -> Any:
+    """Return prompts, also a list that a template has made text; a prompt may be text that looks like an object."""
+    from kie_provider.client.models import from_text, is_blank
+
+    prompts = from_text(value)
+    if is_blank(prompts):
+        return None
+    return value if isinstance(prompts, Mapping) else prompts

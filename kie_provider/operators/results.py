@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import Asset, BaseOperator
 
-from kie_provider.airflow_errors import operator_failure
-from kie_provider.client.errors import KieError
+from kie_provider.airflow_errors import operator_failures
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.links import KieLogsLink, KieResultLink
 
@@ -134,18 +132,9 @@ class KieSaveResultOperator(SavingOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Save every file that is not there yet."""
-        with _failures(), KieHook(self.kie_conn_id) as hook:
+        with operator_failures(), KieHook(self.kie_conn_id) as hook:
             saver = self._saver(hook)
             return self._save(_read_result(self.result, hook), saver, context)
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    try:
-        yield
-    except KieError as error:
-        failure = operator_failure(error)
-        raise failure from (None if failure is error else error)
 
 
 def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:

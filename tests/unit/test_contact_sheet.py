@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import logging
 import re
@@ -12,6 +13,7 @@ import threading
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import patch
 from urllib.parse import unquote
 
 import pytest
@@ -20,16 +22,10 @@ from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from kie_provider import contact_sheet
-from kie_provider.contact_sheet import (
-    COLUMNS,
-    THUMBNAIL,
-    SheetItem,
-    result_dicts,
-    write_contact_sheet,
-    write_html,
-    write_png,
-)
+from kie_provider.client.errors import KieStorageError, KieTargetError
+from kie_provider.contact_sheet import picture as drawing
+from kie_provider.contact_sheet import thumbnails, write_contact_sheet
+from kie_provider.contact_sheet.results import result_dicts
 
 RED, GREEN, BLUE = (200, 30, 30), (30, 200, 30), (30, 30, 200)
 
@@ -106,7 +102,7 @@ def close(colour, expected) -> bool:
 def shown(sheet: dict, count: int, at: float = 0.5) -> list[tuple[int, int, int]]:
     """Return the colours in the middle of the picture's tiles, made of 4:3 images; 0 and 1 are their corners."""
     with Image.open(sheet["png"]) as image:
-        layout = contact_sheet._layout(count, 0.75)
+        layout = drawing._layout(count, 0.75)
         assert image.size == layout.size
         places = [layout.place(n) for n in range(count)]
         right, down = (round(at * (length - 1)) for length in layout.box)
@@ -155,14 +151,14 @@ def test_picture_of_many_images_gets_smaller_thumbnails(tmp_path):
 
     assert all(close(colour, (RED, GREEN)[n % 2]) for n, colour in enumerate(shown(sheet, 300)))
     with Image.open(sheet["png"]) as image:
-        assert image.width * image.height <= contact_sheet.MAX_SHEET_PIXELS
+        assert image.width * image.height <= drawing.MAX_SHEET_PIXELS
     assert sheet["images"] == 300
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.75, 1.25])
 @pytest.mark.parametrize("count", [1, 4, 40, 200, 1000])
 def test_picture_stays_below_25_megapixels(count, ratio):
-    width, height = contact_sheet._layout(count, ratio).size
+    width, height = drawing._layout(count, ratio).size
     assert width * height < 25_000_000
 
 
@@ -282,7 +278,7 @@ def broken(folder: Path, kind: str) -> str:
     ],
 )
 def test_file_that_cannot_be_shown_is_a_tile_and_a_warning(tmp_path, monkeypatch, caplog, kind, note):
-    monkeypatch.setattr(contact_sheet, "MAX_IMAGE_PIXELS", 2_000_000)
+    monkeypatch.setattr(thumbnails, "MAX_IMAGE_PIXELS", 2_000_000)
     good, path = picture(tmp_path / "good.png"), broken(tmp_path, kind)
     with caplog.at_level(logging.WARNING):
         sheet = write_contact_sheet([result("bad", path), result("good", good)], str(tmp_path))
@@ -293,12 +289,12 @@ def test_file_that_cannot_be_shown_is_a_tile_and_a_warning(tmp_path, monkeypatch
     assert fine["images"]
     assert (sheet["images"], sheet["missing"], sheet["credits"]) == (1, 0, 10)
     assert "1 unreadable" in Page(sheet).head
-    [warning] = [r.getMessage() for r in caplog.records if r.name == contact_sheet.log.name]
+    [warning] = [r.getMessage() for r in caplog.records if r.name == thumbnails.log.name]
     assert path in warning
 
 
 def test_image_of_exactly_the_limit_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr(contact_sheet, "MAX_IMAGE_PIXELS", 120_000)
+    monkeypatch.setattr(thumbnails, "MAX_IMAGE_PIXELS", 120_000)
     assert write_contact_sheet([result("fox", picture(tmp_path / "a.png"))], str(tmp_path))["images"] == 1
 
 
@@ -378,12 +374,12 @@ def test_long_text_is_cut_to_its_lines():
     from PIL import ImageFont
 
     font = ImageFont.load_default(12)
-    lines = contact_sheet._wrap("a fox in the snow " * 20, font, 200, 2)
+    lines = drawing._wrap("a fox in the snow " * 20, font, 200, 2)
 
     assert len(lines) == 2
     assert lines[1].endswith("...")
     assert all(100 < font.getlength(line) <= 200 for line in lines)
-    assert contact_sheet._wrap("a fox", font, 200, 2) == ["a fox"]
+    assert drawing._wrap("a fox", font, 200, 2) == ["a fox"]
 
 
 @pytest.mark.parametrize(
@@ -418,7 +414,7 @@ def test_transparent_parts_show_the_background(tmp_path):
 
 
 def test_two_threads_at_most_decode(tmp_path, monkeypatch):
-    file, shrink = picture(tmp_path / "a.png"), contact_sheet._shrink
+    file, shrink = picture(tmp_path / "a.png"), thumbnails._shrink
     at_work, most, two = set(), [], threading.Barrier(2)
 
     def watched(stream):
@@ -430,14 +426,14 @@ def test_two_threads_at_most_decode(tmp_path, monkeypatch):
         finally:
             at_work.discard(threading.get_ident())
 
-    monkeypatch.setattr(contact_sheet, "_shrink", watched)
+    monkeypatch.setattr(thumbnails, "_shrink", watched)
     assert write_contact_sheet([result(str(n), file) for n in range(8)], str(tmp_path))["images"] == 8
     assert max(most) == 2
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=f"Cannot write {tmp_path}/file/sheets/contact_sheet.json: "):
+    with pytest.raises(KieTargetError, match=f"{tmp_path}/file/sheets/contact_sheet.json: Not a directory"):
         write_contact_sheet([], str(tmp_path / "file" / "sheets"))
 
 
@@ -446,12 +442,12 @@ def test_broken_copy_leaves_the_earlier_sheet_and_nothing_else(tmp_path, monkeyp
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert len(before) == 3
 
-    def full_disk(source, target):
-        Path(target).write_bytes(Path(source).read_bytes()[:10])
-        raise OSError("No space left on device")
+    def full_disk(source, target, length):
+        target.write(source.read(10))
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", full_disk)
-    with pytest.raises(OSError, match=r"Cannot write .*contact_sheet.json: No space left"):
+    monkeypatch.setattr(shutil, "copyfileobj", full_disk)
+    with pytest.raises(KieStorageError, match=r"contact_sheet.json: No space left"):
         write_contact_sheet([result("new")], str(tmp_path))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -482,13 +478,20 @@ class Bucket(MemoryFileSystem):
         self.pipe_file(rpath, Path(lpath).read_bytes())
 
 
-def test_sheet_in_an_object_store(tmp_path, request):
+def attached(bucket: Bucket, name: str, monkeypatch) -> str:
+    """Make ``bucket`` the store of a connection; return what paths in it begin with."""
+    monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", "aws://")
+    attach("s3", name, fs=bucket)
+    return f"s3://{name}@shop"
+
+
+def test_sheet_in_an_object_store(tmp_path, request, monkeypatch):
     bucket = Bucket()
-    attach("s3", request.node.name, fs=bucket)
+    root = attached(bucket, request.node.name, monkeypatch)
     bucket.pipe_file("shop/run/img/a b.png", picture(tmp_path / "a.png", BLUE).read_bytes())
     bucket.pipe_file("shop/other.png", picture(tmp_path / "b.png", GREEN).read_bytes())
-    folder = f"s3://{request.node.name}@shop/run"
-    files = [f"{folder}/img/a b.png", f"s3://{request.node.name}@shop/other.png", f"{folder}/gone.png"]
+    folder = f"{root}/run"
+    files = [f"{folder}/img/a b.png", f"{root}/other.png", f"{folder}/gone.png"]
     sheet = write_contact_sheet([result(str(n), f) for n, f in enumerate(files)], ObjectStoragePath(folder))
 
     assert [sheet[key] for key in ("html", "png", "manifest")] == [
@@ -506,23 +509,40 @@ def test_sheet_in_an_object_store(tmp_path, request):
     assert gone["texts"][0] == "file not found"
 
 
-def test_object_store_that_cannot_be_written_is_named(request):
-    attach("s3", request.node.name, fs=Bucket(RuntimeError("no such bucket")))
-    folder = f"s3://{request.node.name}@shop/run"
-    with pytest.raises(OSError, match=f"Cannot write {folder}/contact_sheet.json: no such bucket"):
+def test_object_store_that_cannot_be_written_is_named(request, monkeypatch):
+    folder = attached(Bucket(RuntimeError("no such bucket")), request.node.name, monkeypatch)
+    with pytest.raises(KieStorageError, match=f"{folder}/contact_sheet.json: no such bucket"):
         write_contact_sheet([], folder)
+
+
+def test_image_whose_connection_is_missing_is_a_tile(tmp_path):
+    saved, good = "s3://gone_conn@shop/a.png", picture(tmp_path / "good.png")
+    sheet = write_contact_sheet([result("gone", saved), result("good", good)], str(tmp_path))
+
+    gone, fine = Page(sheet).tiles
+    assert gone["texts"][0] == "cannot be read"
+    assert gone["links"] == []
+    assert fine["images"]
+
+
+def test_three_files_are_reported_as_lineage(tmp_path):
+    with patch("kie_provider.files.storage.get_hook_lineage_collector") as collector:
+        sheet = write_contact_sheet([result("fox", picture(tmp_path / "a.png"))], str(tmp_path))
+
+    told = [call.kwargs["uri"] for call in collector.return_value.add_output_asset.call_args_list]
+    assert told == [f"file://{sheet[key]}" for key in ("manifest", "png", "html")]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "a\\b", "/etc/passwd"])
 def test_name_is_no_path(tmp_path, name):
-    with pytest.raises(ValueError, match="name: must be a file name"):
+    with pytest.raises(KieTargetError, match="name: must be a file name"):
         write_contact_sheet([], str(tmp_path / "sheets"), name=name)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("folder", ["", "  ", "None", "nope://bucket/folder"])
+@pytest.mark.parametrize("folder", ["", "  ", "None", "nope://bucket/folder", "s3://gone_conn@bucket/folder"])
 def test_folder_that_is_none_is_named(folder):
-    with pytest.raises(ValueError, match="target: "):
+    with pytest.raises(KieTargetError, match="target: "):
         write_contact_sheet([], folder)
 
 
@@ -545,37 +565,3 @@ def test_price_of_a_credit_can_be_given(tmp_path):
 
     assert "$2.50" in Page(sheet).head
     assert json.loads(Path(sheet["manifest"]).read_text())["totals"]["usd"] == 2.5
-
-
-# The earlier sheet, which the example DAG still draws
-
-
-def items(folder, count=5):
-    made = []
-    for n in range(count):
-        file = folder / f"image {n}.png"
-        Image.new("RGB", (400, 300), (40 * n, 200, 30)).save(file)
-        made.append(SheetItem(f"prompt <{n}> & more", file, f"{n} credits"))
-    return [*made, SheetItem("the one that failed", note="failed: 501")]
-
-
-def test_html_links_every_image_and_names_the_gap(tmp_path):
-    page = write_html(items(tmp_path), tmp_path / "sheet.html", "A & B").read_text()
-
-    assert re.findall(r'<img src="([^"]+)"', page) == [f"image {n}.png" for n in range(5)]
-    assert "prompt &lt;3&gt; &amp; more" in page
-    assert "<title>A &amp; B</title>" in page
-    assert page.count('class="failed"') == 1
-
-
-def test_png_shows_every_image_in_its_cell(tmp_path):
-    with Image.open(write_png(items(tmp_path), tmp_path / "sheet.png")) as sheet:
-        assert sheet.width > COLUMNS * THUMBNAIL
-        centres = [sheet.getpixel((16 + (n % COLUMNS) * 336 + 160, 16 + (n // COLUMNS) * 380 + 160)) for n in range(6)]
-    assert centres[:5] == [(40 * n, 200, 30) for n in range(5)]
-    assert centres[5] == (58, 29, 38)
-
-
-def test_earlier_empty_sheet_is_still_a_sheet(tmp_path):
-    assert write_png([], tmp_path / "sheet.png").exists()
-    assert "<main>" in write_html([], tmp_path / "sheet.html", "none").read_text()

@@ -11,6 +11,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 from airflow.sdk import task
 
+from kie_provider.client.errors import KieStorageError
+from kie_provider.files import storage
 from kie_provider.operators.contact_sheet import KieContactSheetOperator
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 
@@ -120,12 +122,21 @@ def test_nothing_to_show_is_an_empty_sheet(tmp_path):
     assert (outcome.result["images"], outcome.result["missing"]) == (0, 0)
 
 
-def test_unwritable_target_is_named_and_tried_again(tmp_path):
-    (tmp_path / "file").touch()
-    outcome = run_task(lambda **kw: KieContactSheetOperator(results=[], target=f"{tmp_path}/file/sheets", **kw))
+def test_storage_that_fails_is_tried_again(tmp_path, monkeypatch):
+    put, calls = storage.put, []
 
-    assert (outcome.state, outcome.retried) == ("failed", True)
-    assert f"Cannot write {tmp_path}/file/sheets/contact_sheet.json" in str(outcome.error)
+    def full_at_first(local, target):
+        calls.append(target.name)
+        if len(calls) == 1:
+            raise KieStorageError(f"{target}: No space left on device")
+        put(local, target)
+
+    monkeypatch.setattr(storage, "put", full_at_first)
+    outcome = run_task(lambda **kw: KieContactSheetOperator(results=[], target=str(tmp_path), **kw))
+
+    assert (outcome.state, outcome.tries) == ("success", 2)
+    assert isinstance(outcome.error, KieStorageError)
+    assert calls == ["contact_sheet.json", "contact_sheet.json", "contact_sheet.png", "contact_sheet.html"]
 
 
 @pytest.mark.parametrize(
@@ -134,8 +145,10 @@ def test_unwritable_target_is_named_and_tried_again(tmp_path):
         ({"results": "hen"}, "results: must be result dicts, got 'hen'"),
         ({"results": 5}, "results: must be result dicts, got 5"),
         ({"name": "../sheet"}, "name: must be a file name"),
-        ({"target": "{{ none }}x://y"}, "target: 'Nonex://y' cannot be used"),
-        ({"target": " "}, "target: must be a folder"),
+        ({"target": "{{ none }}x://y"}, "target: Airflow cannot open 'Nonex://y'"),
+        ({"target": " "}, "target: must be a path"),
+        ({"target": "s3://nowhere@bucket/a"}, "names a connection that Airflow does not have"),
+        ({"target": "/dev/null/sheets"}, "/dev/null/sheets/contact_sheet.json: Not a directory"),
     ],
 )
 def test_what_cannot_be_right_fails_without_retry(tmp_path, wrong, problem):
@@ -145,6 +158,34 @@ def test_what_cannot_be_right_fails_without_retry(tmp_path, wrong, problem):
     assert (outcome.state, outcome.retried) == ("failed", False)
     assert isinstance(outcome.error, AirflowFailException)
     assert problem in str(outcome.error)
+
+
+def test_without_pillow_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    outcome = run_task(lambda **kw: KieContactSheetOperator(results=[], target=str(tmp_path), **kw))
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "pip install 'airflow-provider-kie[images]'" in str(outcome.error)
+
+
+def test_dollars_are_those_of_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__KIE__USD_PER_CREDIT", "0.5")
+    results = [{"credits_consumed": 5.0, "input": {"prompt": "hen"}}]
+    outcome = run_task(lambda **kw: KieContactSheetOperator(results=results, target=str(tmp_path), **kw))
+
+    assert manifest(outcome)["totals"]["usd"] == 2.5
+    assert "$2.50" in Path(outcome.result["html"]).read_text()
+
+
+def test_prompt_that_looks_like_an_object_is_a_prompt(tmp_path):
+    prompt = '{"scene": "a fox"}'
+    results = [{"input": {"prompt": prompt}}]
+    outcome = run_task(
+        lambda **kw: KieContactSheetOperator(results=results, prompts=prompt, target=str(tmp_path), **kw)
+    )
+
+    assert manifest(outcome)["prompts_without_result"] == []
 
 
 def test_prompt_that_looks_like_a_list_is_a_prompt(tmp_path):

@@ -1,0 +1,57 @@
+"""Reading result dicts, whatever is in them, and finding the one that answers a prompt."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from kie_provider.client.errors import storable
+
+
+def result_dicts(results: Iterable[Any] | Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the dicts in ``results``, however nested, as plain JSON; anything else in it is left out."""
+    found = [dict(item) for item in flat(results) if isinstance(item, Mapping)]
+    return list(storable(json.loads(json.dumps(found, default=str, skipkeys=True))))
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """Yield what is in ``value`` and in the sequences within; text and mappings count as one item."""
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        for item in value:
+            yield from flat(item)
+    else:
+        yield value
+
+
+def match_prompts(results: Sequence[dict[str, Any]], prompts: Sequence[str]) -> list[tuple[str, dict[str, Any] | None]]:
+    """Pair every prompt with its result, or None; results that answer no prompt follow with their own."""
+    waiting: dict[str, deque[int]] = {}
+    for index, result in enumerate(results):
+        waiting.setdefault(prompt_of(result), deque()).append(index)
+    chosen = [waiting[prompt].popleft() if waiting.get(prompt) else None for prompt in prompts]
+    rest = sorted(index for indexes in waiting.values() for index in indexes)
+    rows = [(prompt, None if i is None else results[i]) for prompt, i in zip(prompts, chosen, strict=True)]
+    return [*rows, *((prompt_of(results[i]), results[i]) for i in rest)]
+
+
+def prompt_of(result: Mapping[str, Any]) -> str:
+    """Return the prompt of a result, or nothing."""
+    task_input = result.get("input")
+    return text_of(task_input.get("prompt")).strip() if isinstance(task_input, dict) else ""
+
+
+def text_of(value: Any) -> str:
+    """Return text, or nothing."""
+    return value if isinstance(value, str) else ""
+
+
+def number_of(value: Any) -> float | None:
+    """Return a number, or None."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def list_of(value: Any) -> list[Any]:
+    """Return a list, or an empty one."""
+    return value if isinstance(value, list) else []

@@ -1,0 +1,121 @@
+"""From results to a sheet in a folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from kie_provider.client.errors import KieTargetError, clean_text
+from kie_provider.client.prices import LIST_USD_PER_CREDIT
+from kie_provider.contact_sheet.look import SEPARATOR, count, dollars
+from kie_provider.contact_sheet.page import draw_page
+from kie_provider.contact_sheet.picture import draw_picture
+from kie_provider.contact_sheet.results import flat, match_prompts, number_of, result_dicts
+from kie_provider.contact_sheet.thumbnails import with_thumbnails
+from kie_provider.contact_sheet.tiles import Tile, tiles_of
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+
+def write_contact_sheet(
+    results: Iterable[Any] | Mapping[str, Any] | None,
+    folder: ObjectStoragePath | str,
+    *,
+    prompts: Iterable[Any] | None = (),
+    title: str = "Contact sheet",
+    name: str = "contact_sheet",
+    usd_per_credit: float = LIST_USD_PER_CREDIT,
+) -> dict[str, Any]:
+    """Show results and gaps as ``<name>.html``, ``<name>.png`` and ``<name>.json`` in ``folder``; needs Pillow.
+
+    The page holds its thumbnails, so it can be moved and mailed; only its links to the full images are relative. The
+    JSON has ``title``, ``results``, ``prompts_without_result`` and ``totals`` (``images``, ``missing``, ``unreadable``,
+    ``other``, ``credits``, ``usd``). Each file appears only when it is complete.
+
+    :param results: result dicts, also nested in lists, or a single one; what is not a dict is left out: Airflow 3.1
+        fills the places of failed mapped tasks with such things. Saved images are those of ``files``.
+    :param folder: where the three files go, as ObjectStoragePath or its text: a local folder, which is created, or
+        ``s3://conn@bucket/prefix``.
+    :param prompts: all prompts that were asked for, in the order to show them; those that no result answers
+        (``result["input"]["prompt"]``; white space around it does not count, each result answers one) show as gaps.
+        Results that answer none of them come last. Default: no gaps.
+    :param title: heading of the page and the picture.
+    :param name: file name without suffix.
+    :param usd_per_credit: US dollars for one credit, default 0.005.
+    :return: ``html``, ``png``, ``manifest`` (paths as text), ``images`` (those shown), ``missing`` (prompts without
+        an image) and ``credits`` (sum over all results).
+    :raises KieTargetError: ``name`` or ``folder`` cannot be used.
+    :raises KieStorageError: the storage failed.
+    :raises ImportError: Pillow is not installed.
+    """
+    from kie_provider.files import storage
+
+    _require_pillow()
+    if not name or name != PurePosixPath(name).name or name == ".." or "\\" in name:
+        raise KieTargetError(f"name: must be a file name without folder and suffix, got {name!r}")
+    folder = storage.storage_path("target", folder)
+    title = clean_text(title)
+    made = result_dicts(results)
+    rows = match_prompts(made, [clean_text(str(p)).strip() for p in flat(prompts) if p is not None])
+    without_result = [prompt for prompt, result in rows if result is None]
+    tiles = with_thumbnails([tile for prompt, result in rows for tile in tiles_of(prompt, result, folder)])
+    totals = _totals(tiles, made, usd_per_credit)
+    headline = _headline(totals)
+    manifest = {"title": title, "results": made, "prompts_without_result": without_result, "totals": totals}
+    # The page comes last: who sees it, sees the others too.
+    contents = {
+        folder / f"{name}.json": json.dumps(manifest, ensure_ascii=False, indent=2).encode(),
+        folder / f"{name}.png": draw_picture(tiles, title, headline),
+        folder / f"{name}.html": draw_page(tiles, title, headline, usd_per_credit).encode(),
+    }
+    with storage.storage_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="kie-sheet-") as scratch:
+        local = Path(scratch, "file")
+        for target, content in contents.items():
+            local.write_bytes(content)
+            storage.put(local, target)
+    listing, picture, page = map(str, contents)
+    return {
+        "html": page,
+        "png": picture,
+        "manifest": listing,
+        "images": totals["images"],
+        "missing": totals["missing"],
+        "credits": totals["credits"],
+    }
+
+
+def _totals(tiles: Sequence[Tile], results: Sequence[Mapping[str, Any]], usd_per_credit: float) -> dict[str, Any]:
+    charged = sum(number_of(result.get("credits_consumed")) or 0 for result in results)
+    kinds = [tile.kind for tile in tiles]
+    return {
+        "images": kinds.count("image"),
+        "missing": kinds.count("missing"),
+        "unreadable": kinds.count("unreadable"),
+        "other": kinds.count("other"),
+        "credits": round(charged, 6),
+        "usd": round(charged * usd_per_credit, 6),
+    }
+
+
+def _headline(totals: Mapping[str, Any]) -> str:
+    return SEPARATOR.join(
+        [
+            count(totals["images"], "image"),
+            *([count(totals["missing"], "gap")] if totals["missing"] else []),
+            *([f"{totals['unreadable']} unreadable"] if totals["unreadable"] else []),
+            *([f"{totals['other']} without preview"] if totals["other"] else []),
+            count(totals["credits"], "credit"),
+            dollars(totals["usd"]),
+        ]
+    )
+
+
+def _require_pillow() -> None:
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        raise ImportError("The contact sheet needs Pillow: pip install 'airflow-provider-kie[images]'") from None
