@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
-    SET_DURING_EXECUTION,
     DecoratedOperator,
     context_merge,
     determine_kwargs,
@@ -34,7 +33,6 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
     """
 
     custom_operator_name = "@task.flux2"
-    overwrite_rtif_after_execution = True
     template_fields: Sequence[str] = (
         *DecoratedOperator.template_fields,
         *(field for field in Flux2GenerateImageOperator.template_fields if field != "prompt"),
@@ -50,13 +48,13 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
         op_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if kwargs.pop("prompt", SET_DURING_EXECUTION) is not SET_DURING_EXECUTION:
+        if "prompt" in kwargs:
             raise TypeError("@task.flux2: the function returns the prompt, so it is no parameter of the decorator")
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,
             op_kwargs=op_kwargs,
-            prompt=SET_DURING_EXECUTION,
+            prompt="",  # until the function is called
             **kwargs,
         )
 

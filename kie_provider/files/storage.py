@@ -117,8 +117,10 @@ def check_writable(folder: ObjectStoragePath) -> None:
                 existing = existing.parent
             with tempfile.TemporaryFile(dir=existing):
                 return
-        with contextlib.suppress(PermissionError):  # a key that may write need not be allowed to look
-            folder.fs.info(folder.path.strip("/").partition("/")[0])
+        bucket = folder.path.strip("/").partition("/")[0]
+        if not folder.fs.exists(bucket):
+            with contextlib.suppress(PermissionError):  # a key that may write need not be allowed to look
+                folder.fs.ls(bucket)
 
 
 def sha256_of(path: ObjectStoragePath) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from kie_provider.operators.results import KieSaveResultOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 
+needs_state_store = pytest.mark.skipif(
+    not importlib.util.find_spec("airflow.models.task_state_store"), reason="nothing outlives a try before Airflow 3.3"
+)
 HTML = {"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>expired</html>"}
 
 
@@ -93,6 +97,7 @@ class TestGenerate:
         assert (facts["airflow"]["task_id"], facts["airflow"]["try_number"]) == ("it", 1)
         assert facts["airflow"]["dag_id"].startswith("test_")
 
+    @needs_state_store
     def test_a_retry_after_a_bad_download_pays_nothing(self, kie_emulator, tmp_path, deferrable):
         kie_emulator.fault(HTML)
         outcome = run_task(generate(target=str(tmp_path), deferrable=deferrable))
@@ -115,6 +120,19 @@ class TestGenerate:
         assert files(tmp_path) == ["file"]
 
 
+@pytest.mark.skipif(
+    bool(importlib.util.find_spec("airflow.models.task_state_store")), reason="a retry goes on with the task there"
+)
+def test_before_airflow_33_a_bad_download_is_final_and_names_the_task(kie_emulator, tmp_path):
+    kie_emulator.fault(HTML)
+    outcome = run_task(generate(target=str(tmp_path)))
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    [charged] = kie_emulator.bill()["tasks"]
+    assert f"Kie task {charged['taskId']}" in str(outcome.error)
+    assert files(tmp_path) == []
+
+
 def test_without_pillow_nothing_is_ordered(kie_emulator, tmp_path, monkeypatch):
     monkeypatch.setattr(media.importlib.util, "find_spec", lambda name: None)
     outcome = run_task(generate(target=str(tmp_path)))
@@ -124,6 +142,7 @@ def test_without_pillow_nothing_is_ordered(kie_emulator, tmp_path, monkeypatch):
     assert kie_emulator.bill()["tasks"] == []
 
 
+@needs_state_store
 def test_a_killed_try_saves_only_what_is_missing(kie_emulator, tmp_path, monkeypatch):
     """As after a kill -9 between the file and the success: the storage has the file, Airflow knows nothing."""
     put, calls = storage.put, []

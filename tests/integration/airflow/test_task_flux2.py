@@ -74,8 +74,7 @@ def test_arguments_context_and_mapping(kie_emulator):
 
 
 def test_a_retry_does_not_call_the_function_again(kie_emulator, tmp_path):
-    if not task_state_store():
-        pytest.skip("Airflow 3.3 brought the store that outlives a try")
+    pytest.importorskip("airflow.models.task_state_store", reason="nothing outlives a try before Airflow 3.3")
     calls = []
 
     def prompt():
@@ -129,9 +128,3 @@ def test_what_it_must_not_return(kie_emulator, returned, message):
 def test_the_prompt_is_no_parameter_of_the_decorator():
     with pytest.raises(TypeError, match="the function returns the prompt"), new_dag():
         task.flux2(prompt="x")(lambda: "y")()
-
-
-def task_state_store():
-    import importlib.util
-
-    return importlib.util.find_spec("airflow.models.task_state_store")

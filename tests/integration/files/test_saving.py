@@ -388,7 +388,6 @@ class TestTarget:
             ({"target": "nosuch://b/x"}, "target: Airflow cannot open 'nosuch://b/x'"),
             ({"target": "gs://b/x"}, "pip install 'apache-airflow-providers-google'"),
             ({"target": "abfs://b/x"}, "pip install 'apache-airflow-providers-microsoft-azure'"),
-            ({"target": "s3://nobody@b/x"}, "names a connection that Airflow does not have"),
             ({"file_name": "{index}"}, "file_name: must end with '.{extension}'"),
             ({"file_name": "../{index}.{extension}"}, "file_name: '../0.png' leads out of the target"),
             ({"file_name": "/tmp/{index}.{extension}"}, "leads out of the target"),
