@@ -28,6 +28,14 @@ _NOT_WHEN_CREATING = (
     errors.KieTaskFailedError,
     errors.KieTaskTimeoutError,
     errors.KieResultError,
+    errors.KieFileError,
+)
+#: A sensor reads no files and writes none.
+_NOT_WHEN_WAITING = (
+    errors.KieSubmitUnknownError,
+    errors.KieFileError,
+    errors.KieStorageError,
+    errors.KieTargetError,
 )
 
 
@@ -53,7 +61,7 @@ def create_ends(error: type[errors.KieError]) -> str:
 
 def sensor_ends(error: type[errors.KieError]) -> str:
     """Say how a sensor ends."""
-    if error is errors.KieSubmitUnknownError:
+    if issubclass(error, _NOT_WHEN_WAITING):
         return NEVER
     failure = sensor_failure(error(""))
     if isinstance(failure, AirflowSensorTimeout):
@@ -61,15 +69,23 @@ def sensor_ends(error: type[errors.KieError]) -> str:
     return FINAL if isinstance(failure, AirflowFailException) else RETRIED
 
 
+def saving_ends(error: type[errors.KieError]) -> str:
+    """Say how an operator ends that saves the result of a Kie task which is there already."""
+    if error is errors.KieSubmitUnknownError:
+        return NEVER
+    return FINAL if isinstance(operator_failure(error("")), AirflowFailException) else RETRIED
+
+
 class ErrorTable(SphinxDirective):
     """``{kie-errors}``: one row per error class."""
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        lines = ["| Error | Create operator | Sensor |", "| --- | --- | --- |"]
+        lines = ["| Error | Create operator | Sensor | Saving |", "| --- | --- | --- | --- |"]
         for error in error_classes():
             name = error.__name__
-            lines.append(f"| [{name}](#{name.lower()}) | {create_ends(error)} | {sensor_ends(error)} |")
+            ends = f"{create_ends(error)} | {sensor_ends(error)} | {saving_ends(error)}"
+            lines.append(f"| [{name}](#{name.lower()}) | {ends} |")
         return self.parse_text_to_nodes(StringList(lines, source="kie-errors"))
 
 
@@ -94,7 +110,7 @@ class ErrorExample(SphinxDirective):
             kie_task_id=self.options.get("task"),
         )
         block = nodes.literal_block(str(example), str(example), language="text", classes=["wrap"])
-        ends = f"Create operator: {create_ends(error)}. Sensor: {sensor_ends(error)}."
+        ends = f"Create operator: {create_ends(error)}. Sensor: {sensor_ends(error)}. Saving: {saving_ends(error)}."
         return [block, nodes.paragraph(ends, ends)]
 
 
