@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -10,19 +11,28 @@ import re
 import runpy
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import Connection
 
 from kie_provider.client import errors
+from kie_provider.client.download import DownloadedFile
 from kie_provider.client.models import TaskRecord, TaskState
+from kie_provider.client.prices import LIST_USD_PER_CREDIT, PriceTable
+from kie_provider.decorators.flux2 import FIELDS, Flux2DecoratedOperator
 from kie_provider.emulator import __main__ as emulator_command
 from kie_provider.emulator import faults
 from kie_provider.emulator.models import MODELS
+from kie_provider.files import naming
+from kie_provider.files.provenance import SavedFile
+from kie_provider.files.storage import PACKAGES
 from kie_provider.hooks.kie import KieHook, endpoint_from_connection
+from kie_provider.operators.contact_sheet import KieContactSheetOperator
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.kie import KieCreateTaskOperator
+from kie_provider.operators.results import KieSaveResultOperator
 from kie_provider.sensors.kie import KieTaskSensor
 from tests.support.airflow_inprocess import initialise_database, load_dag, run_dag
 
@@ -120,24 +130,90 @@ def test_documentation_builds_without_a_warning(tmp_path):
 # ---- examples
 
 
-def test_readme_dag_loads(tmp_path):
-    [source] = blocks("README.md", "python")
-    assert len(source.splitlines()) <= 15
+@pytest.fixture
+def readme_dag(tmp_path):
+    """The README's DAG, with the other snippets in its body, on a disk of its own."""
+    whole, *others = blocks("README.md", "python")
+    assert all(len(source.splitlines()) <= 15 for source in (whole, *others))
+    source = "\n".join([whole, *(textwrap.indent(other, "    ") for other in others)])
     file = tmp_path / "lighthouse.py"
-    file.write_text(source, encoding="utf-8")
-    dag = load_dag(file)
-    assert [task.task_id for task in dag.topological_sort()] == ["image", "show"]
-    assert dag.get_task("image").deferrable is True
+    assert source.count('"/data/') == 4
+    file.write_text(source.replace('"/data/', f'"{tmp_path}/data/'), encoding="utf-8")
+    return load_dag(file)
 
 
-def test_readme_dag_makes_an_image(tmp_path, kie_connection, kie_emulator, capsys):
-    file = tmp_path / "lighthouse.py"
-    file.write_text(blocks("README.md", "python")[0], encoding="utf-8")
+def test_readme_dag_loads(readme_dag):
+    assert set(readme_dag.task_ids) == {"image", "show", "illustrate", "winter", "create", "wait", "save"}
+    assert readme_dag.get_task("image").deferrable is True
+
+
+def test_readme_dag_makes_images(readme_dag, tmp_path, kie_connection, kie_emulator, capsys):
     initialise_database()
-    outcomes = run_dag(load_dag(file))
-    [url] = outcomes["image", -1].result["urls"]
-    assert url in capsys.readouterr().out
-    assert kie_emulator.bill()["charged_total"] == 5
+    outcomes = run_dag(readme_dag)
+    assert {outcome.state for outcome in outcomes.values()} == {"success"}
+    results = [outcome.result for outcome in outcomes.values() if isinstance(outcome.result, dict)]
+    paths = [file["path"] for result in results for file in result.get("files", [])]
+    assert sorted(paths) == sorted(map(str, tmp_path.glob("data/images/*/*.png")))
+    assert outcomes["image", -1].result["files"][0]["path"] in capsys.readouterr().out
+    assert kie_emulator.bill()["charged_total"] == 5 * len(paths) == 25
+
+
+def test_hook_example_runs(tmp_path, monkeypatch, kie_connection, capsys):
+    [source] = blocks("docs/operators.md", "python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, "operators.md", "exec"), {})
+    size, sha256 = capsys.readouterr().out.split()
+    assert (tmp_path / "fox.png").stat().st_size == int(size)
+    assert sha256 == hashlib.sha256((tmp_path / "fox.png").read_bytes()).hexdigest()
+
+
+def test_sidecar_is_documented(readme_dag, kie_connection):
+    def keys(value, prefix=""):
+        if not isinstance(value, dict):
+            return {prefix}
+        return {prefix}.union(*(keys(item, f"{prefix}.{name}") for name, item in value.items()))
+
+    page = section("docs/provenance.md", "The JSON file")
+    [shown] = [json.loads(body) for body in blocks("docs/provenance.md", "json")]
+    initialise_database()
+    [file] = run_dag(readme_dag)["image", -1].result["files"]
+    facts = json.loads(Path(file["sidecar"]).read_text(encoding="utf-8"))
+    assert keys(shown) == keys(facts)
+    for name in ("v", "model", "prompt", "input", "credits", "usd", "digital_source_type", "embedded_provenance"):
+        assert shown[name] == facts[name], name
+    assert {name for row in rows(page, "Field") for name in code(row[0])} == {*facts, "prompt_sha256"}
+
+
+def test_price_settings_as_documented(monkeypatch):
+    [block] = blocks("docs/provenance.md", "ini")
+    settings = dict(line.split(" = ", 1) for line in block.strip().splitlines()[1:])
+    prices = PriceTable.parse(**settings)
+    assert prices.credits_for("flux-2/pro-text-to-image", "2K") == 6.5
+    assert prices.credits_for("flux-2/flex-text-to-image", "2K") == MODELS["flux-2/flex-text-to-image"].prices["2K"]
+    assert f"`usd_per_credit` ({LIST_USD_PER_CREDIT})" in text("docs/provenance.md")
+    from kie_provider.config import price_table
+
+    for name, value in settings.items():
+        assert f"`AIRFLOW__KIE__{name.upper()}`" in text("docs/provenance.md")
+        monkeypatch.setenv(f"AIRFLOW__KIE__{name.upper()}", value)
+    assert price_table() == prices
+
+
+def test_file_name_patterns_as_documented():
+    page = section("docs/saving.md", "Names")
+    assert [code(row[0])[0].strip("{}") for row in rows(page, "Field")] == list(naming.FIELDS)
+    patterns = [name for name in code(page) if "{extension}" in name and len(name) > len(".{extension}")]
+    assert len(patterns) == 3
+    for pattern in patterns:
+        assert naming.pattern_problem(re.sub(r"\{\{.*?\}\}", "x", pattern)) is None, pattern
+    assert naming.file_name("{index:03}", "", 0, "") == "000"
+
+
+def test_storage_packages_are_documented():
+    table = {scheme: code(row[1]) for row in rows(text("docs/saving.md"), "Scheme") for scheme in code(row[0])}
+    del table["file"]
+    assert table == {scheme: [PACKAGES[scheme]] for scheme in table}
+    assert set(table) == {"s3", "gs", "abfs"}
 
 
 def test_emulator_example_runs(capsys):
@@ -196,13 +272,14 @@ def test_connection_fields_have_the_documented_defaults():
 
 def test_readme_says_how_every_error_ends():
     reference = load(DOCS / "error_reference.py")
-    table = {code(name)[0]: (create, sensor) for name, _, create, sensor, _ in rows(text("README.md"), "Error")}
+    table = {code(name)[0]: ends for name, _, *ends, _ in rows(text("README.md"), "Error")}
     classes = reference.error_classes()
     assert set(table) == {error.__name__ for error in classes if error is not errors.KieError}
     for error in classes[1:]:
-        create, sensor = table[error.__name__]
+        create, sensor, saving = table[error.__name__]
         assert create.startswith(reference.create_ends(error)), error
         assert sensor.startswith(reference.sensor_ends(error)), error
+        assert saving.startswith(reference.saving_ends(error)), error
 
 
 def test_errors_page_has_every_error():
@@ -212,26 +289,49 @@ def test_errors_page_has_every_error():
     assert set(re.findall(r"^```\{kie-error\} (\w+)$", page, re.MULTILINE)) == set(names)
 
 
-@pytest.mark.parametrize(
-    ("heading", "operator"),
-    [
-        ("Flux2GenerateImageOperator", Flux2GenerateImageOperator),
-        ("Flux2CreateTaskOperator", Flux2CreateTaskOperator),
-        ("KieCreateTaskOperator", KieCreateTaskOperator),
-        ("Flux2TaskSensor, KieTaskSensor", KieTaskSensor),
-    ],
-)
-def test_parameters_are_documented(heading, operator):
-    table = {
+def parameters_of(operator):
+    """Return names and defaults of what an operator of this package takes, inherited parameters included."""
+    taken: dict[str, object] = {}
+    for each in reversed(operator.__mro__):
+        if each.__module__.startswith("kie_provider."):
+            signature = inspect.signature(each.__init__)
+            taken |= {
+                name: parameter.default
+                for name, parameter in signature.parameters.items()
+                if name not in ("self", "kwargs")
+            }
+    return taken
+
+
+def parameter_table(*headings):
+    """Return the parameter tables of these sections as one: name -> (about, default); the first has the last word."""
+    return {
         code(name)[0]: (about, default)
+        for heading in reversed(headings)
         for name, about, default in rows(section("docs/operators.md", heading), "Parameter")
     }
-    parameters = {
-        name: parameter.default
-        for name, parameter in inspect.signature(operator.__init__).parameters.items()
-        if name not in ("self", "kwargs")
-    }
-    assert list(table) == list(parameters)
+
+
+GENERATE = ("Flux2GenerateImageOperator", "Flux2CreateTaskOperator", "KieSaveResultOperator")
+
+
+@pytest.mark.parametrize(
+    ("headings", "operator", "without"),
+    [
+        # "input" is what Flux2CreateTaskOperator makes of its fields.
+        (GENERATE, Flux2GenerateImageOperator, {"input", "result"}),
+        (("Flux2CreateTaskOperator",), Flux2CreateTaskOperator, {"input"}),
+        (("KieCreateTaskOperator",), KieCreateTaskOperator, set()),
+        (("Flux2TaskSensor, KieTaskSensor",), KieTaskSensor, set()),
+        (("KieSaveResultOperator",), KieSaveResultOperator, set()),
+        (("KieContactSheetOperator",), KieContactSheetOperator, set()),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_parameters_are_documented(headings, operator, without):
+    table = {name: row for name, row in parameter_table(*headings).items() if name not in without}
+    parameters = {name: default for name, default in parameters_of(operator).items() if name not in without}
+    assert set(table) == set(parameters)
     for name, default in parameters.items():
         shown = table[name][1].strip("`")
         if shown in ("as above", "[operators] default_deferrable"):
@@ -242,31 +342,65 @@ def test_parameters_are_documented(heading, operator):
             else f"{default:g}"
             if isinstance(default, float)
             else str(default)
-        )
-    if operator is Flux2GenerateImageOperator:
-        assert operator.template_fields == Flux2CreateTaskOperator.template_fields
-    elif operator is not KieTaskSensor:
-        assert set(operator.template_fields) == {
-            name for name, (about, _) in table.items() if "no template field" not in about
-        }
-    else:
-        assert set(operator.template_fields) == {
-            name for name, (about, _) in table.items() if "template field" in about
-        }
+        ), name
+
+
+def test_signatures_come_in_the_documented_order():
+    for heading, operator in [
+        ("Flux2CreateTaskOperator", Flux2CreateTaskOperator),
+        ("KieCreateTaskOperator", KieCreateTaskOperator),
+        ("KieContactSheetOperator", KieContactSheetOperator),
+        ("Flux2TaskSensor, KieTaskSensor", KieTaskSensor),
+    ]:
+        signature = inspect.signature(operator.__init__).parameters
+        assert list(parameter_table(heading)) == [name for name in signature if name not in ("self", "kwargs")]
+
+
+def test_template_fields_are_documented():
+    all_but = {
+        "Flux2CreateTaskOperator": Flux2CreateTaskOperator,
+        "KieCreateTaskOperator": KieCreateTaskOperator,
+        "KieContactSheetOperator": KieContactSheetOperator,
+    }
+    for heading, operator in all_but.items():
+        fields = {name for name, (about, _) in parameter_table(heading).items() if "no template field" not in about}
+        assert set(operator.template_fields) == fields, heading
+    only = {"Flux2TaskSensor, KieTaskSensor": KieTaskSensor, "KieSaveResultOperator": KieSaveResultOperator}
+    for heading, operator in only.items():
+        fields = {name for name, (about, _) in parameter_table(heading).items() if "template field" in about}
+        assert set(operator.template_fields) == fields, heading
+    inherited = {*Flux2CreateTaskOperator.template_fields, *KieSaveResultOperator.template_fields} - {"result"}
+    assert set(Flux2GenerateImageOperator.template_fields) == inherited
+
+
+def test_decorator_is_documented():
+    page = FENCE.sub("", section("docs/operators.md", "@task.flux2"))
+    assert set(FIELDS) <= set(code(page))
+    assert parameters_of(Flux2DecoratedOperator).keys() - parameters_of(Flux2GenerateImageOperator).keys() == {
+        "python_callable",
+        "op_args",
+        "op_kwargs",
+    }
 
 
 def test_result_dict_is_documented():
     result = TaskRecord(kie_task_id="x", state=TaskState.SUCCESS, kie_state="success").to_result()
-    assert [code(row[0])[0] for row in rows(text("docs/operators.md"), "Key")] == list(result)
+    page = text("docs/operators.md")
+    assert [code(row[0])[0] for row in rows(page, "Key")] == [*result, "files"]
+    assert [name for row in rows(page, "Entry") for name in code(row[0])] == list(
+        inspect.signature(SavedFile).parameters
+    )
 
 
 def test_hook_methods_are_documented():
-    for call, _ in rows(section("docs/operators.md", "KieHook"), "Method"):
+    for call, returns in rows(section("docs/operators.md", "KieHook"), "Method"):
         name, arguments = re.fullmatch(r"(\w+)\((.*)\)", code(call)[0]).groups()
         parameters = list(inspect.signature(getattr(KieHook, name)).parameters.values())[1:]
         assert [argument.split("=")[0] for argument in arguments.split(", ") if argument] == [
             p.name for p in parameters
         ]
+        if name == "download_file":
+            assert set(inspect.signature(DownloadedFile).parameters) <= set(code(returns))
 
 
 def test_prices_are_those_of_the_emulator():
