@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 DAG_ID = "flux2_daily_content"
+SHEET_TASK_ID = "contact_sheet"
 EMULATOR_KEY = "emulator-key"
 LATER = "to come"  # task instances that have no state yet
 
@@ -130,7 +131,7 @@ class Demo:
             timeout = 1200 if self.is_real else 240  # seconds
             state = self.airflow.wait_for_run(DAG_ID, self.run_id, timeout, on_poll=look)
         failed = [task for task in last if task["state"] == "failed"]
-        self.report(output, last)
+        self.report(last)
         for task in failed:
             self.show_log(task)
         if state != "success" or failed:
@@ -138,22 +139,13 @@ class Demo:
             return 1
         return 0
 
-    def report(self, output: Path, tasks: TaskInstances) -> None:
+    def report(self, tasks: TaskInstances) -> None:
         """Say where everything is, what it cost and how long it took."""
-        from PIL import Image
-
-        files = sorted(output.rglob("*")) if output.exists() else []
-        pictures = [file for file in files if file.suffix in (".png", ".jpg", ".jpeg", ".webp")]
-        images = [file for file in pictures if not file.stem.startswith("contact_sheet")]
-        say(f"\n{len(images)} images")
-        for image in images:
-            with Image.open(image) as picture:
-                width, height = picture.size
-            say(f"  {_short(image)}  {width} x {height} px, {image.stat().st_size:,} bytes")
-        for label, task_id in (("Contact sheet", "contact_sheet"), ("Manifest", "manifest")):
-            if any(task["task_id"] == task_id and task["state"] == "success" for task in tasks):
-                path = Path(str(self.airflow.xcom(DAG_ID, self.run_id, task_id)))
-                say(f"{label:14} {_short(path)}")
+        say("")
+        if any(task["task_id"] == SHEET_TASK_ID and task["state"] == "success" for task in tasks):
+            self.report_sheet(self.airflow.xcom(DAG_ID, self.run_id, SHEET_TASK_ID))
+        else:
+            say("There is no contact sheet")
 
         left = self.credits_left()
         charged = "unknown" if left is None else f"{self.credits_start - left:g} credits"
@@ -165,6 +157,23 @@ class Demo:
         for task_id, first, last, count in _spans(tasks):
             say(f"    {task_id:26} {last - first:6.1f} s" + (f"  ({count} in parallel)" if count > 1 else ""))
         say(f"  {'total':28} {time.monotonic() - self.began:6.1f} s\n")
+
+    def report_sheet(self, sheet: dict[str, Any]) -> None:
+        """Say which images a contact sheet shows, and where it is."""
+        from PIL import Image
+
+        manifest = json.loads(Path(sheet["manifest"]).read_text(encoding="utf-8"))
+        files = [file for result in manifest["results"] for file in result["files"]]
+        gaps = f", {sheet['missing']} missing" if sheet["missing"] else ""
+        say(f"{sheet['images']} images{gaps}, each with a JSON file beside it")
+        for file in files:
+            path = Path(file["path"])
+            with Image.open(path) as image:
+                width, height = image.size
+            about = "" if Path(file["sidecar"]).is_file() else ", NO JSON FILE"
+            say(f"  {_short(path)}  {width} x {height} px, {path.stat().st_size:,} bytes{about}")
+        for label, name in (("Contact sheet", "html"), ("Picture", "png"), ("Manifest", "manifest")):
+            say(f"{label:14} {_short(Path(sheet[name]))}")
 
     def show_log(self, task: dict[str, Any]) -> None:
         """Print the log of a failed task instance's last try."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 from importlib import import_module
 
+import pytest
+from airflow.providers.common.compat.sdk import conf
 from airflow.providers_manager import ProvidersManager
+from airflow.sdk import task
 
+import kie_provider
 from kie_provider import __version__
-from kie_provider.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR, get_provider_info
+from kie_provider.client.prices import LIST_USD_PER_CREDIT
+from kie_provider.config import SECTION, price_table
+from kie_provider.get_provider_info import CONFIG, CONN_FIELDS, UI_FIELD_BEHAVIOUR, get_provider_info
 from kie_provider.hooks.kie import KieHook
 
 
@@ -23,18 +30,47 @@ def test_airflow_discovers_the_provider():
     )
 
 
-def test_every_class_and_module_named_exists():
-    info = get_provider_info()
-    modules = [
-        m for kind in ("hooks", "operators", "sensors", "triggers") for i in info[kind] for m in i["python-modules"]
-    ]
-    classes = [*info["extra-links"], *(c["hook-class-name"] for c in info["connection-types"])]
+def modules_in(kind: str) -> list[str]:
+    """Return the modules of one of our packages."""
+    package = import_module(f"{kie_provider.__name__}.{kind}")
+    return [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
 
-    for module in modules:
-        import_module(module)
+
+@pytest.mark.parametrize("kind", ["hooks", "operators", "sensors", "triggers"])
+def test_every_module_is_named(kind):
+    named = [module for entry in get_provider_info()[kind] for module in entry["python-modules"]]
+    assert named == modules_in(kind)
+
+
+def test_every_class_named_exists():
+    info = get_provider_info()
+    classes = [
+        *info["extra-links"],
+        *(entry["hook-class-name"] for entry in info["connection-types"]),
+        *(entry["class-name"] for entry in info["task-decorators"]),
+    ]
     for path in classes:
         module, _, name = path.rpartition(".")
-        assert hasattr(import_module(module), name)
+        assert callable(getattr(import_module(module), name))
+
+
+def test_decorator_is_found_as_airflow_finds_it():
+    [entry] = get_provider_info()["task-decorators"]
+    decorator = getattr(task, entry["name"])
+
+    assert f"{decorator.__module__}.{decorator.__name__}" == entry["class-name"]
+
+
+def test_configuration_is_described_and_read(monkeypatch):
+    assert dict(ProvidersManager().provider_configs)["airflow-provider-kie"] == CONFIG
+    assert set(CONFIG) == {SECTION}
+    assert price_table().usd_per_credit == LIST_USD_PER_CREDIT
+
+    for name, option in CONFIG[SECTION]["options"].items():
+        monkeypatch.setenv(f"AIRFLOW__{SECTION}__{name}".upper(), option["example"])
+        assert conf.get(SECTION, name) == option["example"]
+    assert price_table().usd_per_credit == 0.0045
+    assert price_table().credits_for("flux-2/pro-text-to-image", "1K") == 4.5
 
 
 def test_form_fields_are_those_the_hook_reads():
@@ -46,15 +82,15 @@ def test_form_fields_are_those_the_hook_reads():
     }
 
 
-def test_importing_pulls_in_no_http_or_image_library():
-    """Airflow itself may import requests (3.1 does): what counts is what our imports add."""
-    modules = (
-        "operators.kie, operators.flux2, sensors.kie, sensors.flux2, hooks.kie, links, contact_sheet, pytest_plugin"
-    )
-    imports = ", ".join(f"kie_provider.{name.strip()}" for name in modules.split(","))
+def test_parsing_a_dag_pulls_in_no_http_image_or_storage_library():
+    """Airflow itself may import some of these (3.1 requests, 3.3 fsspec): what counts is what our imports add."""
+    kinds = ("operators", "decorators", "sensors", "hooks")
+    modules = [module for kind in kinds for module in modules_in(kind)]
+    modules += [f"kie_provider.{name}" for name in ("links", "config", "contact_sheet", "pytest_plugin")]
+    heavy = {"requests", "urllib3", "aiohttp", "PIL", "fsspec", "upath", "kie_provider.files.storage"}
     script = (
         "import sys, airflow.sdk; from airflow.sdk import BaseSensorOperator, DAG; before = set(sys.modules);"
-        f"import {imports}; print(*({{'requests', 'aiohttp', 'PIL', 'urllib3'}} & (set(sys.modules) - before)))"
+        f"import {', '.join(modules)}; print(*({heavy} & (set(sys.modules) - before)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
