@@ -20,6 +20,8 @@ def pattern_problem(pattern: object) -> str | None:
     """
     if not isinstance(pattern, str) or not pattern.endswith(_ENDING):
         return f"must end with '{_ENDING}', so that the name tells what the file is, got {shorten(pattern)}"
+    if pattern.rpartition("/")[2] == _ENDING:
+        return f"{shorten(pattern)} gives files no name before the extension"
     try:
         parts = list(Formatter().parse(pattern))
     except ValueError as error:

@@ -160,7 +160,6 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
 
     :param target: folder for the image and the JSON file that says where it comes from (templated). Default: not
         saved, and Kie's link may die within 24 hours.
-
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
     :param poll_interval: seconds between two looks, default 3; grows to 15 after the first minute.
     :param timeout: seconds from the start of the try, default 900; after them one last look is taken. The shorter of

@@ -142,6 +142,25 @@ def test_the_daily_content_ends_in_files_and_starts_what_comes_next(
     airflow_stack.wait_until(lambda: all(path.exists() for path in previews), 90, lambda: f"{runs(downstream)}")
 
 
+def test_taskflow_and_image_to_image_end_in_files(
+    airflow_stack: AirflowStack, kie_emulator: KieEmulator, kie_clock: EmulatorClock, tmp_path: Path
+) -> None:
+    runs = {
+        dag_id: airflow_stack.trigger_dag(dag_id, {"output_dir": str(tmp_path / dag_id)})
+        for dag_id in ("flux2_taskflow", "flux2_image_to_image")
+    }
+    for dag_id, run_id in runs.items():
+        # Whenever something is asked for, Kie has made it.
+        state = airflow_stack.wait_for_run(dag_id, run_id, on_poll=lambda _: kie_clock.finish_all_tasks())
+        assert state == "success"
+
+    assert len(list((tmp_path / "flux2_taskflow").rglob("*.png"))) == 3
+    assert len(list((tmp_path / "flux2_taskflow").rglob("*.html"))) == 3
+    assert len(list((tmp_path / "flux2_image_to_image").rglob("*.png"))) == 4
+    assert kie_emulator.bill()["charged_total"] == 7 * PRICE
+    assert len([request for request in kie_emulator.requests() if request["path"].endswith("upload")]) == 1
+
+
 def test_waits_that_lose_their_trigger_go_on_and_end_well(
     airflow_stack: AirflowStack, kie_emulator: KieEmulator, kie_clock: EmulatorClock
 ) -> None:
