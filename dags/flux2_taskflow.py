@@ -17,7 +17,7 @@ with DAG(
 
     @task
     def headlines() -> list[str]:
-        """What there is to illustrate; a feed or a database could say."""
+        """Say what there is to illustrate; a feed or a database could."""
         return ["Bees return to the city", "The last night train", "A library under the sea"]
 
     @task.flux2(target="{{ params.output_dir }}/{{ run_id }}", deferrable=True, retries=2)

@@ -34,7 +34,7 @@ CONFIG: dict[str, Any] = {
             "prices": {
                 "description": (
                     "Credits per image, as JSON {model: {resolution: credits}}, where they differ from Kie's list: for "
-                    "the estimates and the cost in the JSON files beside images."
+                    "the cost in the JSON files beside images, if Kie does not say it."
                 ),
                 "version_added": "0.1.0",
                 "type": "string",

@@ -111,8 +111,7 @@ class KieClient:
 
         :param max_bytes: refuse a file that is larger; None: any size.
         :raises KieResultError: the file is lost, larger than allowed, or at an address where no result can be.
-        :raises KieFileError: the host answers with a web page or with nothing.
-        :raises KieTransportError: the download broke off, repeatedly.
+        :raises KieFileError: the download broke off, repeatedly, or the host answers with a web page or nothing.
         """
         try:
             return self._download(url, path, max_bytes)

@@ -11,7 +11,7 @@ from urllib.parse import urljoin
 
 from kie_provider.client import transport
 from kie_provider.client.endpoint import is_private_host
-from kie_provider.client.errors import KieFileError, KieResultError, KieTransportError
+from kie_provider.client.errors import KieFileError, KieResultError
 from kie_provider.client.models import is_http_url, shorten
 from kie_provider.client.retry import parse_retry_after
 
@@ -48,8 +48,7 @@ def download(
     :param max_bytes: refuse a file that is larger; None: any size.
     :param allow_private: follow links to loopback, link-local and private addresses.
     :raises KieResultError: the link is dead, not http(s), private, or leads to a file that is too large.
-    :raises KieFileError: the answer is a web page, or empty.
-    :raises KieTransportError: the download broke off, or was too slow.
+    :raises KieFileError: the download broke off or was too slow, or the answer is a web page, or empty.
     """
     import requests
 
@@ -61,7 +60,7 @@ def download(
             digest, size = _stream(url, response, part, max_bytes)
         part.replace(path)
     except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to what is no URL
-        raise KieTransportError(f"downloading {url} broke off ({type(error).__name__}: {error})") from None
+        raise KieFileError(f"downloading {url} broke off ({type(error).__name__}: {error})") from None
     finally:
         part.unlink(missing_ok=True)
     return DownloadedFile(path, digest, size)
@@ -96,7 +95,7 @@ def _open(session: requests.Session, url: str, read_timeout: float, allow_privat
             return response
         response.close()
         link = urljoin(link, response.headers["Location"])
-    raise KieTransportError(f"downloading {url} broke off (more than {MAX_REDIRECTS} redirects)")
+    raise KieFileError(f"downloading {url} broke off (more than {MAX_REDIRECTS} redirects)")
 
 
 def _check_link(link: str, *, origin: str, allow_private: bool) -> None:
@@ -115,7 +114,7 @@ def _check_answer(url: str, response: requests.Response) -> None:
     kind = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
     if status == 429 or status >= 500:
         retry_after = parse_retry_after(response.headers.get("Retry-After"), time.time())
-        raise KieTransportError(f"downloading {url} broke off (HTTP {status})", retry_after=retry_after)
+        raise KieFileError(f"downloading {url} broke off (HTTP {status})", retry_after=retry_after)
     if status != 200:
         raise KieResultError(
             f"{url} answered {kind or 'without a content type'}; result links can expire within 24 hours",
@@ -149,9 +148,9 @@ def _stream(url: str, response: requests.Response, part: Path, max_bytes: int | 
             _check_size(url, size, max_bytes)
             seconds = time.monotonic() - began
             if seconds > SLOW_START_SECONDS and size < seconds * SLOWEST_BYTES_PER_SECOND:
-                raise KieTransportError(f"downloading {url} broke off ({size} bytes in {seconds:.0f} s is too slow)")
+                raise KieFileError(f"downloading {url} broke off ({size} bytes in {seconds:.0f} s is too slow)")
     if declared.isdigit() and "Content-Encoding" not in response.headers and size != int(declared):
-        raise KieTransportError(f"downloading {url} broke off ({size} of {declared} bytes arrived)")
+        raise KieFileError(f"downloading {url} broke off ({size} of {declared} bytes arrived)")
     if not size:
         raise KieFileError(f"{url} answered with an empty file", http_status=response.status_code)
     return digest.hexdigest(), size

@@ -70,8 +70,11 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
         if submission is not None and submission.kie_task_id is not None and not is_wanted_anew:
             self.log.info("An earlier try has submitted a prompt; the function is not called again")
             return submission.request
-        self._call()
         return super()._request(ledger)
+
+    def _new_request(self) -> Mapping[str, Any]:
+        self._call()
+        return super()._new_request()
 
     def _read_images(self) -> Sequence[InputImage]:
         if not self._images:

@@ -66,7 +66,7 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
         if isinstance(error, AttributeError):  # Airflow 3.1.0 beside a newer universal-pathlib
             advice = "Airflow 3.1.0 needs universal-pathlib below 0.3 for any path"
         raise KieTargetError(f"{field}: Airflow cannot open {shorten(text, 200)} ({error}); {advice}") from None
-    if not is_local(path) and not path.path.strip("/"):
+    if not is_local(path) and not path.path.partition("/")[0]:
         raise KieTargetError(f"{field}: {shorten(text, 200)} names no bucket")
     return path
 

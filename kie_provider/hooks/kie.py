@@ -133,8 +133,7 @@ class KieHook(BaseHook):
 
         :param max_bytes: refuse a file that is larger; None: any size.
         :raises KieResultError: the file is lost, larger than allowed, or at an address where no result can be.
-        :raises KieFileError: the host answers with a web page or with nothing.
-        :raises KieTransportError: the download broke off, repeatedly.
+        :raises KieFileError: the download broke off, repeatedly, or the host answers with a web page or nothing.
         """
         return self.get_conn().download_file(url, path, max_bytes=max_bytes)
 

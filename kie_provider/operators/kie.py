@@ -116,6 +116,8 @@ class KieCreateTaskOperator(BaseOperator):
                 if self._still_counts(step.kie_task_id, step.submission, hook, is_cleared=ledger.is_cleared):
                     return self._go_on(step)
                 superseded = (*step.submission.superseded, step.kie_task_id)
+                if ledger.is_cleared:
+                    request = self._new_request()
             elif isinstance(step, Unknown):
                 problem = f"an earlier try sent createTask at {step.submission.at} and died before it knew the answer"
                 if self.on_unknown_submit == "fail":
@@ -134,19 +136,27 @@ class KieCreateTaskOperator(BaseOperator):
         :raises KieValidationError: the rendered fields cannot be sent.
         """
         from kie_provider.client.models import raise_for_problems, shorten
-        from kie_provider.client.protocol import create_task
 
         try:
             if self.on_unknown_submit not in UNKNOWN_SUBMIT_CHOICES:
                 choices = " or ".join(map(repr, UNKNOWN_SUBMIT_CHOICES))
                 raise_for_problems([f"on_unknown_submit: must be {choices}, got {shorten(self.on_unknown_submit)}"])
-            return create_task(*self._order(), self.callback_url).json_body or {}
+            return self._new_request()
         except KieValidationError as error:
             recorded = ledger.submission.request if ledger.submission else None
             if not recorded or ledger.is_cleared:
                 raise
             self.log.warning("The inputs are not valid any more, but were submitted before, so this goes on: %s", error)
             return recorded
+
+    def _new_request(self) -> Mapping[str, Any]:
+        """Return the body of createTask for the fields as they are now.
+
+        :raises KieValidationError: they cannot be sent.
+        """
+        from kie_provider.client.protocol import create_task
+
+        return create_task(*self._order(), self.callback_url).json_body or {}
 
     def _go_on(self, step: GoOn) -> str:
         self._submitted_id = step.kie_task_id

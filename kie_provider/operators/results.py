@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import Asset, BaseOperator
 
 from kie_provider.airflow_errors import operator_failures
+from kie_provider.client.errors import KieTaskFailedError, KieTaskTimeoutError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.links import KieLogsLink, KieResultLink
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
+    from kie_provider.client.models import TaskRecord
     from kie_provider.files.saving import ResultSaver
 
 DEFAULT_FILE_NAME = "{kie_task_id}-{index}.{extension}"
@@ -141,14 +143,33 @@ def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:
     """Return a result dict; a Kie task id is looked up, and text may be a dict that a template has rendered.
 
     :raises KieValidationError: it is neither.
-    :raises KieTaskTimeoutError: the task is still running.
+    :raises KieError: Kie does not know the task, or it has not ended well.
     """
     from kie_provider.client.models import from_text, is_blank, raise_for_problems, shorten
 
     value = from_text(value)
     if isinstance(value, str) and re.fullmatch(r"[\w-]+", value.strip()) and not is_blank(value):
-        return hook.wait(value.strip(), timeout=0).to_result()
+        return _finished(hook.get_task(value.strip())).to_result()
     urls = value.get("urls") if isinstance(value, Mapping) else None
     if not isinstance(urls, Sequence) or isinstance(urls, str) or not isinstance(value.get("kie_task_id"), str):
         raise_for_problems([f"result: must be a Kie task id or a result dict, got {shorten(value)}"])
     return dict(value)
+
+
+def _finished(record: TaskRecord) -> TaskRecord:
+    """Return the record of a task that has ended well.
+
+    :raises KieTaskFailedError: it failed.
+    :raises KieTaskTimeoutError: it is still running; there may be a result later.
+    """
+    from kie_provider.client.models import TaskState
+
+    if record.state is TaskState.FAIL:
+        reason = record.fail_message or "Kie gave no reason"
+        raise KieTaskFailedError(reason, code=record.fail_code, kie_task_id=record.kie_task_id)
+    if record.state is TaskState.RUNNING:
+        raise KieTaskTimeoutError(
+            f"it is still {record.kie_state}, and this operator does not wait; put KieTaskSensor before it",
+            kie_task_id=record.kie_task_id,
+        )
+    return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -81,7 +82,17 @@ class TestSaveResult:
         outcome = run_task(lambda **kw: KieSaveResultOperator(result=create.result, target=str(tmp_path / "a"), **kw))
 
         assert (outcome.state, outcome.retried) == ("failed", True)
-        assert "wait for the same id again" in str(outcome.error)
+        assert "and this operator does not wait; put KieTaskSensor before it" in str(outcome.error)
+
+    def test_of_a_task_that_failed_or_is_unknown(self, kie_emulator, tmp_path):
+        kie_emulator.fault({"on": "createTask", "do": "fail", "failMsg": "flagged"})
+        create = run_task(lambda **kw: Flux2CreateTaskOperator(prompt="a red fox", **kw))
+        save = functools.partial(KieSaveResultOperator, target=str(tmp_path / "a"))
+        for kie_task_id, message in ((create.result, "flagged"), ("f" * 32, "Kie.ai does not know this")):
+            outcome = run_task(functools.partial(save, result=kie_task_id))
+
+            assert (outcome.state, outcome.retried) == ("failed", False)
+            assert message in str(outcome.error)
 
 
 @pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "in the worker"])

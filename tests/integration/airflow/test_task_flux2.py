@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import task
 from PIL import Image
 
+from kie_provider.decorators.flux2 import Flux2DecoratedOperator
 from tests.support.airflow_inprocess import new_dag, run_dag
 
 OPTIONS = {"poll_interval": 0.1, "retry_delay": 0}
@@ -88,6 +90,41 @@ def test_a_retry_does_not_call_the_function_again(kie_emulator, tmp_path):
     assert len(calls) == 1
     assert outcome.result["input"]["prompt"] == "a red fox, version 1"
     assert kie_emulator.bill()["charged_total"] == 5
+
+
+def test_after_a_clear_a_refused_prompt_can_be_another_one(kie_emulator):
+    pytest.importorskip("airflow.models.task_state_store", reason="nothing outlives a try before Airflow 3.3")
+    kie_emulator.fault({"on": "createTask", "do": "fail", "failCode": "400", "failMsg": "flagged"})
+    prompts = iter(["a bad fox", "a red fox"])
+    operator = Flux2DecoratedOperator(task_id="it", python_callable=lambda: next(prompts), poll_interval=0.1)
+    ti = TaskInstance()
+    context = {"ti": ti, "task_state_store": ti}
+
+    with pytest.raises(AirflowFailException, match="flagged"):
+        operator.execute(dict(context))
+    ti.max_tries += 1  # what a clear does
+    result = operator.execute(dict(context))
+
+    assert result["input"]["prompt"] == "a red fox"
+    assert kie_emulator.bill()["charged_total"] == 5
+
+
+class TaskInstance:
+    """A running task instance, and its state store."""
+
+    dag_id, run_id, task_id, map_index, try_number, max_tries, start_date = "d", "r", "it", -1, 1, 1, None
+
+    def __init__(self):
+        self.stored = {}
+
+    def xcom_push(self, key, value):
+        pass
+
+    def get(self, key):
+        return self.stored.get(key)
+
+    def set(self, key, value, retention):
+        self.stored[key] = value
 
 
 @pytest.mark.parametrize("with_image", [False, True])

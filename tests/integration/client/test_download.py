@@ -11,7 +11,7 @@ import pytest
 from kie_provider.client import download as download_module
 from kie_provider.client.download import DownloadedFile, download
 from kie_provider.client.endpoint import is_private_host
-from kie_provider.client.errors import KieError, KieFileError, KieResultError, KieTransportError
+from kie_provider.client.errors import KieError, KieFileError, KieResultError
 from tests.integration.client.conftest import KEY, assert_no_key
 from tests.support.servers import (
     ScriptedServer,
@@ -117,7 +117,7 @@ def test_nothing_is_there_before_all_of_it_is(tmp_path):
 def test_a_broken_download_leaves_nothing(step, tmp_path):
     with ScriptedServer(step) as server:
         error = error_of(server.url, tmp_path / "cat.png", read_timeout=0.1 if step is hang else 5.0)
-    assert type(error) is KieTransportError
+    assert type(error) is KieFileError
     assert error.is_transient
     assert f"downloading {server.url} broke off" in error.message
     assert files(tmp_path) == []
@@ -126,7 +126,7 @@ def test_a_broken_download_leaves_nothing(step, tmp_path):
 
 def test_a_file_host_that_is_not_there(tmp_path):
     with refusing_port() as port:
-        assert type(error_of(f"http://127.0.0.1:{port}", tmp_path / "a" / "cat.png")) is KieTransportError
+        assert type(error_of(f"http://127.0.0.1:{port}", tmp_path / "a" / "cat.png")) is KieFileError
     assert files(tmp_path) == []
 
 
@@ -141,8 +141,8 @@ def test_a_file_host_that_is_not_there(tmp_path):
         (reply("AccessDenied", 403, Content_Type="application/xml"), KieResultError),
         (reply("gone", 404), KieResultError),
         (reply("gone", 410), KieResultError),
-        (reply("busy", 503), KieTransportError),
-        (reply("too many", 429, Retry_After="7"), KieTransportError),
+        (reply("busy", 503), KieFileError),
+        (reply("too many", 429, Retry_After="7"), KieFileError),
         (reply(b"", 302), KieResultError),
     ],
     ids=["html", "HTML", "empty", "204", "206", "403", "404", "410", "503", "429", "302"],
@@ -173,7 +173,7 @@ def test_a_redirect_is_followed(tmp_path):
 
 @pytest.mark.parametrize(
     ("location", "kind", "requests"),
-    [("/", KieTransportError, 4), ("file:///etc/passwd", KieResultError, 1), ("//[bad", KieTransportError, 1)],
+    [("/", KieFileError, 4), ("file:///etc/passwd", KieResultError, 1), ("//[bad", KieFileError, 1)],
 )
 def test_a_redirect_that_leads_nowhere(location, kind, requests, tmp_path):
     with ScriptedServer(*[reply(b"", 302, Location=location)] * requests) as server:
@@ -285,7 +285,7 @@ def test_a_drip_is_not_waited_for(monkeypatch, tmp_path):
     with ScriptedServer(drip) as server:
         error = error_of(server.url, tmp_path / "cat.png")
         assert time.monotonic() - began < 3
-    assert type(error) is KieTransportError
+    assert type(error) is KieFileError
     assert "too slow" in error.message
     assert files(tmp_path) == []
 
@@ -337,6 +337,6 @@ class TestClient:
         assert files(tmp_path) == ["cat.png"]
 
     def test_but_not_for_ever(self, connect, tmp_path):
-        with ScriptedServer(*[reset] * 4) as host, pytest.raises(KieTransportError):
+        with ScriptedServer(*[reset] * 4) as host, pytest.raises(KieFileError):
             connect(host.url).download_file(host.url, tmp_path / "cat.png")
         assert len(host.requests) == 4

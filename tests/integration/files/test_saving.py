@@ -24,7 +24,6 @@ from kie_provider.client.errors import (
     KieResultError,
     KieStorageError,
     KieTargetError,
-    KieTransportError,
 )
 from kie_provider.files import storage
 from kie_provider.hooks.kie import KieHook
@@ -242,11 +241,11 @@ class TestBadBodies:
     @pytest.mark.parametrize(
         ("step", "kind", "message"),
         [
-            (truncated(PNG, content_type="image/png"), KieTransportError, "broke off"),
+            (truncated(PNG, content_type="image/png"), KieFileError, "broke off"),
             (reply(b"", **IMAGE), KieFileError, "empty file"),
             (reply("<html>", Content_Type="text/html"), KieFileError, "web page"),
-            (reset, KieTransportError, "broke off"),
-            (reply("busy", 503), KieTransportError, "HTTP 503"),
+            (reset, KieFileError, "broke off"),
+            (reply("busy", 503), KieFileError, "HTTP 503"),
         ],
         ids=["truncated", "empty", "html", "reset", "503"],
     )
@@ -365,7 +364,7 @@ class TestLinks:
     def test_a_slow_host_is_given_up(self, save, out, kie_emulator, monkeypatch):
         connection = {**kie_emulator.connection, "extra": {"request_timeout": 0.2}}
         monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
-        with ScriptedServer(*[hang] * 4) as host, pytest.raises(KieTransportError, match="broke off"):
+        with ScriptedServer(*[hang] * 4) as host, pytest.raises(KieFileError, match="broke off"):
             save(result_of(host.url))
         assert names(out) == []
 
@@ -388,6 +387,7 @@ class TestTarget:
             ({"target": "nosuch://b/x"}, "target: Airflow cannot open 'nosuch://b/x'"),
             ({"target": "gs://b/x"}, "pip install 'apache-airflow-providers-google'"),
             ({"target": "abfs://b/x"}, "pip install 'apache-airflow-providers-microsoft-azure'"),
+            ({"target": "s3:///x"}, "target: 's3:///x' names no bucket"),
             ({"file_name": "{index}"}, "file_name: must end with '.{extension}'"),
             ({"file_name": "../{index}.{extension}"}, "file_name: '../0.png' leads out of the target"),
             ({"file_name": "/tmp/{index}.{extension}"}, "leads out of the target"),
