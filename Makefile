@@ -20,7 +20,7 @@ export UV_PYTHON_DOWNLOADS := never
 export AIRFLOW_HOME := $(CURDIR)/build/airflow-home-$(AIRFLOW)
 
 COMPILE := $(UV) pip compile -q --python $(BIN)/python pyproject.toml
-COMPILE_OPTIONS := --group dev --extra emulator --universal --python-version 3.10 --no-emit-index-url \
+COMPILE_OPTIONS := --group dev --extra emulator --extra redis --universal --python-version 3.10 --no-emit-index-url \
 	--no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help

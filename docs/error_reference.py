@@ -33,6 +33,7 @@ _NOT_WHEN_CREATING = (
 #: A sensor reads no files and writes none.
 _NOT_WHEN_WAITING = (
     errors.KieSubmitUnknownError,
+    errors.KieBudgetError,
     errors.KieFileError,
     errors.KieStorageError,
     errors.KieTargetError,
@@ -71,7 +72,7 @@ def sensor_ends(error: type[errors.KieError]) -> str:
 
 def saving_ends(error: type[errors.KieError]) -> str:
     """Say how an operator ends that saves the result of a Kie task which is there already."""
-    if error is errors.KieSubmitUnknownError:
+    if error in (errors.KieSubmitUnknownError, errors.KieBudgetError):
         return NEVER
     return FINAL if isinstance(operator_failure(error("")), AirflowFailException) else RETRIED
 

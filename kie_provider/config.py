@@ -25,3 +25,8 @@ def price_table() -> PriceTable:
         )
     except ValueError as error:
         raise AirflowFailException(f"Airflow's configuration, section [{SECTION}], {error}") from None
+
+
+def rate_limit_storage() -> str:
+    """Return where the fleet shares the limit on new tasks; empty: every process keeps it alone."""
+    return str(conf.get(SECTION, "rate_limit_storage", fallback="") or "").strip()

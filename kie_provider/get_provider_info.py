@@ -24,6 +24,11 @@ CONN_FIELDS: dict[str, Any] = {
         "description": "Seconds to wait for an answer. Default: 60",
         "schema": {"type": ["integer", "null"], "minimum": 1},
     },
+    "submit_limit": {
+        "label": "New tasks per 10 s",
+        "description": "What Kie allows your account. Default: 20",
+        "schema": {"type": ["integer", "null"], "minimum": 1},
+    },
 }
 
 
@@ -40,6 +45,17 @@ CONFIG: dict[str, Any] = {
                 "type": "string",
                 "example": '{"flux-2/pro-text-to-image": {"1K": 4.5, "2K": 6.5}}',
                 "default": "",
+            },
+            "rate_limit_storage": {
+                "description": (
+                    "Where all workers share the limit on new tasks, as a URL of the limits library; needs the extra "
+                    "redis. Empty: every process keeps the limit on its own, and Kie refuses what is too much."
+                ),
+                "version_added": "0.1.0",
+                "type": "string",
+                "example": "redis://redis:6379/0",
+                "default": "",
+                "sensitive": True,
             },
             "usd_per_credit": {
                 "description": "What a credit costs you in US dollars; Kie's list says 0.005.",

@@ -15,6 +15,7 @@ DEFAULT_HOST = "https://api.kie.ai"
 #: Uploads go to a host of their own; the vendor's OpenAPI names the API host there, wrongly.
 DEFAULT_UPLOAD_HOST = "https://kieai.redpandaai.co"
 DEFAULT_REQUEST_TIMEOUT = 60.0
+DEFAULT_SUBMIT_LIMIT = 20
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,16 @@ class Endpoint:
     :param host: base URL of the API.
     :param upload_host: base URL of the upload service.
     :param request_timeout: seconds to wait for an answer.
-    :raises KieConnectionError: the key is empty or cannot be one, a host is not an http(s) base URL, or the time-out
-        is not a positive number.
+    :param submit_limit: new tasks that Kie allows the account in ten seconds.
+    :raises KieConnectionError: the key is empty or cannot be one, a host is not an http(s) base URL, or a number is
+        not one that makes sense.
     """
 
     api_key: str = field(repr=False)
     host: str = DEFAULT_HOST
     upload_host: str = DEFAULT_UPLOAD_HOST
     request_timeout: float = DEFAULT_REQUEST_TIMEOUT
+    submit_limit: int = DEFAULT_SUBMIT_LIMIT
 
     def __post_init__(self) -> None:
         if not self.api_key:
@@ -55,6 +58,16 @@ class Endpoint:
                 f"request_timeout: must be a number of seconds above 0, got {shorten(self.request_timeout)}"
             )
         object.__setattr__(self, "request_timeout", seconds)
+        try:
+            limit = int(str(self.submit_limit))
+        except ValueError:
+            limit = 0
+        if limit < 1:
+            raise KieConnectionError(
+                f"submit_limit: must be a whole number of new tasks per 10 seconds, at least 1, got "
+                f"{shorten(self.submit_limit)}"
+            )
+        object.__setattr__(self, "submit_limit", limit)
 
     @property
     def is_private(self) -> bool:

@@ -130,6 +130,13 @@ class KieInsufficientCreditsError(KieError):
     advice = "Nothing was charged. Top up at https://kie.ai/billing, then clear this task."
 
 
+class KieBudgetError(KieError):
+    """The order would cost more than the DAG's author allows; see ``max_credits`` and ``min_credits_left``."""
+
+    summary = "This goes beyond the budget"
+    advice = "Nothing was sent, and nothing is charged."
+
+
 class KieValidationError(KieError):
     """The request itself is wrong and will be wrong again (codes 400 and 422, or such a text under 500)."""
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from kie_provider.client.errors import KieConnectionError, KieError
+from kie_provider.config import rate_limit_storage
 
 # The rest of the client is imported where it is used: DAG files import this module.
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 DEFAULT_CONN_ID = "kie_default"
 DEFAULT_POLL_INTERVAL = 3.0
 DEFAULT_TIMEOUT = 900.0
+#: Kie counts a task when its request arrives. The one that makes room may have travelled so many seconds longer.
+SUBMIT_MARGIN = 0.25
 #: Triggers that start within this many seconds of each other read a connection once.
 CONNECTION_SECONDS = 60.0
 
@@ -38,7 +41,8 @@ class KieHook(BaseHook):
     """Authentication and transport for Kie.ai; every method that talks to Kie raises a ``KieError`` on failure.
 
     The connection's password is the API key. Host, schema and port are optional (default ``https://api.kie.ai``), as
-    are the extras ``upload_host`` and ``request_timeout`` (seconds, default 60).
+    are the extras ``upload_host``, ``request_timeout`` (seconds, default 60) and ``submit_limit`` (new tasks per ten
+    seconds, default 20).
 
     The hook keeps HTTP connections alive: use it as a context manager, or call :meth:`close`.
 
@@ -77,7 +81,8 @@ class KieHook(BaseHook):
     def create_task(self, model: str, input: Mapping[str, Any], callback_url: str | None = None) -> str:  # noqa: A002
         """Create a task, which Kie bills when it succeeds, and return its Kie task id.
 
-        Never sent twice when the first one may have arrived.
+        Never sent twice when the first one may have arrived. Waits for a place in the account's window of new tasks, as
+        :meth:`take_submit_place` does.
 
         :param model: any model of Kie's market, such as ``flux-2/pro-text-to-image``.
         :param input: the model's input object.
@@ -85,7 +90,36 @@ class KieHook(BaseHook):
         :raises KieSubmitUnknownError: sent, but it is not known whether a task was created.
         :raises KieError: nothing was created.
         """
+        self.take_submit_place()
         return self.get_conn().create_task(model, input, callback_url)
+
+    def take_submit_place(self, patience: float | None = None) -> None:
+        """Wait until one more task may be created: Kie allows an account 20 in ten seconds, and refuses the rest.
+
+        All connections of this process with the same key share a window; with ``[kie] rate_limit_storage``, all workers
+        do. :meth:`create_task` calls this itself.
+
+        :param patience: seconds to wait at most; default 12, which is Kie's window and a little.
+        :raises KieRateLimitError: there was no place so long; ``retry_after`` says when there may be one.
+        :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
+        """
+        from kie_provider.client.errors import KieRateLimitError
+        from kie_provider.client.retry import SUBMIT_PATIENCE, jitter
+        from kie_provider.client.submit_window import window_of
+
+        endpoint = self.get_conn().endpoint
+        window = window_of(endpoint, rate_limit_storage())
+        give_up_at = time.monotonic() + (SUBMIT_PATIENCE if patience is None else patience)
+        margin = 0.0
+        while seconds := window.take():
+            if time.monotonic() + seconds > give_up_at:
+                raise KieRateLimitError(
+                    f"{endpoint.submit_limit} tasks were created in the last 10 seconds, which is this account's limit",
+                    retry_after=seconds,
+                )
+            time.sleep(jitter(seconds, at_least=seconds))
+            margin = SUBMIT_MARGIN
+        time.sleep(margin)
 
     def get_task(self, kie_task_id: str) -> TaskRecord:
         """Return the record of a task.
@@ -253,6 +287,7 @@ def endpoint_from_connection(connection: Connection) -> Endpoint:
         "host": _base_url(connection.host, connection.schema, connection.port),
         "upload_host": _base_url(extra.get("upload_host")),
         "request_timeout": extra.get("request_timeout"),
+        "submit_limit": extra.get("submit_limit"),
     }
     try:
         return Endpoint(

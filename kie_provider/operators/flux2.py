@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import conf
 
+from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
 from kie_provider.ledger import Ledger
 from kie_provider.links import KieLogsLink, KieResultLink
@@ -27,6 +28,7 @@ from kie_provider.waiting import (
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from kie_provider.client.budget import Budget
     from kie_provider.files.inputs import InputImage
 
 DEFAULT_MODEL = "flux-2/pro"
@@ -53,6 +55,9 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
     :param input_urls: Kie's own field, in place of ``input_images``: URLs only (templated).
     :param nsfw_checker: switch Kie's filter on or off; default: not sent (templated).
     :param callback_url: public URL that Kie calls when the task ends; optional (templated).
+    :param max_credits: fail, before anything is sent, if the image costs more credits than this. Default: no limit.
+    :param min_credits_left: fail, before anything is sent, if fewer credits than this would be left on the account.
+        Default: no limit; the balance is not asked for.
     :param on_unknown_submit: ``fail`` (default) or ``resubmit``, when an earlier try may have created a task and nobody
         knows its id.
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
@@ -82,6 +87,8 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         input_urls: Sequence[str] | None = None,
         nsfw_checker: bool | None = None,
         callback_url: str | None = None,
+        max_credits: float | None = None,
+        min_credits_left: float | None = None,
         on_unknown_submit: str = "fail",
         kie_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
@@ -100,6 +107,8 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         self.input_images = input_images
         self.input_urls = input_urls
         self.nsfw_checker = nsfw_checker
+        self.max_credits = max_credits
+        self.min_credits_left = min_credits_left
         self._images: Sequence[InputImage] = ()
 
     def _order(self) -> tuple[str, Mapping[str, Any]]:
@@ -107,10 +116,12 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         from kie_provider.files.inputs import read_input_images
 
         fields = {name: getattr(self, name) for name in ("prompt", "aspect_ratio", "resolution", "nsfw_checker")}
+        problems = self._budget.problems()
         if is_blank(self.input_images):
-            order = Flux2Input.parse(self.model, {**fields, "input_urls": self.input_urls})
+            order = Flux2Input.parse(self.model, {**fields, "input_urls": self.input_urls}, problems=problems)
         else:
-            self._images, problems = read_input_images(self.input_images)
+            self._images, image_problems = read_input_images(self.input_images)
+            problems += image_problems
             if not is_blank(self.input_urls):
                 problems.append("input_urls: cannot be used together with input_images")
             references = [image.reference for image in self._images]
@@ -119,10 +130,14 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
             )
         return order.model, order.to_payload()
 
-    def _make_ready(self, hook: KieHook, task_input: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _make_ready(self, hook: KieHook, request: Mapping[str, Any]) -> Mapping[str, Any]:
         from kie_provider.client.models import is_upload_reference, raise_for_problems
         from kie_provider.files.inputs import upload
 
+        task_input = super()._make_ready(hook, request)
+        what = f"{request['model']} at {task_input.get('resolution')}"
+        estimate = price_table().credits_for(request["model"], task_input.get("resolution"))
+        self._budget.check(what, estimate, hook.get_credits)
         urls = task_input.get("input_urls", [])
         if not any(map(is_upload_reference, urls)):
             return task_input
@@ -135,6 +150,12 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
             ]
         )
         return {**task_input, "input_urls": [upload(images[url], hook) if url in images else url for url in urls]}
+
+    @property
+    def _budget(self) -> Budget:
+        from kie_provider.client.budget import Budget
+
+        return Budget(self.max_credits, self.min_credits_left)
 
     def _read_images(self) -> Sequence[InputImage]:
         """Return the input images; they have been read already, unless an earlier try's order is submitted again."""
@@ -257,10 +278,10 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
 
         return not is_blank(self.target)
 
-    def _make_ready(self, hook: KieHook, task_input: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _make_ready(self, hook: KieHook, request: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._saves:
             self._saver(hook).check_target()
-        return super()._make_ready(hook, task_input)
+        return super()._make_ready(hook, request)
 
     def _finish(self, result: dict[str, Any], ledger: Ledger, context: Context) -> dict[str, Any]:
         log_success(self.log, require_image(result))

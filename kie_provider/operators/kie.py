@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pendulum
 from airflow.providers.common.compat.sdk import (
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
 #: Kie allows so many seconds for 20 creations; a refused creation comes back after that, if Kie does not say when.
 RATE_LIMIT_SECONDS = 10.0
+#: Before Airflow 3.3 nothing can come back later for free, so a creation waits for its place on the worker.
+LONGEST_SUBMIT_WAIT = 600.0
 
 
 class KieCreateTaskOperator(BaseOperator):
@@ -102,8 +104,9 @@ class KieCreateTaskOperator(BaseOperator):
         """Return createTask's ``model`` and ``input`` from the rendered fields."""
         return self.model, self.input
 
-    def _make_ready(self, hook: KieHook, task_input: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
+    def _make_ready(self, hook: KieHook, request: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
         """Do what must be done before a new task is paid for, and return the input to send."""
+        task_input: Mapping[str, Any] = request["input"]
         return task_input
 
     def _create_once(self, ledger: Ledger) -> str:
@@ -210,33 +213,27 @@ class KieCreateTaskOperator(BaseOperator):
 
     def _submit(self, hook: KieHook, ledger: Ledger, request: Mapping[str, Any], superseded: tuple[str, ...]) -> str:
         """Create a task: the intent first, its id right after the answer."""
-        from kie_provider.client.retry import jitter
-
         if not ledger.is_durable:
             self.log.info(
                 "There is no task state store (Airflow 3.3 brought it). If this try dies after createTask was sent, "
                 "the next one creates and pays for another task. Use retries=0 here."
             )
         host = hook.get_conn().endpoint.host
-        task_input = self._make_ready(hook, request["input"])
+        task_input = self._make_ready(hook, request)
+        try:
+            hook.take_submit_place(None if ledger.is_durable else LONGEST_SUBMIT_WAIT)
+        except KieRateLimitError as error:
+            self._come_back_later(error, ledger)
         with no_alarm():
             ledger.intend(request, superseded, conn_id=self.kie_conn_id, host=host)
             self._is_submitting = True
             try:
-                kie_task_id = hook.create_task(request["model"], task_input, request.get("callBackUrl"))
+                kie_task_id = hook.get_conn().create_task(request["model"], task_input, request.get("callBackUrl"))
             except KieSubmitUnknownError:
                 raise  # the intent stays: it says what nobody knows
             except KieRateLimitError as error:
                 ledger.withdraw()
-                if not ledger.is_durable:
-                    raise  # a plain operator would come back at once there
-                from airflow.sdk.exceptions import AirflowRescheduleException
-
-                delay = jitter(RATE_LIMIT_SECONDS, at_least=error.retry_after)
-                self.log.warning("%s; coming back in %.0f seconds, without using up a try", error, delay)
-                raise AirflowRescheduleException(  # type: ignore[no-untyped-call]
-                    pendulum.now("UTC").add(seconds=delay)
-                ) from None
+                self._come_back_later(error, ledger)
             except KieError:
                 ledger.withdraw()
                 raise
@@ -245,6 +242,24 @@ class KieCreateTaskOperator(BaseOperator):
             self._submitted_id = kie_task_id
             ledger.submitted(kie_task_id)
         return kie_task_id
+
+    def _come_back_later(self, error: KieRateLimitError, ledger: Ledger) -> NoReturn:
+        """Give the worker back and be run again when there is a place.
+
+        :raises KieRateLimitError: before Airflow 3.3, where a plain operator would come back at once.
+        :raises AirflowRescheduleException: else; it uses up no try.
+        """
+        from kie_provider.client.retry import jitter
+
+        if not ledger.is_durable:
+            raise error
+        from airflow.sdk.exceptions import AirflowRescheduleException
+
+        delay = jitter(RATE_LIMIT_SECONDS, at_least=error.retry_after)
+        self.log.warning("%s; coming back in %.0f seconds, without using up a try", error, delay)
+        raise AirflowRescheduleException(  # type: ignore[no-untyped-call]
+            pendulum.now("UTC").add(seconds=delay)
+        ) from None
 
     @contextlib.contextmanager
     def _failures(self, ledger: Ledger) -> Iterator[None]:

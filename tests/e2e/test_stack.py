@@ -57,7 +57,7 @@ def test_the_connection_form_knows_kie(airflow_stack: AirflowStack) -> None:
     if airflow_stack.api("GET", "/version")["version"].startswith("3.1."):
         return  # builds forms with a library that it does not install; all providers get the plain form there
     assert form["standard_fields"]["password"]["title"] == "API key"
-    assert set(form["extra_fields"]) == {"upload_host", "request_timeout"}
+    assert set(form["extra_fields"]) == {"upload_host", "request_timeout", "submit_limit"}
 
 
 def test_the_test_button_shows_the_balance(airflow_stack: AirflowStack, kie_emulator: KieEmulator) -> None:

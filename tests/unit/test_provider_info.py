@@ -74,7 +74,7 @@ def test_configuration_is_described_and_read(monkeypatch):
 
 
 def test_form_fields_are_those_the_hook_reads():
-    assert set(CONN_FIELDS) == {"upload_host", "request_timeout"}
+    assert set(CONN_FIELDS) == {"upload_host", "request_timeout", "submit_limit"}
     assert KieHook.get_ui_field_behaviour() == {
         "hidden_fields": UI_FIELD_BEHAVIOUR["hidden-fields"],
         "relabeling": UI_FIELD_BEHAVIOUR["relabeling"],

@@ -33,7 +33,14 @@ except ImportError:  # Airflow 3.1 cannot read what later ones have written
 RELEASES = sorted(folder.name.removeprefix("release-") for folder in freeze.DATA.glob("release-*"))
 #: Every release can wait for a task with these arguments alone.
 REQUIRED = {"kie_conn_id", "kie_task_id"}
-RETRIED = {"KieMaintenanceError", "KieRateLimitError", "KieServerError", "KieTransportError"}
+RETRIED = {
+    "KieFileError",
+    "KieMaintenanceError",
+    "KieRateLimitError",
+    "KieServerError",
+    "KieStorageError",
+    "KieTransportError",
+}
 
 HOW = f"""
 What {kie_provider.__version__} stores is no longer what tests/data/release-{kie_provider.__version__} says.

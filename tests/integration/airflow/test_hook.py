@@ -64,7 +64,7 @@ def test_create_look_wait_and_download(kie_emulator, tmp_path):
         kie_task_id = hook.create_task(MODEL, FOX)
         assert hook.get_task(kie_task_id).state is TaskState.RUNNING
         record = hook.wait(kie_task_id, poll_interval=0.05)
-        file = hook.download_file(hook.get_download_url(record.urls[0]), tmp_path / "new" / "fox.png")
+        file = hook.download_file(hook.get_download_url(record.urls[0]), tmp_path / "new" / "fox.png").path
 
     assert file.read_bytes().startswith(b"\x89PNG")
     assert list(file.parent.iterdir()) == [file]
@@ -102,7 +102,7 @@ def test_upload(kie_emulator, tmp_path):
 
     with KieHook() as hook:
         url = hook.upload_file(tmp_path / "in.png")
-        copy = hook.download_file(url, tmp_path / "out.png")
+        copy = hook.download_file(url, tmp_path / "out.png").path
 
     assert copy.read_bytes() == b"\x89PNG not really"
 

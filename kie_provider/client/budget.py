@@ -1,0 +1,56 @@
+"""The budget guard: what an order may cost, looked at before it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kie_provider.client.errors import KieBudgetError
+from kie_provider.client.models import shorten
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the author of a DAG allows; None: anything.
+
+    :param max_credits: the order may cost so many credits.
+    :param min_credits_left: so many credits must be left on the account when it is paid.
+    """
+
+    max_credits: float | None = None
+    min_credits_left: float | None = None
+
+    def problems(self) -> list[str]:
+        """Say which of the two is no number of credits."""
+        return [
+            f"{name}: must be a number of credits, at least 0, or None, got {shorten(value)}"
+            for name, value in (("max_credits", self.max_credits), ("min_credits_left", self.min_credits_left))
+            if value is not None and not _is_amount(value)
+        ]
+
+    def check(self, what: str, estimate: float | None, get_credits: Callable[[], float]) -> None:
+        """Allow an order, or not.
+
+        :param what: the order, for the message.
+        :param estimate: credits that it costs; None: not in the price table.
+        :param get_credits: asks for the balance; only called if it matters.
+        :raises KieBudgetError: it costs too much, leaves too little, or nobody knows.
+        """
+        if self.max_credits is None and self.min_credits_left is None:
+            return
+        if estimate is None:
+            raise KieBudgetError(f"{what} has no price in the table; put one into [kie] prices")
+        if self.max_credits is not None and estimate > self.max_credits:
+            raise KieBudgetError(f"{what} costs {estimate:g} credits, and max_credits={self.max_credits:g}")
+        if self.min_credits_left is not None:
+            balance = get_credits()
+            if balance - estimate < self.min_credits_left:
+                raise KieBudgetError(
+                    f"{what} costs {estimate:g} credits of the {balance:g} that are left, which leaves "
+                    f"{balance - estimate:g}, and min_credits_left={self.min_credits_left:g}"
+                )
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")

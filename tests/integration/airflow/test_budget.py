@@ -1,0 +1,51 @@
+"""The budget guard in a task: refused before anything is sent, and never in the way of what is paid already."""
+
+from __future__ import annotations
+
+import pytest
+
+from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
+from tests.support.airflow_inprocess import run_task
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"max_credits": 6}, "flux-2/pro-text-to-image at 2K costs 7 credits, and max_credits=6"),
+        (
+            {"min_credits_left": 994},
+            "flux-2/pro-text-to-image at 2K costs 7 credits of the 1000 that are left, which leaves 993, "
+            "and min_credits_left=994",
+        ),
+        ({"max_credits": "6"}, "max_credits: must be a number of credits, at least 0, or None, got '6'"),
+    ],
+)
+def test_too_small_by_one_credit(kie_emulator, budget, message):
+    outcome = run_task(lambda **kw: Flux2CreateTaskOperator(prompt="a red fox", resolution="2K", **budget, **kw))
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert message in str(outcome.error)
+    assert not [each for each in kie_emulator.requests() if each["path"].endswith("createTask")]
+
+
+def test_just_enough(kie_emulator):
+    budget = {"max_credits": 7, "min_credits_left": 993}
+    outcome = run_task(
+        lambda **kw: Flux2GenerateImageOperator(prompt="a red fox", resolution="2K", poll_interval=0.1, **budget, **kw)
+    )
+
+    assert outcome.state == "success", outcome.error
+    assert kie_emulator.bill()["charged_total"] == 7
+
+
+def test_a_retry_of_what_was_paid_needs_no_budget(kie_emulator, tmp_path):
+    pytest.importorskip("airflow.models.task_state_store", reason="nothing outlives a try before Airflow 3.3")
+    kie_emulator.fault({"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>"})
+    outcome = run_task(
+        lambda **kw: Flux2GenerateImageOperator(
+            prompt="a red fox", poll_interval=0.1, target=str(tmp_path), min_credits_left=995, **kw
+        )
+    )
+
+    assert (outcome.state, outcome.tries) == ("success", 2)
+    assert kie_emulator.bill()["charged_total"] == 5

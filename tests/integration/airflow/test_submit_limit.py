@@ -1,0 +1,157 @@
+"""The account's limit on new tasks: within a process, in a fleet with a real Redis, and when that dies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from kie_provider.client.errors import KieRateLimitError
+from kie_provider.emulator import KieEmulator
+from kie_provider.hooks.kie import KieHook
+from kie_provider.ledger import KEY
+from kie_provider.operators.flux2 import Flux2CreateTaskOperator
+from tests.support.redis import redis_server, running_redis
+
+ROOT = Path(__file__).parents[3]
+TASK = ("flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"})
+LIMIT = 5
+PROGRAM = f"""
+import sys
+from kie_provider.client.errors import KieRateLimitError
+from kie_provider.hooks.kie import KieHook
+with KieHook() as hook:
+    for _ in range(int(sys.argv[1])):
+        while True:
+            try:
+                hook.create_task(*{TASK!r})
+                break
+            except KieRateLimitError:
+                print("refused", flush=True)
+"""
+
+
+@pytest.fixture
+def kie(monkeypatch):
+    with KieEmulator(generating_seconds=0.05, create_limit=LIMIT) as kie:
+        connection = {**kie.connection, "extra": {**kie.connection["extra"], "submit_limit": LIMIT}}
+        monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
+        yield kie
+
+
+@pytest.fixture(scope="module")
+def redis_program():
+    program = redis_server()
+    if program is None:
+        pytest.skip("there is no redis-server, and it cannot be installed here")
+    return program
+
+
+def refusals(kie):
+    """How many createTasks Kie has refused."""
+    sent = [each for each in kie.requests() if each["path"].endswith("createTask")]
+    return len(sent) - len(kie.bill()["tasks"])
+
+
+def create_in_processes(processes, each):
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(each)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(processes)
+    ]
+
+
+def end(children):
+    outputs = [child.communicate(timeout=120)[0] for child in children]
+    assert [child.returncode for child in children] == [0] * len(children), outputs
+    return "\n".join(outputs)
+
+
+def test_a_process_waits_for_a_place(kie):
+    with KieHook() as hook:
+        began = time.monotonic()
+        for _ in range(LIMIT + 1):
+            hook.create_task(*TASK)
+        assert time.monotonic() - began > 9
+    assert refusals(kie) == 0
+
+
+def test_and_says_when_that_takes_too_long(kie):
+    with KieHook() as hook:
+        for _ in range(LIMIT):
+            hook.take_submit_place()
+        with pytest.raises(KieRateLimitError, match="5 tasks were created in the last 10 seconds") as caught:
+            hook.take_submit_place(patience=1)
+    assert 8 < caught.value.retry_after <= 10
+    assert kie.requests() == []
+
+
+def test_an_operator_comes_back_later(kie, monkeypatch):
+    exceptions = pytest.importorskip("airflow.sdk.exceptions")
+    pytest.importorskip("airflow.models.task_state_store", reason="a plain operator cannot wait before Airflow 3.3")
+
+    class TaskInstance(dict):
+        dag_id, run_id, task_id, map_index, try_number, max_tries = "d", "r", "it", -1, 1, 1
+
+        def set(self, key, value, retention):
+            self[key] = value
+
+    ti = TaskInstance()
+    with KieHook() as hook:
+        for _ in range(LIMIT):
+            hook.take_submit_place()
+    monkeypatch.setattr("kie_provider.client.retry.SUBMIT_PATIENCE", 0.5)
+    operator = Flux2CreateTaskOperator(task_id="it", prompt="a red fox")
+    with pytest.raises(exceptions.AirflowRescheduleException):
+        operator.execute({"ti": ti, "task_state_store": ti})
+    assert KEY not in ti
+    assert kie.requests() == []
+
+
+def test_a_storage_that_is_none_is_named_before_anything_is_sent(kie, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__KIE__RATE_LIMIT_STORAGE", "nosuch://host")
+    with pytest.raises(AirflowFailException, match=r"\[kie\] rate_limit_storage: cannot use a storage 'nosuch'"):
+        Flux2CreateTaskOperator(task_id="it", prompt="a red fox").execute({})
+    assert kie.requests() == []
+
+
+def test_a_fleet_shares_the_window(kie, redis_program, tmp_path, monkeypatch):
+    """Four processes, twelve tasks, five places in ten seconds: Kie never has to refuse."""
+    with running_redis(redis_program, tmp_path) as redis:
+        monkeypatch.setenv("AIRFLOW__KIE__RATE_LIMIT_STORAGE", redis.url)
+        began = time.monotonic()
+        end(create_in_processes(4, 3))
+        seconds = time.monotonic() - began
+    assert len(kie.bill()["tasks"]) == 12
+    assert refusals(kie) <= 1  # a request that took longer than the one ten seconds later
+    assert seconds > 19
+
+
+def test_when_redis_dies_nothing_is_lost(kie, redis_program, tmp_path, monkeypatch):
+    with running_redis(redis_program, tmp_path) as redis:
+        monkeypatch.setenv("AIRFLOW__KIE__RATE_LIMIT_STORAGE", redis.url)
+        children = create_in_processes(4, 3)
+        while not kie.bill()["tasks"]:
+            time.sleep(0.05)
+        redis.stop()
+        output = end(children)
+    assert len(kie.bill()["tasks"]) == 12
+    assert "does not answer" in output
+
+
+def test_without_redis_at_the_start_the_process_counts_alone(kie, monkeypatch, caplog):
+    monkeypatch.setenv("AIRFLOW__KIE__RATE_LIMIT_STORAGE", "redis://127.0.0.1:1/0")
+    with KieHook() as hook:
+        hook.create_task(*TASK)
+    assert "does not answer" in caplog.text
+    assert len(kie.bill()["tasks"]) == 1

@@ -1,0 +1,64 @@
+"""A real Redis on loopback, for as long as a test needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from tests.support.processes import ChildProcess, stop_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def redis_server() -> str | None:
+    """Return the path of redis-server, which Debian's package brings; None: it cannot be installed here."""
+    if shutil.which("redis-server") is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "redis-server"]):
+            subprocess.run(["apt-get", *command], check=False, capture_output=True)
+    return shutil.which("redis-server")
+
+
+class Redis:
+    """One server without persistence, on a free port."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": folder}
+        arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        self._child = ChildProcess("redis", [program, *arguments], log=folder / "redis.log", env=os.environ, cwd=folder)
+
+    def wait_until_ready(self, timeout: float = 20) -> None:
+        """Wait until it answers."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+                client.sendall(b"PING\r\n")
+                if client.recv(16).startswith(b"+PONG"):
+                    return
+            time.sleep(0.05)
+        raise RuntimeError(f"Redis did not start\n{self._child.tail()}")
+
+    def stop(self) -> None:
+        """End it, as a machine does that goes down."""
+        stop_all([self._child], grace=0)
+
+
+@contextlib.contextmanager
+def running_redis(program: str, folder: Path) -> Iterator[Redis]:
+    """Run a Redis for the block."""
+    server = Redis(program, folder)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()

@@ -1,0 +1,46 @@
+import pytest
+
+from kie_provider.client.budget import Budget
+from kie_provider.client.errors import KieBudgetError
+
+
+def never():
+    raise AssertionError("the balance was asked for")
+
+
+def refusal(budget, estimate, balance=100.0):
+    with pytest.raises(KieBudgetError) as caught:
+        budget.check("the order", estimate, lambda: balance)
+    assert not caught.value.is_transient
+    return caught.value.message
+
+
+def test_no_budget_allows_anything_and_asks_nothing():
+    Budget().check("the order", 1e9, never)
+    Budget().check("the order", None, never)
+
+
+def test_the_limit_itself_is_allowed_and_a_credit_more_is_not():
+    Budget(max_credits=5).check("the order", 5, never)
+    assert refusal(Budget(max_credits=4), 5) == "the order costs 5 credits, and max_credits=4"
+
+
+def test_what_is_left_on_the_account():
+    Budget(min_credits_left=95).check("the order", 5, lambda: 100)
+    assert refusal(Budget(min_credits_left=96), 5) == (
+        "the order costs 5 credits of the 100 that are left, which leaves 95, and min_credits_left=96"
+    )
+
+
+def test_what_has_no_price_is_not_guessed():
+    assert refusal(Budget(max_credits=5), None) == "the order has no price in the table; put one into [kie] prices"
+
+
+@pytest.mark.parametrize("value", [-1, "5", True, float("nan"), float("inf"), [5]])
+def test_bad_amounts_are_named(value):
+    problems = Budget(value, value).problems()
+    assert [problem.partition(":")[0] for problem in problems] == ["max_credits", "min_credits_left"]
+
+
+def test_good_amounts():
+    assert Budget(0, 2.5).problems() == []
