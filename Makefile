@@ -42,7 +42,7 @@ ifneq ($(AIRFLOW),3.1)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
 endif
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 chaos: $(READY) ## Kill -9 at random, and count what was paid (CHAOS_ARGS="--trials 100 --seed 1")
 	@$(BIN)/python -m tests.e2e.chaos $(CHAOS_ARGS)

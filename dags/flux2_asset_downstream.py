@@ -15,7 +15,7 @@ with DAG(
 
     @task
     def new_images(triggering_asset_events=None) -> list[str]:  # noqa: ANN001
-        """Every event is one task instance with all its files."""
+        """Every event has the files of one task: of an image, or of a whole contact sheet."""
         return [file["path"] for event in triggering_asset_events[IMAGES] for file in event.extra["files"]]
 
     @task

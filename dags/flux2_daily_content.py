@@ -1,7 +1,7 @@
 """A day's illustrations.
 
-An editorial plan becomes prompts, each prompt an image file, and all of them one contact sheet. Every image is an event
-of the asset `flux2_images`, on which `flux2_asset_downstream` is scheduled.
+An editorial plan becomes prompts, each prompt an image file, and all of them one contact sheet. Then the asset
+`flux2_images` has new files, on which `flux2_asset_downstream` is scheduled.
 """
 
 import pendulum
@@ -38,7 +38,7 @@ with DAG(
     prompts = write_prompts("{{ dag_run.run_after | ds }}")
 
     images = Flux2GenerateImageOperator.partial(
-        task_id="image", aspect_ratio="4:3", target=folder, deferrable=True, outlets=[Asset("flux2_images")]
+        task_id="image", aspect_ratio="4:3", target=folder, deferrable=True
     ).expand(prompt=prompts)
 
     KieContactSheetOperator(
@@ -47,5 +47,6 @@ with DAG(
         prompts=prompts,
         target=folder,
         title="Today's illustrations",
+        outlets=[Asset("flux2_images")],
         trigger_rule="all_done",  # a refused prompt is a gap on the sheet
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from kie_provider.airflow_errors import operator_failures
+from kie_provider.assets import tell_assets
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -21,6 +22,8 @@ class KieContactSheetOperator(BaseOperator):
 
     Returns a dict with ``html``, ``png``, ``manifest`` (paths as text), ``images`` (number shown), ``missing`` (number
     of prompts without an image) and ``credits``; see :func:`~kie_provider.contact_sheet.write_contact_sheet`.
+
+    Each asset among the outlets gets one event with the files of all results in ``extra``.
 
     :param results: result dicts of the other operators and sensors: a list, one dict, or the ``output`` of a mapped
         task, whose failed ones are left out (templated).
@@ -53,12 +56,13 @@ class KieContactSheetOperator(BaseOperator):
         self.title = title
         self.name = name
 
-    def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002
+    def execute(self, context: Context) -> dict[str, Any]:
         """Write the three files and return where they are, and the totals."""
         from kie_provider.config import price_table
         from kie_provider.contact_sheet import write_contact_sheet
+        from kie_provider.contact_sheet.results import result_dicts
 
-        results, prompts = _read_results(self.results), _read_prompts(self.prompts)
+        results, prompts = result_dicts(_read_results(self.results)), _read_prompts(self.prompts)
         try:
             with operator_failures():
                 sheet = write_contact_sheet(
@@ -78,6 +82,8 @@ class KieContactSheetOperator(BaseOperator):
             sheet["missing"],
             sheet["credits"],
         )
+        files = [file for result in results for file in result.get("files") or []]
+        tell_assets(self, context, {"manifest": sheet["manifest"], "files": files})
         return sheet
 
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import Asset, BaseOperator
+from airflow.providers.common.compat.sdk import BaseOperator
 
 from kie_provider.airflow_errors import operator_failures
+from kie_provider.assets import tell_assets
 from kie_provider.client.errors import KieTaskFailedError, KieTaskTimeoutError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.links import KieLogsLink, KieResultLink
@@ -77,11 +78,7 @@ class SavingOperator(BaseOperator):
         from kie_provider.files.provenance import RunFacts
 
         saved = saver.save(result, RunFacts.of(context["ti"]))
-        for outlet in self.outlets:
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra = {
-                    name: saved[name] for name in ("kie_task_id", "model", "files")
-                }
+        tell_assets(self, context, {name: saved[name] for name in ("kie_task_id", "model", "files")})
         return saved
 
 

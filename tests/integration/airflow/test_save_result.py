@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import Asset, task
 
 from kie_provider.client.errors import KieStorageError
 from kie_provider.files import media, storage
+from kie_provider.operators.contact_sheet import KieContactSheetOperator
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.results import KieSaveResultOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
@@ -221,6 +222,28 @@ def test_an_asset_learns_of_the_files(kie_emulator, tmp_path):
             if event.extra.get("kie_task_id") == outcome.result["kie_task_id"]
         ]
     assert events == [{name: outcome.result[name] for name in ("kie_task_id", "model", "files")}]
+
+
+def test_an_asset_learns_of_a_whole_sheet(kie_emulator, tmp_path):
+    from airflow.models.asset import AssetEvent
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with new_dag() as dag:
+        images = Flux2GenerateImageOperator.partial(task_id="image", target=str(tmp_path), poll_interval=0.1).expand(
+            prompt=["a red fox", "a blue fox"]
+        )
+        KieContactSheetOperator(
+            task_id="sheet", results=images.output, target=str(tmp_path), outlets=[Asset(f"sheet_of_{tmp_path.name}")]
+        )
+    outcomes = run_dag(dag)
+
+    manifest = outcomes["sheet", -1].result["manifest"]
+    with create_session() as session:
+        [extra] = [
+            event.extra for event in session.scalars(select(AssetEvent)) if event.extra.get("manifest") == manifest
+        ]
+    assert extra["files"] == [outcomes["image", index].result["files"][0] for index in range(2)]
 
 
 def test_lineage_reports_what_was_written(kie_emulator, tmp_path, monkeypatch):
