@@ -135,11 +135,12 @@ def test_the_daily_content_ends_in_files_and_starts_what_comes_next(
     assert len(bill["tasks"]) == 4
     assert bill["charged_total"] == 4 * PRICE
 
+    previews = [path.with_name(f"{path.stem}.preview.webp") for path in images]
+    airflow_stack.wait_until(lambda: all(path.exists() for path in previews), 90, lambda: f"{runs(downstream)}")
+    airflow_stack.wait_for_run(downstream, runs(downstream)[0]["dag_run_id"])
     events = airflow_stack.api("GET", f"/assets/events?source_dag_id={dag_id}")["asset_events"]
     told = [[file["path"] for file in event["extra"]["files"]] for event in events]
     assert told == [[str(path) for path in images]]
-    previews = [path.with_name(f"{path.stem}.preview.webp") for path in images]
-    airflow_stack.wait_until(lambda: all(path.exists() for path in previews), 90, lambda: f"{runs(downstream)}")
 
 
 def test_taskflow_and_image_to_image_end_in_files(

@@ -452,8 +452,9 @@ class AirflowStack:
     def _request(self, method: str, path: str, json: Any = None) -> Any:
         if self._session is None:
             raise AirflowStackError("The stack is not running")
+        # Longer than the database may wait for its lock.
         answer = self._session.request(
-            method, self.url + path, json=json, timeout=30, headers={"Accept": "application/json"}
+            method, self.url + path, json=json, timeout=90, headers={"Accept": "application/json"}
         )
         if answer.status_code >= 400:
             raise AirflowApiError(
