@@ -6,6 +6,7 @@ published release are never changed, whatever becomes of the code: they are in s
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,9 +76,8 @@ def kwargs_of(row, how):
 
 def inflated(classpath, kwargs):
     """Make a row's trigger as the triggerer does."""
-    from airflow._shared.module_loading import import_string
-
-    trigger = import_string(classpath)(**kwargs)
+    module, _, name = classpath.rpartition(".")
+    trigger = getattr(importlib.import_module(module), name)(**kwargs)
     trigger.task_instance = SimpleNamespace(task_id="airflow_task", dag_id="d", run_id="r", map_index=-1, try_number=1)
     return trigger
 
