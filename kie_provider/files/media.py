@@ -10,8 +10,6 @@ from pathlib import Path
 
 from kie_provider.client.errors import KieFileError, KieResultError, KieTargetError
 
-#: A decoded pixel takes four bytes: with this limit, 48 MB.
-DEFAULT_MAX_PIXELS = 12_000_000
 #: Pillow reads some parts of a file, and all of a WebP or GIF, into memory; larger ones are not decoded.
 _LARGEST_PART = 16 * 2**20
 _MAX_FRAMES = 256
@@ -62,7 +60,7 @@ class Media:
         return EXTENSIONS[self.media_type]
 
 
-def inspect(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Media:
+def inspect(path: Path, *, max_pixels: int) -> Media:
     """Look at a file: its type, and for an image its size, decoding all of it.
 
     :param max_pixels: refuse an image with more; each takes four bytes of memory.

@@ -7,7 +7,6 @@ from string import Formatter
 
 from kie_provider.client.models import shorten
 
-DEFAULT_PATTERN = "{kie_task_id}-{index}.{extension}"
 FIELDS = ("kie_task_id", "index", "extension")
 _ENDING = ".{extension}"
 _LONGEST_NAME = 200  # bytes of one part; file systems allow 255, and temporary names are longer

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE_NAME = "{kie_task_id}-{index}.{extension}"
 DEFAULT_MAX_BYTES = 2**30
+#: A decoded pixel takes four bytes: with this limit, 48 MB.
 DEFAULT_MAX_PIXELS = 12_000_000
 
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kie_provider.files.naming import DEFAULT_PATTERN, file_name, pattern_problem, sidecar_name
+from kie_provider.files.naming import file_name, pattern_problem, sidecar_name
+from kie_provider.operators.results import DEFAULT_FILE_NAME
 
 PIECES = st.sampled_from(
     [
@@ -48,7 +49,7 @@ def test_no_name_leads_elsewhere(pattern, kie_task_id, index):
 @pytest.mark.parametrize(
     "pattern",
     [
-        DEFAULT_PATTERN,
+        DEFAULT_FILE_NAME,
         "cover.{extension}",
         "a/b c/{kie_task_id}_{index:02}.{extension}",
         "{{x}}.{extension}",
@@ -60,5 +61,5 @@ def test_what_is_fine(pattern):
 
 
 def test_what_the_default_gives():
-    assert file_name(DEFAULT_PATTERN, "0a1b", 0, "png") == "0a1b-0.png"
-    assert sidecar_name(DEFAULT_PATTERN, "0a1b", 0) == "0a1b-0.json"
+    assert file_name(DEFAULT_FILE_NAME, "0a1b", 0, "png") == "0a1b-0.png"
+    assert sidecar_name(DEFAULT_FILE_NAME, "0a1b", 0) == "0a1b-0.json"
