@@ -152,7 +152,7 @@ def test_an_answer_that_is_no_file(step, kind, tmp_path):
         error = error_of(server.url, tmp_path / "cat.png")
     assert type(error) is kind
     assert server.url in error.message
-    assert error.retry_after == (7 if "429" in error.message else None)
+    assert error.retry_after == (7 if "HTTP 429" in error.message else None)
     assert files(tmp_path) == []
 
 
