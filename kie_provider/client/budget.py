@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from kie_provider.client.errors import KieBudgetError
 from kie_provider.client.models import shorten
+from kie_provider.client.prices import is_amount
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Budget:
         return [
             f"{name}: must be a number of credits, at least 0, or None, got {shorten(value)}"
             for name, value in (("max_credits", self.max_credits), ("min_credits_left", self.min_credits_left))
-            if value is not None and not _is_amount(value)
+            if value is not None and not is_amount(value)
         ]
 
     def check(self, what: str, estimate: float | None, get_credits: Callable[[], float]) -> None:
@@ -50,7 +50,3 @@ class Budget:
                     f"{what} costs {estimate:g} credits of the {balance:g} that are left, which leaves "
                     f"{balance - estimate:g}, and min_credits_left={self.min_credits_left:g}"
                 )
-
-
-def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")

@@ -45,14 +45,14 @@ class PriceTable:
                 f"prices: must be an object {{model: {{resolution: credits}}}}, got {prices!r}"
             )
         for model, by_resolution in prices.items():
-            if not isinstance(by_resolution, Mapping) or not all(map(_is_price, by_resolution.values())):
+            if not isinstance(by_resolution, Mapping) or not all(map(is_amount, by_resolution.values())):
                 raise ValueError(f"prices: {model!r} must have credits by resolution, got {by_resolution!r}")
         usd = LIST_USD_PER_CREDIT if usd_per_credit in (None, "") else usd_per_credit
         try:
             usd = float(usd)
         except (TypeError, ValueError):
             usd = -1.0
-        if not _is_price(usd):
+        if not is_amount(usd):
             raise ValueError(f"usd_per_credit: must be a number of dollars, got {usd_per_credit!r}")
         return cls({**LIST_PRICES, **prices}, usd)
 
@@ -72,5 +72,6 @@ def _json(text: str) -> Any:
         return text
 
 
-def _is_price(value: Any) -> bool:
+def is_amount(value: Any) -> bool:
+    """Whether this is a number of credits or dollars that makes sense."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")

@@ -67,7 +67,7 @@ class SharedWindow:
                 "[kie] rate_limit_storage needs the limits library: pip install 'airflow-provider-kie[redis]'"
             ) from None
         timeouts = {"socket_timeout": _STORAGE_TIMEOUT, "socket_connect_timeout": _STORAGE_TIMEOUT}
-        options: dict[str, Any] = timeouts if storage_uri.startswith(("redis", "rediss")) else {}
+        options: dict[str, Any] = timeouts if storage_uri.startswith("redis") else {}
         try:
             self._limiter = MovingWindowRateLimiter(storage_from_string(storage_uri, **options))
         except Exception as error:  # noqa: BLE001  # whatever the storage makes of a URL

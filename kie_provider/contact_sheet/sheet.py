@@ -48,13 +48,13 @@ def write_contact_sheet(
     :param usd_per_credit: US dollars for one credit, default 0.005.
     :return: ``html``, ``png``, ``manifest`` (paths as text), ``images`` (those shown), ``missing`` (prompts without
         an image) and ``credits`` (sum over all results).
-    :raises KieTargetError: ``name`` or ``folder`` cannot be used.
+    :raises KieTargetError: ``name`` or ``folder`` cannot be used, or Pillow is not installed.
     :raises KieStorageError: the storage failed.
-    :raises ImportError: Pillow is not installed.
     """
     from kie_provider.files import storage
+    from kie_provider.files.media import require_pillow
 
-    _require_pillow()
+    require_pillow()
     if not name or name != PurePosixPath(name).name or name == ".." or "\\" in name:
         raise KieTargetError(f"name: must be a file name without folder and suffix, got {name!r}")
     folder = storage.storage_path("target", folder)
@@ -112,10 +112,3 @@ def _headline(totals: Mapping[str, Any]) -> str:
             dollars(totals["usd"]),
         ]
     )
-
-
-def _require_pillow() -> None:
-    try:
-        import PIL  # noqa: F401
-    except ImportError:
-        raise ImportError("The contact sheet needs Pillow: pip install 'airflow-provider-kie[images]'") from None

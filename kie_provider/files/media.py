@@ -140,7 +140,7 @@ def require_pillow() -> None:
     :raises KieTargetError: Pillow is not installed.
     """
     if importlib.util.find_spec("PIL") is None:
-        raise KieTargetError("images are decoded with Pillow: pip install 'airflow-provider-kie[images]'")
+        raise KieTargetError("this needs Pillow: pip install 'airflow-provider-kie[images]'")
 
 
 def _decode(path: Path, media_type: str, max_pixels: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import pendulum
 
 from kie_provider import __version__
 from kie_provider.client.prices import PriceTable
+from kie_provider.files.xmp import DIGITAL_SOURCE_TYPE
 
 FORMAT = 1
 
@@ -101,7 +102,7 @@ def sidecar(
         "saved_at": pendulum.now("UTC").to_iso8601_string(),
         "file": file.to_json(),
         "embedded_provenance": embedded,
-        "digital_source_type": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
+        "digital_source_type": DIGITAL_SOURCE_TYPE,
         "airflow": asdict(run),
         "provider": f"airflow-provider-kie {__version__}",
     }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape
 
+#: IPTC's word for media that a trained model has made.
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -11,7 +14,7 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
     xmlns:dc="http://purl.org/dc/elements/1.1/"
     xmlns:xmp="http://ns.adobe.com/xap/1.0/"
     xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
-   <Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia</Iptc4xmpExt:DigitalSourceType>
+   <Iptc4xmpExt:DigitalSourceType>{source_type}</Iptc4xmpExt:DigitalSourceType>
    <Iptc4xmpExt:AISystemUsed>{model} (Kie.ai)</Iptc4xmpExt:AISystemUsed>
    <xmp:CreatorTool>{model}</xmp:CreatorTool>
    <dc:identifier>{kie_task_id}</dc:identifier>
@@ -30,4 +33,9 @@ def packet(*, model: str, kie_task_id: str, prompt: str | None) -> str:
     :param prompt: None: nothing is said about it.
     """
     about_prompt = "" if prompt is None else _PROMPT.format(prompt=escape(prompt))
-    return _PACKET.format(model=escape(model), kie_task_id=escape(kie_task_id), prompt=about_prompt)
+    return _PACKET.format(
+        source_type=DIGITAL_SOURCE_TYPE,
+        model=escape(model),
+        kie_task_id=escape(kie_task_id),
+        prompt=about_prompt,
+    )

@@ -63,18 +63,15 @@ class KieContactSheetOperator(BaseOperator):
         from kie_provider.contact_sheet.results import result_dicts
 
         results, prompts = result_dicts(_read_results(self.results)), _read_prompts(self.prompts)
-        try:
-            with operator_failures():
-                sheet = write_contact_sheet(
-                    results,
-                    self.target,
-                    prompts=prompts,
-                    title=str(self.title),
-                    name=str(self.name),  # a date that was rendered as a native object is a number
-                    usd_per_credit=price_table().usd_per_credit,
-                )
-        except ImportError as error:  # Pillow
-            raise AirflowFailException(str(error)) from error
+        with operator_failures():
+            sheet = write_contact_sheet(
+                results,
+                self.target,
+                prompts=prompts,
+                title=str(self.title),
+                name=str(self.name),  # a date that was rendered as a native object is a number
+                usd_per_credit=price_table().usd_per_credit,
+            )
         self.log.info(
             "%s shows %d images and %d gaps, %g credits",
             sheet["html"],

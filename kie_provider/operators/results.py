@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -62,16 +63,7 @@ class SavingOperator(BaseOperator):
         from kie_provider.config import price_table
         from kie_provider.files.saving import ResultSaver, SaveOptions
 
-        options = SaveOptions(
-            target=self.target,
-            file_name=self.file_name,
-            overwrite=self.overwrite,
-            on_wrong_size=self.on_wrong_size,
-            embed_provenance=self.embed_provenance,
-            redact_prompt=self.redact_prompt,
-            max_bytes=self.max_bytes,
-            max_pixels=self.max_pixels,
-        )
+        options = SaveOptions(**{field.name: getattr(self, field.name) for field in fields(SaveOptions)})
         return ResultSaver(options, hook, price_table())
 
     def _save(self, result: Mapping[str, Any], saver: ResultSaver, context: Context) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import shutil
-import sys
 import threading
 from html.parser import HTMLParser
 from io import BytesIO
@@ -547,9 +546,9 @@ def test_folder_that_is_none_is_named(folder):
 
 
 def test_without_pillow_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"airflow-provider-kie\[images\]"):
-        write_contact_sheet([], str(tmp_path))
+    monkeypatch.setattr("kie_provider.files.media.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(KieTargetError, match=r"airflow-provider-kie\[images\]"):
+        write_contact_sheet([], tmp_path)
 
 
 def test_results_may_come_nested_and_with_gaps():

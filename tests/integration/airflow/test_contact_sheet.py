@@ -161,7 +161,7 @@ def test_what_cannot_be_right_fails_without_retry(tmp_path, wrong, problem):
 
 
 def test_without_pillow_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setattr("kie_provider.files.media.importlib.util.find_spec", lambda name: None)
     outcome = run_task(lambda **kw: KieContactSheetOperator(results=[], target=str(tmp_path), **kw))
 
     assert (outcome.state, outcome.retried) == ("failed", False)
