@@ -1,0 +1,36 @@
+"""Run benchmarks: ``python -m tests.bench [names] [--write-docs]``."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import importlib
+import sys
+from pathlib import Path
+
+#: Each is a module here with ``run(quick: bool) -> Report``.
+BENCHMARKS = ("imports", "waiting", "submission", "saving", "pipeline")
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is asked for, print the tables, and return 1 if a goal was missed."""
+    parser = argparse.ArgumentParser(prog="make bench", description="Measure, side by side with others")
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="default: all")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
+    parser.add_argument("--write-docs", action="store_true", help="write the tables into docs/benchmarks")
+    options = parser.parse_args(argv)
+    missed = 0
+    for name in options.names or BENCHMARKS:
+        report = importlib.import_module(f"tests.bench.{name}").run(quick=options.quick)
+        print(f"\n{report.as_text()}\n", flush=True)
+        missed += sum(not goal.is_met for goal in report.goals)
+        if options.write_docs:
+            DOCS.mkdir(exist_ok=True)
+            today = dt.datetime.now(dt.timezone.utc).date().isoformat()
+            (DOCS / f"{name}.md").write_text(report.as_markdown(today), encoding="utf-8")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
