@@ -141,6 +141,8 @@ class KieValidationError(KieError):
     """The request itself is wrong and will be wrong again (codes 400 and 422, or such a text under 500)."""
 
     summary = "Kie.ai request is not valid"
+    #: What is wrong, one by one, if it was found before anything was sent.
+    problems: tuple[str, ...] = ()
 
 
 class KieNotFoundError(KieError):

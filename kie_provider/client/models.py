@@ -290,10 +290,12 @@ _FLUX2_FIELDS = ("prompt", "aspect_ratio", "resolution", "input_urls", "nsfw_che
 def raise_for_problems(problems: Sequence[str]) -> None:
     """Report everything that is wrong with a request at once.
 
-    :raises KieValidationError: there are problems.
+    :raises KieValidationError: there are problems; it has them in ``problems`` too.
     """
     if problems:
-        raise KieValidationError("\n".join(["nothing was sent.", *(f"  - {problem}" for problem in problems)]))
+        error = KieValidationError("\n".join(["nothing was sent.", *(f"  - {problem}" for problem in problems)]))
+        error.problems = tuple(problems)
+        raise error
 
 
 def shorten(value: Any, limit: int = 60) -> str:

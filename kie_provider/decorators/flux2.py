@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from kie_provider.client.errors import KieValidationError
-from kie_provider.operators.flux2 import Flux2GenerateImageOperator
+from kie_provider.operators.flux2 import ORDER_FIELDS, Flux2GenerateImageOperator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kie_provider.ledger import Ledger
 
 #: What the function may return beside the prompt.
-FIELDS = ("prompt", "model", "aspect_ratio", "resolution", "input_images", "input_urls", "nsfw_checker", "callback_url")
+FIELDS = (*ORDER_FIELDS, "callback_url")
 
 
 class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from kie_provider.files.inputs import InputImage
 
 DEFAULT_MODEL = "flux-2/pro"
+#: What makes one image.
+ORDER_FIELDS = ("prompt", "model", "aspect_ratio", "resolution", "input_images", "input_urls", "nsfw_checker")
 #: XCom key under which a try keeps the Kie task id while it is deferred.
 KIE_TASK_ID_KEY = "kie_task_id"
 
@@ -63,17 +65,7 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
     """
 
-    template_fields: Sequence[str] = (
-        "prompt",
-        "model",
-        "aspect_ratio",
-        "resolution",
-        "input_images",
-        "input_urls",
-        "nsfw_checker",
-        "callback_url",
-        "kie_conn_id",
-    )
+    template_fields: Sequence[str] = (*ORDER_FIELDS, "callback_url", "kie_conn_id")
     template_fields_renderers = {}  # noqa: RUF012  # as BaseOperator declares it
 
     def __init__(
@@ -112,44 +104,20 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         self._images: Sequence[InputImage] = ()
 
     def _order(self) -> tuple[str, Mapping[str, Any]]:
-        from kie_provider.client.models import Flux2Input, is_blank
-        from kie_provider.files.inputs import read_input_images
+        from kie_provider.orders import read_order
 
-        fields = {name: getattr(self, name) for name in ("prompt", "aspect_ratio", "resolution", "nsfw_checker")}
-        problems = self._budget.problems()
-        if is_blank(self.input_images):
-            order = Flux2Input.parse(self.model, {**fields, "input_urls": self.input_urls}, problems=problems)
-        else:
-            self._images, image_problems = read_input_images(self.input_images)
-            problems += image_problems
-            if not is_blank(self.input_urls):
-                problems.append("input_urls: cannot be used together with input_images")
-            references = [image.reference for image in self._images]
-            order = Flux2Input.parse(
-                self.model, {**fields, "input_urls": references}, images_field="input_images", problems=problems
-            )
+        fields = {name: getattr(self, name) for name in ORDER_FIELDS}
+        order, self._images = read_order(fields, problems=self._budget.problems())
         return order.model, order.to_payload()
 
     def _make_ready(self, hook: KieHook, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        from kie_provider.client.models import is_upload_reference, raise_for_problems
-        from kie_provider.files.inputs import upload
+        from kie_provider.orders import upload_files
 
         task_input = super()._make_ready(hook, request)
         what = f"{request['model']} at {task_input.get('resolution')}"
         estimate = price_table().credits_for(request["model"], task_input.get("resolution"))
         self._budget.check(what, estimate, hook.get_credits)
-        urls = task_input.get("input_urls", [])
-        if not any(map(is_upload_reference, urls)):
-            return task_input
-        images = {image.reference: image for image in self._read_images()}
-        raise_for_problems(
-            [
-                f"input_images: the file with {url}, which an earlier try has submitted, is not among them any more"
-                for url in urls
-                if is_upload_reference(url) and url not in images
-            ]
-        )
-        return {**task_input, "input_urls": [upload(images[url], hook) if url in images else url for url in urls]}
+        return upload_files(task_input, self._read_images, hook)
 
     @property
     def _budget(self) -> Budget:
