@@ -217,7 +217,7 @@ class Ledger:
         self.submission = Submission(
             phase="intent",
             request=request,
-            at=_now(),
+            at=now(),
             ref=f"{self._ti.dag_id} {self._ti.run_id} {self._ti.task_id} {self._ti.map_index}",
             try_number=self._ti.try_number,
             max_tries=self._ti.max_tries,
@@ -252,11 +252,11 @@ class Ledger:
         log.info("Kie task %s was created; all tasks and charges: %s", kie_task_id, LOGS_PAGE)
         if self.submission is None:  # there is no store
             return
-        self.submission = replace(self.submission, phase="submitted", kie_task_id=kie_task_id, at=_now())
+        self.submission = replace(self.submission, phase="submitted", kie_task_id=kie_task_id, at=now())
         try:
             self._write(self.submission)
         except Exception as error:
-            if _is_replaced(error):
+            if is_replaced(error):
                 raise AirflowFailException(
                     f"This try was cleared or replaced while it created Kie task {kie_task_id}, which goes on at Kie "
                     f"and will be billed. The next try does not know it: {NOTE_THE_ID}, and clear the task."
@@ -274,7 +274,7 @@ class Ledger:
         try:
             submission = self.submission or self.recall()  # a resumed task has not read it yet
             if submission is not None:
-                delivered = replace(submission, phase="delivered", kie_task_id=kie_task_id, at=_now())
+                delivered = replace(submission, phase="delivered", kie_task_id=kie_task_id, at=now())
                 self._write(replace(delivered, try_number=self._ti.try_number, max_tries=self._ti.max_tries))
         except Exception as error:  # noqa: BLE001  # the result is here, and a retry would find it again
             log.warning("Could not note that Kie task %s was delivered: %s", kie_task_id, error)
@@ -293,11 +293,12 @@ class Ledger:
         self._store.set(KEY, submission.to_json(), retention=RETENTION)
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as it stands in the store, ISO 8601 in UTC."""
     return pendulum.now("UTC").to_iso8601_string()
 
 
-def _is_replaced(error: Exception) -> bool:
+def is_replaced(error: Exception) -> bool:
     """Whether the store says that this try no longer exists: HTTP 404 from Airflow's execution API."""
     detail = getattr(getattr(error, "error", None), "detail", None)
     return isinstance(detail, Mapping) and detail.get("status_code") == 404

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import pendulum
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from kie_provider.client.errors import LOGS_PAGE, KieResultError
+from kie_provider.client.errors import LOGS_PAGE, KieRateLimitError, KieResultError
 from kie_provider.hooks.kie import KieHook
 
 if TYPE_CHECKING:
     from kie_provider.client.polling import Again, Done, Waiting
 
+log = logging.getLogger(__name__)
+
 #: Airflow's own deferral timeout comes this many seconds after ours, so that the trigger's clear event wins.
 DEFERRAL_MARGIN = 60.0
 #: How often a crashed or unloadable trigger is replaced within one try.
 MAX_TRIGGER_RESTARTS = 3
+#: Kie allows so many seconds for 20 creations; a refused creation comes back after that, if Kie does not say when.
+RATE_LIMIT_SECONDS = 10.0
+#: Before Airflow 3.3 nothing can come back later for free, so a creation waits for its place on the worker.
+LONGEST_SUBMIT_WAIT = 600.0
 _RESTARTS_KEY = "kie_trigger_restarts"
 
 
@@ -51,6 +59,26 @@ def deferral(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> TaskDeferr
         method_name="execute_complete",
         timeout=timedelta(seconds=max(waiting.deadline - time.time(), 0.0) + DEFERRAL_MARGIN),
     )
+
+
+def come_back_later(error: KieRateLimitError, *, is_durable: bool) -> NoReturn:
+    """Give the worker back and be run again when there is a place for a new task.
+
+    :param is_durable: whether this is Airflow 3.3 or later.
+    :raises KieRateLimitError: it is not: a plain operator would come back at once.
+    :raises AirflowRescheduleException: else; it uses up no try.
+    """
+    from kie_provider.client.retry import jitter
+
+    if not is_durable:
+        raise error
+    from airflow.sdk.exceptions import AirflowRescheduleException
+
+    delay = jitter(RATE_LIMIT_SECONDS, at_least=error.retry_after)
+    log.warning("%s; coming back in %.0f seconds, without using up a try", error, delay)
+    raise AirflowRescheduleException(  # type: ignore[no-untyped-call]
+        pendulum.now("UTC").add(seconds=delay)
+    ) from None
 
 
 def require_image(result: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +130,11 @@ def deadline_seconds(timeout: timedelta | float, execution_timeout: timedelta | 
 def goes_on(kie_task_id: str) -> str:
     """Say what it means to stop waiting."""
     return f"Kie cannot cancel tasks: Kie task {kie_task_id} goes on and is billed when it succeeds; see {LOGS_PAGE}"
+
+
+def go_on(number: int) -> str:
+    """Say what it means to stop waiting for a batch."""
+    return f"Kie cannot cancel tasks: {number} Kie tasks go on and are billed when they succeed; see {LOGS_PAGE}"
 
 
 def log_last_words(log: Any, text: str) -> None:

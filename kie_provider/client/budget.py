@@ -29,20 +29,22 @@ class Budget:
             if value is not None and not is_amount(value)
         ]
 
-    def check(self, what: str, estimate: float | None, get_credits: Callable[[], float]) -> None:
+    def check(self, what: str, estimate: float | None, get_credits: Callable[[], float], *, spent: float = 0.0) -> None:
         """Allow an order, or not.
 
         :param what: the order, for the message.
         :param estimate: credits that it costs; None: not in the price table.
         :param get_credits: asks for the balance; only called if it matters.
+        :param spent: credits that the same batch has cost already.
         :raises KieBudgetError: it costs too much, leaves too little, or nobody knows.
         """
         if self.max_credits is None and self.min_credits_left is None:
             return
         if estimate is None:
             raise KieBudgetError(f"{what} has no price in the table; put one into [kie] prices")
-        if self.max_credits is not None and estimate > self.max_credits:
-            raise KieBudgetError(f"{what} costs {estimate:g} credits, and max_credits={self.max_credits:g}")
+        if self.max_credits is not None and spent + estimate > self.max_credits:
+            beside = f" beside the {spent:g} that are spent" if spent else ""
+            raise KieBudgetError(f"{what} costs {estimate:g} credits{beside}, and max_credits={self.max_credits:g}")
         if self.min_credits_left is not None:
             balance = get_credits()
             if balance - estimate < self.min_credits_left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ class KieClient:
         self.endpoint = endpoint
         self._sleep = sleep
         self._lazy_session: requests.Session | None = None
+        self._lock = threading.Lock()
 
     def create_task(self, model: str, task_input: Mapping[str, Any], callback_url: str | None = None) -> str:
         """Create a billed task and return its id.
@@ -156,9 +158,10 @@ class KieClient:
 
     @property
     def _session(self) -> requests.Session:
-        if self._lazy_session is None:
-            self._lazy_session = transport.reusable_session()
-        return self._lazy_session
+        with self._lock:  # several downloads may ask for fresh links at once
+            if self._lazy_session is None:
+                self._lazy_session = transport.reusable_session()
+            return self._lazy_session
 
     def _look_up(self, request: protocol.Request, read: Callable[[protocol.Answer], T]) -> T:
         """Send a free request and read the answer."""

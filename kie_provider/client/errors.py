@@ -253,6 +253,13 @@ class KieResultError(KieError):
     advice = f"It may have been charged; see {LOGS_PAGE}."
 
 
+class KieBatchError(KieError):
+    """Fewer images of a batch were made than ``min_success`` asks for."""
+
+    summary = "Too few images of the batch were made"
+    advice = "Nothing is lost: a retry, or clearing the task, goes on with what is there and orders what is missing."
+
+
 class KieFileError(KieError):
     """What a result link delivered is not the complete, sound file that was asked for: a web page, half an image."""
 

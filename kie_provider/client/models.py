@@ -287,13 +287,14 @@ class Flux2Input:
 _FLUX2_FIELDS = ("prompt", "aspect_ratio", "resolution", "input_urls", "nsfw_checker")
 
 
-def raise_for_problems(problems: Sequence[str]) -> None:
+def raise_for_problems(problems: Sequence[str], headline: str = "nothing was sent.") -> None:
     """Report everything that is wrong with a request at once.
 
+    :param headline: what it means.
     :raises KieValidationError: there are problems; it has them in ``problems`` too.
     """
     if problems:
-        error = KieValidationError("\n".join(["nothing was sent.", *(f"  - {problem}" for problem in problems)]))
+        error = KieValidationError("\n".join([headline, *(f"  - {problem}" for problem in problems)]))
         error.problems = tuple(problems)
         raise error
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import pendulum
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowTaskTimeout,
@@ -27,16 +26,12 @@ from kie_provider.client.errors import (
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.ledger import KEY, SETTLE, GoOn, Ledger, Submission, Unknown, next_step, no_alarm
 from kie_provider.links import KieLogsLink
-from kie_provider.waiting import goes_on, log_last_words
+from kie_provider.waiting import LONGEST_SUBMIT_WAIT, come_back_later, goes_on, log_last_words
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
-#: Kie allows so many seconds for 20 creations; a refused creation comes back after that, if Kie does not say when.
-RATE_LIMIT_SECONDS = 10.0
-#: Before Airflow 3.3 nothing can come back later for free, so a creation waits for its place on the worker.
-LONGEST_SUBMIT_WAIT = 600.0
 
 
 class KieCreateTaskOperator(BaseOperator):
@@ -223,7 +218,7 @@ class KieCreateTaskOperator(BaseOperator):
         try:
             hook.take_submit_place(None if ledger.is_durable else LONGEST_SUBMIT_WAIT)
         except KieRateLimitError as error:
-            self._come_back_later(error, ledger)
+            come_back_later(error, is_durable=ledger.is_durable)
         with no_alarm():
             ledger.intend(request, superseded, conn_id=self.kie_conn_id, host=host)
             self._is_submitting = True
@@ -233,7 +228,7 @@ class KieCreateTaskOperator(BaseOperator):
                 raise  # the intent stays: it says what nobody knows
             except KieRateLimitError as error:
                 ledger.withdraw()
-                self._come_back_later(error, ledger)
+                come_back_later(error, is_durable=ledger.is_durable)
             except KieError:
                 ledger.withdraw()
                 raise
@@ -242,24 +237,6 @@ class KieCreateTaskOperator(BaseOperator):
             self._submitted_id = kie_task_id
             ledger.submitted(kie_task_id)
         return kie_task_id
-
-    def _come_back_later(self, error: KieRateLimitError, ledger: Ledger) -> NoReturn:
-        """Give the worker back and be run again when there is a place.
-
-        :raises KieRateLimitError: before Airflow 3.3, where a plain operator would come back at once.
-        :raises AirflowRescheduleException: else; it uses up no try.
-        """
-        from kie_provider.client.retry import jitter
-
-        if not ledger.is_durable:
-            raise error
-        from airflow.sdk.exceptions import AirflowRescheduleException
-
-        delay = jitter(RATE_LIMIT_SECONDS, at_least=error.retry_after)
-        self.log.warning("%s; coming back in %.0f seconds, without using up a try", error, delay)
-        raise AirflowRescheduleException(  # type: ignore[no-untyped-call]
-            pendulum.now("UTC").add(seconds=delay)
-        ) from None
 
     @contextlib.contextmanager
     def _failures(self, ledger: Ledger) -> Iterator[None]:

@@ -13,7 +13,41 @@ from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
 from kie_provider.waiting import goes_on, log_last_words
 
 
-class KieTaskTrigger(BaseTrigger):
+class KieTrigger(BaseTrigger):
+    """What triggers that wait for Kie tasks have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def what_goes_on(self) -> str:
+        """Say what it means to stop waiting."""
+        raise NotImplementedError
+
+    async def on_kill(self) -> None:
+        """Say in the task's log that the Kie tasks go on. Called by Airflow 3.3 and later.
+
+        It comes when the task was cleared or marked, but also when another triggerer takes over, where nothing has
+        ended: the task is deferred then, as it is when the next try after a clear was quicker than this.
+        """
+        still_waiting = "The wait goes on with another trigger. " if await self._is_deferred() else ""
+        log_last_words(self.log, still_waiting + self.what_goes_on())
+
+    async def _is_deferred(self) -> bool:
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+        from asgiref.sync import sync_to_async
+
+        try:
+            ti: Any = self.task_instance
+            states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+                dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+            )
+        except Exception as error:  # noqa: BLE001  # the line that matters comes all the same
+            self.log.debug("Cannot learn the task's state: %s", error)
+            return False
+        return any("deferred" in by_task.values() for by_task in states.values())
+
+
+class KieTaskTrigger(KieTrigger):
     """Fire one event when a Kie task has ended, or cannot be waited for.
 
     Its arguments are stored unencrypted in Airflow's database, so they name the connection and hold no secret.
@@ -31,7 +65,7 @@ class KieTaskTrigger(BaseTrigger):
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         deadline: float | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.kie_conn_id = kie_conn_id
         self.kie_task_id = kie_task_id
         self.poll_interval = poll_interval
@@ -54,28 +88,9 @@ class KieTaskTrigger(BaseTrigger):
         # The HTTP session's lease ends inside: Airflow may never resume this generator after the yield.
         yield TriggerEvent(await self._wait())
 
-    async def on_kill(self) -> None:
-        """Say in the task's log that the Kie task goes on. Called by Airflow 3.3 and later.
-
-        It comes when the task was cleared or marked, but also when another triggerer takes over, where nothing has
-        ended: the task is deferred then, as it is when the next try after a clear was quicker than this.
-        """
-        still_waiting = "The wait goes on with another trigger. " if await self._is_deferred() else ""
-        log_last_words(self.log, still_waiting + goes_on(self.kie_task_id))
-
-    async def _is_deferred(self) -> bool:
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-        from asgiref.sync import sync_to_async
-
-        try:
-            ti: Any = self.task_instance
-            states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
-                dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-            )
-        except Exception as error:  # noqa: BLE001  # the line that matters comes all the same
-            self.log.debug("Cannot learn the task's state: %s", error)
-            return False
-        return any("deferred" in by_task.values() for by_task in states.values())
+    def what_goes_on(self) -> str:
+        """Say what it means to stop waiting."""
+        return goes_on(self.kie_task_id)
 
     async def _wait(self) -> dict[str, Any]:
         try:

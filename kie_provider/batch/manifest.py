@@ -1,0 +1,56 @@
+"""The manifest of a batch: one JSON file beside the images that says what became of every item.
+
+It is written anew whenever something was saved, so it is also where a later phase finds the results it need not save
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kie_provider.files import storage
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from kie_provider.files.provenance import RunFacts
+
+FORMAT = 1
+#: A larger one is not read; a batch of ten thousand items takes 15 MB.
+_LARGEST = 2**28
+
+
+def manifest_path(folder: ObjectStoragePath, run: RunFacts) -> ObjectStoragePath:
+    """Return the manifest's place: a name that tells the task and run, and that no other task instance has."""
+    readable = re.sub(r"[^\w.-]+", "_", f"{run.task_id}-{run.run_id}")[:100]
+    unique = hashlib.sha256(repr((run.dag_id, run.run_id, run.task_id, run.map_index)).encode()).hexdigest()[:8]
+    return folder / f"{readable}-{unique}.json"
+
+
+def read_saved(path: ObjectStoragePath) -> dict[str, dict[str, Any]]:
+    """Return the results that a manifest lists as saved, by Kie task id; none, if there is no manifest yet."""
+    content = storage.read_bytes(path, _LARGEST)
+    try:
+        items = json.loads(content or b"{}").get("items", [])
+        return {item["kie_task_id"]: item for item in items if item.get("outcome") == "saved"}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def write(path: ObjectStoragePath, content: Mapping[str, Any]) -> None:
+    """Write the manifest.
+
+    :raises KieTargetError: it cannot be written there.
+    :raises KieStorageError: the storage failed.
+    """
+    text = json.dumps({"v": FORMAT, **content}, indent=1, ensure_ascii=False, default=str) + "\n"
+    with tempfile.TemporaryDirectory(prefix="kie-") as folder:
+        local = Path(folder, "manifest.json")
+        local.write_text(text, encoding="utf-8", errors="replace")
+        storage.put(local, path)

@@ -1,0 +1,366 @@
+"""One worker phase of a batch: save what is ready, order more, and say how it stands."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from kie_provider.batch import manifest
+from kie_provider.batch.book import SLICE, Book, Entry
+from kie_provider.batch.prompts import Order
+from kie_provider.client.errors import (
+    KieError,
+    KieFileError,
+    KieNotFoundError,
+    KieResultError,
+    KieStorageError,
+    KieSubmitUnknownError,
+    KieTargetError,
+    KieTaskFailedError,
+    KieTaskTimeoutError,
+    KieValidationError,
+    storable,
+)
+from kie_provider.client.models import TaskRecord, shorten
+from kie_provider.client.polling import Again, Raise, Waiting, judge
+from kie_provider.files.provenance import prompt_sha256
+from kie_provider.ledger import no_alarm
+from kie_provider.orders import read_order, upload_files
+from kie_provider.waiting import LONGEST_SUBMIT_WAIT
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from kie_provider.client.prices import PriceTable
+    from kie_provider.files.provenance import RunFacts
+    from kie_provider.files.saving import ResultSaver
+    from kie_provider.hooks.kie import KieHook
+
+log = logging.getLogger(__name__)
+
+#: So many results are looked at and saved at the same time; an image takes up to 48 MB while it is decoded.
+AT_ONCE = 4
+#: After so many unknown submissions in a row no more is sent: each may be a task that is paid for and lost.
+UNKNOWN_IN_A_ROW = 3
+#: So many items are named in a message; the manifest has them all.
+NAMED = 10
+
+Outcome = Literal["saved", "failed", "unknown", "running", "not_ordered"]
+OUTCOMES: tuple[Outcome, ...] = ("saved", "failed", "unknown", "running", "not_ordered")
+
+
+@dataclass
+class Item:
+    """One image of the batch.
+
+    :param place: of its entry in the book; None: it has none yet.
+    :param reason: why it is not saved, for people.
+    :param is_settled: nothing more is done about it in this try.
+    :param may_succeed_later: a retry may help.
+    """
+
+    index: int
+    fields: Mapping[str, Any]
+    fingerprint: str
+    place: int | None = None
+    order: Order | None = None
+    outcome: Outcome = "not_ordered"
+    reason: str = ""
+    is_settled: bool = False
+    may_succeed_later: bool = False
+    result: Mapping[str, Any] | None = None
+
+    def is_changed(self, book: Book) -> bool:
+        """Whether it is not what was ordered in its place, and that is what counts."""
+        if self.place is None or self.outcome == "not_ordered":
+            return False
+        return book.entries[self.place].fingerprint != self.fingerprint
+
+    def settle(self, outcome: Outcome, reason: str = "", *, may_succeed_later: bool = False) -> None:
+        """Say how it has ended."""
+        self.outcome, self.reason, self.may_succeed_later = outcome, reason, may_succeed_later
+        self.is_settled = True
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a Kie task, and saving its result, have come to.
+
+    :param error: why there is no saved result; None beside no result: it is still running.
+    :param is_at_kie: the error is how the Kie task has ended, so no retry finds it otherwise.
+    """
+
+    result: Mapping[str, Any] | None = None
+    error: KieError | None = None
+    is_at_kie: bool = False
+    was_charged: bool = False
+
+
+class BatchRun:
+    """The batch, as one worker process knows it.
+
+    :param started_at: epoch seconds when this try began.
+    :param timeout: seconds that one image may take, from its submission or the start of this try.
+    :param ends_at: epoch seconds after which nothing more is waited for or ordered; None: no end.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        book: Book,
+        hook: KieHook,
+        saver: ResultSaver,
+        prices: PriceTable,
+        run: RunFacts,
+        *,
+        target: ObjectStoragePath,
+        redact_prompt: bool,
+        started_at: float,
+        timeout: float,
+        ends_at: float | None = None,
+    ) -> None:
+        self.items = items
+        self.book = book
+        self.manifest = manifest.manifest_path(target, run)
+        self.halted: KieError | None = None
+        self._hook = hook
+        self._saver = saver
+        self._prices = prices
+        self._run = run
+        self._redact_prompt = redact_prompt
+        self._started_at = started_at
+        self._timeout = timeout
+        self._ends_at = ends_at
+
+    def recall(self) -> None:
+        """Take over what the book and the manifest know of the items."""
+        saved = manifest.read_saved(self.manifest)
+        for item in self.items:
+            if item.place is None:
+                continue
+            entry = self.book.entries[item.place]
+            if entry.phase == "submitted":
+                item.outcome = "running"
+                if result := saved.get(entry.kie_task_id or ""):
+                    item.result = result
+                    item.settle("saved")
+            elif entry.phase == "intent":
+                item.settle("unknown", f"createTask was sent at {entry.at}, and nobody knows whether it arrived")
+            elif entry.phase in ("refused", "failed"):
+                item.settle("failed", entry.reason, may_succeed_later=entry.may_succeed_anew)
+
+    @property
+    def running(self) -> list[Item]:
+        """The items that are worth waiting for."""
+        return [item for item in self.items if item.outcome == "running" and not item.is_settled]
+
+    @property
+    def running_ids(self) -> list[str]:
+        """The Kie task ids of those."""
+        return [self._entry(item).kie_task_id or "" for item in self.running]
+
+    @property
+    def deadline(self) -> float:
+        """Epoch seconds when the last running item has had its time."""
+        return max(self._deadline(self._entry(item)) for item in self.running)
+
+    @property
+    def to_order(self) -> list[Item]:
+        """The items that have not been ordered, or are to be ordered anew."""
+        return [item for item in self.items if item.outcome == "not_ordered" and not item.is_settled]
+
+    def look(self) -> int:
+        """Look at every running item, save what is ready, and return how many have ended.
+
+        :raises KieError: what will go wrong for the others too; what could be saved is saved.
+        """
+        running = self.running
+        if not running:
+            return 0
+        self._hook.get_conn()  # read once, not by every thread
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            looks = list(pool.map(self._look, running))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow hosts
+        fatal = [error for item, look in zip(running, looks, strict=True) if (error := self._judge(item, look))]
+        ended = sum(item.is_settled for item in running)
+        if ended:
+            self.write_manifest()
+        if fatal:
+            raise fatal[0]
+        return ended
+
+    def order(self) -> None:
+        """Order what is missing, until a slice is running or something speaks against more."""
+        room, unknown_in_a_row = SLICE - len(self.running), 0
+        for item in self.to_order[: max(room, 0)]:
+            if self._ends_at is not None and time.time() >= self._ends_at:
+                self.halted = KieTaskTimeoutError("execution_timeout is over")
+                return
+            try:
+                self._order(item)
+            except KieSubmitUnknownError as error:
+                item.settle("unknown", error.message)
+                log.error("prompts[%d]: %s", item.index, error)  # noqa: TRY400  # a traceback adds nothing
+                unknown_in_a_row += 1
+                if unknown_in_a_row == UNKNOWN_IN_A_ROW:
+                    self.halted = error
+                    return
+            except (KieValidationError, KieTargetError, KieStorageError) as error:  # of this item's own making
+                item.settle("failed", error.message, may_succeed_later=error.is_transient)
+                log.warning("prompts[%d]: %s", item.index, error)
+                unknown_in_a_row = 0
+            except KieError as error:
+                self.halted = error
+                log.warning("No more is ordered for now: %s", error)
+                return
+            else:
+                unknown_in_a_row = 0
+
+    def counts(self) -> dict[str, int]:
+        """Return how many items are at each outcome."""
+        counted = Counter(item.outcome for item in self.items)
+        return {outcome: counted[outcome] for outcome in OUTCOMES}
+
+    @property
+    def credits(self) -> float:
+        """What the saved images have cost."""
+        return sum(self._credits(item.result) for item in self.items if item.result is not None)
+
+    def progress(self) -> dict[str, Any]:
+        """Return the counts and the credits: what XCom shows while the batch runs."""
+        return {"images": len(self.items), **self.counts(), "credits": self.credits}
+
+    def named_failures(self) -> str:
+        """Return one line for each of the first items that are not saved."""
+        missing = [item for item in self.items if item.outcome != "saved"]
+        lines = [
+            f"  - prompts[{item.index}] {shorten(self._prompt(item))}: {item.outcome.replace('_', ' ')}"
+            + (f" ({item.reason.splitlines()[-1].strip()})" if item.reason else "")
+            for item in missing[:NAMED]
+        ]
+        more = len(missing) - NAMED
+        return "\n".join([*lines, *([f"  - and {more} more"] if more > 0 else [])])
+
+    def write_manifest(self) -> None:
+        """Write down what has become of every item."""
+        header = self.book.header
+        manifest.write(
+            self.manifest,
+            storable(
+                {
+                    **self.progress(),
+                    "items": [self._told(item) for item in self.items],
+                    "estimated_credits": header.estimate if header else None,
+                    "usd": self._prices.usd(self.credits),
+                    "airflow": asdict(self._run),
+                }
+            ),
+        )
+
+    def _look(self, item: Item) -> Look:
+        entry = self._entry(item)
+        assert entry.kie_task_id is not None  # noqa: S101  # it was submitted
+        waiting = Waiting(
+            max(entry.submitted_at, self._started_at),
+            deadline=self._deadline(entry),
+            key_was_refreshed=True,  # the connection was just read, so a refused key is final
+        )
+        observation = self._hook.look(entry.kie_task_id)
+        verdict = judge(observation, waiting, time.time())
+        if isinstance(verdict, Again):
+            return Look()
+        if isinstance(verdict, Raise):
+            was_charged = isinstance(observation, TaskRecord) and bool(observation.credits_consumed)
+            return Look(error=verdict.error, is_at_kie=True, was_charged=was_charged)
+        try:
+            return Look(self._saver.save(verdict.record.to_result(), self._run))
+        except KieError as error:
+            return Look(error=error)
+
+    def _judge(self, item: Item, look: Look) -> KieError | None:
+        """Settle an item; return an error that is not this item's alone."""
+        error = look.error
+        if look.result is not None:
+            item.result = look.result
+            item.settle("saved")
+        elif error is None:
+            return None
+        elif isinstance(error, KieTaskTimeoutError):
+            item.settle("running", error.message, may_succeed_later=True)
+        elif look.is_at_kie and isinstance(error, KieTaskFailedError | KieResultError):
+            anew = isinstance(error, KieTaskFailedError) and error.may_succeed_anew and not look.was_charged
+            charged = ", but was charged" if look.was_charged else ""
+            assert item.place is not None  # noqa: S101  # it was submitted
+            self.book.failed(item.place, f"{error.message}{charged}", may_succeed_anew=anew)
+            item.settle("failed", f"{error.message}{charged}", may_succeed_later=anew)
+        elif isinstance(error, KieNotFoundError | KieResultError | KieFileError):
+            item.settle("failed", str(error), may_succeed_later=error.is_transient)
+        else:
+            return error
+        if error is not None:
+            log.warning("prompts[%d]: %s", item.index, error)
+        return None
+
+    def _order(self, item: Item) -> None:
+        """Create the Kie task of an item: the intent first, its id right after the answer."""
+        flux2, images = item.order or read_order(item.fields)
+        task_input = upload_files(flux2.to_payload(), lambda: images, self._hook)
+        self._hook.take_submit_place(None if self.book.is_durable else LONGEST_SUBMIT_WAIT)
+        with no_alarm():
+            item.place = self.book.intend(item.place, item.fingerprint)
+            try:
+                kie_task_id = self._hook.get_conn().create_task(flux2.model, task_input)
+            except KieSubmitUnknownError:
+                raise  # the intent stays: it says what nobody knows
+            except KieValidationError as error:
+                self.book.withdraw(item.place, "refused", error.message)
+                raise
+            except KieError:
+                self.book.withdraw(item.place)
+                raise
+            self.book.submitted(item.place, kie_task_id)
+        item.outcome = "running"
+
+    def _entry(self, item: Item) -> Entry:
+        assert item.place is not None  # noqa: S101  # only asked of items that were ordered
+        return self.book.entries[item.place]
+
+    def _deadline(self, entry: Entry) -> float:
+        deadline = max(entry.submitted_at, self._started_at) + self._timeout
+        return deadline if self._ends_at is None else min(deadline, self._ends_at)
+
+    def _credits(self, result: Mapping[str, Any]) -> float:
+        charged = result.get("credits_consumed")
+        if charged is None:
+            charged = self._prices.credits_for(result.get("model"), (result.get("input") or {}).get("resolution"))
+        return float(charged or 0.0)
+
+    def _prompt(self, item: Item) -> Any:
+        prompt = item.fields.get("prompt")
+        return prompt_sha256(prompt) if self._redact_prompt else prompt
+
+    def _told(self, item: Item) -> dict[str, Any]:
+        """Return what the manifest says of an item; of a saved one, the result dict."""
+        facts: dict[str, Any] = {"item": item.index, "outcome": item.outcome}
+        if self._redact_prompt:
+            facts["prompt_sha256"] = self._prompt(item)
+        if item.result is not None:
+            task_input = dict(item.result.get("input") or {})
+            if self._redact_prompt:
+                task_input.pop("prompt", None)
+            return {**item.result, "input": task_input, **facts}
+        task_input = {name: value for name, value in item.fields.items() if name != "prompt" or not self._redact_prompt}
+        entry = None if item.place is None else self.book.entries[item.place]
+        return {
+            **facts,
+            "kie_task_id": entry and entry.kie_task_id,
+            "reason": item.reason or (str(self.halted) if self.halted and item.outcome == "not_ordered" else ""),
+            "input": task_input,
+        }

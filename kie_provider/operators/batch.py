@@ -1,0 +1,387 @@
+"""Many Flux-2 images in one task instance."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowTaskTimeout,
+    BaseOperatorLink,
+    TaskDeferred,
+    conf,
+)
+
+from kie_provider.airflow_errors import operator_failure
+from kie_provider.assets import tell_assets
+from kie_provider.client.errors import (
+    KieBatchError,
+    KieError,
+    KieRateLimitError,
+    KieSubmitUnknownError,
+    KieTargetError,
+)
+from kie_provider.config import price_table
+from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
+from kie_provider.links import KieLogsLink
+from kie_provider.operators.flux2 import DEFAULT_MODEL
+from kie_provider.operators.kie import UNKNOWN_SUBMIT_CHOICES
+from kie_provider.operators.results import SavingOperator
+from kie_provider.waiting import (
+    DEFERRAL_MARGIN,
+    come_back_later,
+    count_trigger_restart,
+    deadline_seconds,
+    deferral_exceptions,
+    go_on,
+    log_last_words,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+
+    from kie_provider.batch.book import Book
+    from kie_provider.batch.run import BatchRun, Item
+
+#: XCom key under which the counts stand while the batch runs.
+PROGRESS_KEY = "progress"
+_DEFAULTS = ("model", "aspect_ratio", "resolution", "input_images", "nsfw_checker")
+
+
+class Flux2BatchOperator(SavingOperator):
+    """Make hundreds or thousands of Flux-2 images in one task instance, save them all, and return counts.
+
+    The worker orders up to 100 images at the pace that Kie allows, then waits in the triggerer without a worker slot.
+    It comes back when they are done, or after a minute with a quarter of them, saves, orders more, and waits again.
+
+    Every order is fenced as that of :class:`~kie_provider.operators.kie.KieCreateTaskOperator`: whatever dies, a retry
+    goes on with the Kie tasks that are there and orders only what is missing (Airflow 3.3 and later). So does clearing
+    a batch that failed, with a changed list too; clearing one that had succeeded makes all images anew. Before 3.3
+    nothing outlives a try: use ``retries=0``.
+
+    Returns ``manifest`` (path of a JSON file with the result dict of every item, or why there is none), the number of
+    ``images`` asked for, of those ``saved``, ``failed``, ``unknown`` (createTask's answer was lost), ``running`` (not
+    done in time) and ``not_ordered`` (the account was empty, for example), ``credits`` (charged for what was saved)
+    and ``estimated_credits``. While the batch runs, XCom ``progress`` has the counts.
+
+    The parameters that are not listed here are those of :class:`~kie_provider.operators.results.KieSaveResultOperator`;
+    ``file_name`` must contain ``{kie_task_id}``.
+
+    :param prompts: a list whose items are prompts, or dicts with ``prompt`` and any of ``model``, ``aspect_ratio``,
+        ``resolution``, ``input_images``, ``input_urls`` and ``nsfw_checker``, as
+        :class:`~kie_provider.operators.flux2.Flux2CreateTaskOperator` takes them (templated). All are checked before
+        the first is sent.
+    :param target: folder for the images, their JSON files and the manifest (templated).
+    :param model: for items that do not name one; so are ``aspect_ratio``, ``resolution``, ``input_images`` (templated)
+        and ``nsfw_checker``.
+    :param min_success: the task succeeds if this share of the images is saved, default 1.0: all.
+    :param allow_duplicates: order an image for each of several equal items. Default: refuse the list.
+    :param max_credits: fail, before anything is sent, if the whole batch costs more credits than this. Default: no
+        limit.
+    :param min_credits_left: fail, before anything is sent, if fewer credits than this would be left on the account.
+        Default: no limit; the balance is not asked for.
+    :param on_unknown_submit: what a later try does about items of which nobody knows whether a task was created:
+        ``fail`` (default) leaves them alone, ``resubmit`` orders them anew and can pay twice.
+    :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
+    :param poll_interval: seconds between two looks at a Kie task, default 3; grows to 15 after the first minute.
+    :param timeout: seconds that one image may take, default 900, from its submission or the start of the try. What is
+        not done then goes on at Kie, and a retry waits for it again. ``execution_timeout`` ends the whole batch.
+    :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
+    """
+
+    template_fields: Sequence[str] = (
+        "prompts",
+        "model",
+        "aspect_ratio",
+        "resolution",
+        "input_images",
+        *SavingOperator.template_fields,
+        "kie_conn_id",
+    )
+    template_fields_renderers = {"prompts": "json"}  # noqa: RUF012  # as BaseOperator declares it
+    operator_extra_links: Collection[BaseOperatorLink] = (KieLogsLink(),)
+    ui_color = "#e8e4f8"
+
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[str | Mapping[str, Any]],
+        target: str | ObjectStoragePath,
+        model: str = DEFAULT_MODEL,
+        aspect_ratio: str = "1:1",
+        resolution: str = "1K",
+        input_images: Any = None,
+        nsfw_checker: bool | None = None,
+        min_success: float = 1.0,
+        allow_duplicates: bool = False,
+        max_credits: float | None = None,
+        min_credits_left: float | None = None,
+        on_unknown_submit: str = "fail",
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        timeout: timedelta | float = DEFAULT_TIMEOUT,
+        kie_conn_id: str = DEFAULT_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(target=target, **kwargs)
+        self.prompts = prompts
+        self.model = model
+        self.aspect_ratio = aspect_ratio
+        self.resolution = resolution
+        self.input_images = input_images
+        self.nsfw_checker = nsfw_checker
+        self.min_success = min_success
+        self.allow_duplicates = allow_duplicates
+        self.max_credits = max_credits
+        self.min_credits_left = min_credits_left
+        self.on_unknown_submit = on_unknown_submit
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.kie_conn_id = kie_conn_id
+        self._run: BatchRun | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Check the whole list, then order, wait and save until every image is there."""
+        with self._at_work(context) as (book, hook):
+            return self._go_on(self._begin(book, hook, context), context)
+
+    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
+        """Save what has ended, order more, and wait again if need be."""
+        from kie_provider.triggers.batch import read_error
+
+        return self._resume(context, read_error(event))
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the deferral, also when the trigger timed out or crashed."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except deferral_exceptions() as error:
+            self.log.warning("The trigger ended without an event (%s); looking at the Kie tasks", error)
+            return self._resume(context, error)
+
+    def on_kill(self) -> None:
+        """Say in the log that the Kie tasks go on."""
+        if self._run is not None and (running := len(self._run.running)):
+            log_last_words(self.log, go_on(running))
+
+    def _begin(self, book: Book, hook: KieHook, context: Context) -> BatchRun:
+        """Check everything, decide what there is to do, and write down that this try is at work.
+
+        :raises KieError: nothing more was sent.
+        """
+        from kie_provider.batch.book import claim, reconsider
+        from kie_provider.batch.prompts import estimate, read_orders
+        from kie_provider.client.budget import Budget
+        from kie_provider.client.models import raise_for_problems
+
+        items, problems = self._read_items()
+        budget = Budget(self.max_credits, self.min_credits_left)
+        orders, order_problems = read_orders([item.fields for item in items])
+        raise_for_problems(
+            [*self._problems(), *budget.problems(), *problems, *order_problems],
+            "no more was sent; the Kie tasks of earlier tries go on." if book.has_submitted else "nothing was sent.",
+        )
+        is_cleared, was_delivered = book.is_cleared, book.is_delivered
+        if was_delivered and is_cleared:
+            book.begin_anew()
+        places = claim(book.entries, [item.fingerprint for item in items], is_cleared=is_cleared)
+        if not was_delivered:
+            resubmits = self.on_unknown_submit == "resubmit"
+            book.note(reconsider(book.entries, places, is_cleared=is_cleared, resubmit_unknown=resubmits))
+        run = self._new_run(items, places, book, hook, context)
+        for item, order in zip(items, orders, strict=True):
+            item.order = order
+            if was_delivered and not is_cleared and not item.is_settled:
+                item.settle(item.outcome)  # the try died before its success was recorded: it returns the same again
+        self._warn_of_changes(run)
+        if run.to_order:
+            self._saver(hook).check_target()
+            to_pay = [order for item, order in zip(items, orders, strict=True) if not item.is_settled]
+            credits_to_pay, words = estimate(to_pay, price_table())
+            budget.check(f"{len(to_pay)} images ({words})", credits_to_pay, hook.get_credits, spent=run.credits)
+            if not book.is_durable:
+                self.log.info(
+                    "There is no task state store (Airflow 3.3 brought it). If this try dies, the next one creates and "
+                    "pays for all images again. Use retries=0 here."
+                )
+        credits_in_all, words = estimate(orders, price_table())
+        self.log.info("%d images, %s credits by the price table: %s", len(items), credits_in_all, words)
+        book.begin(estimate=credits_in_all, conn_id=self.kie_conn_id, host=hook.get_conn().endpoint.host)
+        return run
+
+    def _resume(self, context: Context, trigger_error: Exception) -> dict[str, Any]:
+        from kie_provider.batch.book import claim
+
+        with self._at_work(context) as (book, hook):
+            if book.header is None:
+                raise AirflowFailException(
+                    "The ledger of this batch has gone while it was deferred, so nobody knows what was ordered. "
+                    "Nothing more was ordered; clear this task to begin anew."
+                )
+            items, _ = self._read_items()
+            places = claim(book.entries, [item.fingerprint for item in items], is_cleared=False)
+            run = self._new_run(items, places, book, hook, context)
+            return self._go_on(run, context, trigger_error)
+
+    def _go_on(self, run: BatchRun, context: Context, trigger_error: Exception | None = None) -> dict[str, Any]:
+        """Save, order and wait until nothing is left to wait for.
+
+        :param trigger_error: what to raise in the end, if triggers keep coming back though nothing has ended.
+        """
+        self._run = run
+        while True:
+            ended = run.look()
+            if trigger_error is not None and run.running and not ended:
+                count_trigger_restart(context["ti"], trigger_error)
+            run.order()
+            self._report(run, context)
+            if not run.running:
+                break
+            if self.deferrable:
+                raise self._deferral(run)
+            time.sleep(self.poll_interval)
+        if isinstance(run.halted, KieRateLimitError) and run.to_order:
+            come_back_later(run.halted, is_durable=run.book.is_durable)
+        return self._finish(run, context)
+
+    def _finish(self, run: BatchRun, context: Context) -> dict[str, Any]:
+        run.write_manifest()
+        counts = run.counts()
+        needed = math.ceil(self.min_success * len(run.items) - 1e-9)
+        estimated = run.book.header.estimate if run.book.header else None
+        self.log.info("%g credits were charged, %s were estimated; see %s", run.credits, estimated, run.manifest)
+        if counts["saved"] < len(run.items):
+            self.log.warning("%d images are missing:\n%s", len(run.items) - counts["saved"], run.named_failures())
+        if counts["saved"] < needed:
+            halted = f"No more was ordered: {run.halted}. " if run.halted else ""
+            error = KieBatchError(
+                f"{counts['saved']} of {len(run.items)} are saved, and min_success={self.min_success:g} asks for "
+                f"{needed}. {halted}{run.manifest} lists them.\n{run.named_failures()}\n"
+            )
+            may_help = any(item.may_succeed_later for item in run.items) or (run.halted and run.halted.is_transient)
+            raise error if may_help else AirflowFailException(str(error))
+        run.book.delivered()
+        result = {**run.progress(), "manifest": str(run.manifest), "estimated_credits": estimated}
+        tell_assets(self, context, result)
+        return result
+
+    def _report(self, run: BatchRun, context: Context) -> None:
+        progress = run.progress()
+        context["ti"].xcom_push(PROGRESS_KEY, progress)
+        self.log.info(
+            "%d of %d images saved, %d failed, %d unknown, %d running, %d to order; %g credits",
+            *(progress[name] for name in ("saved", "images", "failed", "unknown", "running", "not_ordered", "credits")),
+        )
+
+    def _deferral(self, run: BatchRun) -> TaskDeferred:
+        from kie_provider.triggers.batch import KieBatchTrigger
+
+        deadline = run.deadline
+        return TaskDeferred(
+            trigger=KieBatchTrigger(
+                kie_conn_id=self.kie_conn_id,
+                kie_task_ids=run.running_ids,
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=max(deadline - time.time(), 0.0) + DEFERRAL_MARGIN),
+        )
+
+    def _read_items(self) -> tuple[list[Item], list[str]]:
+        from kie_provider.batch.prompts import duplicate_problems, fingerprint, read_prompts
+        from kie_provider.batch.run import Item
+
+        fields, problems = read_prompts(self.prompts, {name: getattr(self, name) for name in _DEFAULTS})
+        items = [Item(index, each, fingerprint(each)) for index, each in enumerate(fields)]
+        if not self.allow_duplicates:
+            problems += duplicate_problems([item.fingerprint for item in items])
+        return items, problems
+
+    def _problems(self) -> list[str]:
+        from kie_provider.client.models import shorten
+        from kie_provider.client.prices import is_amount
+
+        problems = []
+        if not is_amount(self.min_success) or not 0 <= self.min_success <= 1:
+            problems.append(f"min_success: must be a share from 0 to 1, got {shorten(self.min_success)}")
+        if self.on_unknown_submit not in UNKNOWN_SUBMIT_CHOICES:
+            choices = " or ".join(map(repr, UNKNOWN_SUBMIT_CHOICES))
+            problems.append(f"on_unknown_submit: must be {choices}, got {shorten(self.on_unknown_submit)}")
+        return problems
+
+    def _new_run(
+        self, items: list[Item], places: Sequence[int | None], book: Book, hook: KieHook, context: Context
+    ) -> BatchRun:
+        from kie_provider.batch.run import BatchRun
+        from kie_provider.files.provenance import RunFacts
+        from kie_provider.files.storage import storage_path
+
+        saver = self._saver(hook)
+        if "{kie_task_id}" not in self.file_name:
+            raise KieTargetError(
+                f"file_name={self.file_name!r} would give all images of the batch one name; put {{kie_task_id}} into it"
+            )
+        for item, place in zip(items, places, strict=True):
+            item.place = place
+        start = context["ti"].start_date
+        started_at = start.timestamp() if start else time.time()
+        limit = self.execution_timeout
+        run = BatchRun(
+            items,
+            book,
+            hook,
+            saver,
+            price_table(),
+            RunFacts.of(context["ti"]),
+            target=storage_path("target", self.target),
+            redact_prompt=self.redact_prompt,
+            started_at=started_at,
+            timeout=deadline_seconds(self.timeout, None),
+            ends_at=None if limit is None else started_at + limit.total_seconds(),
+        )
+        run.recall()
+        return run
+
+    def _warn_of_changes(self, run: BatchRun) -> None:
+        changed = [item for item in run.items if item.is_changed(run.book)]
+        if changed:
+            self.log.warning(
+                "%d items, the first of them prompts[%d], are not what they were when they were ordered; this try goes "
+                "on with what was ordered. Clear the task to order the new ones.",
+                len(changed),
+                changed[0].index,
+            )
+
+    @contextlib.contextmanager
+    def _at_work(self, context: Context) -> Iterator[tuple[Book, KieHook]]:
+        """Open the ledger and the hook, and turn Kie errors into what Airflow understands."""
+        from kie_provider.batch.book import Book
+
+        book = Book(context)
+        try:
+            with KieHook(self.kie_conn_id) as hook:
+                book.read()
+                yield book, hook
+        except (Exception, AirflowTaskTimeout) as error:  # noqa: BLE001  # raised again
+            failure = self._failure(error, book)
+            raise failure from (None if failure is error else error)
+
+    def _failure(self, error: BaseException, book: Book) -> BaseException:
+        if isinstance(error, AirflowFailException):
+            return error
+        if not book.is_durable and book.has_submitted:
+            ids = [entry.kie_task_id for entry in book.entries if entry.phase == "submitted"]
+            return AirflowFailException(f"{error}. No retry, it would order all images again. {go_on(len(ids))}.")
+        if isinstance(error, KieSubmitUnknownError):
+            return AirflowFailException(str(error))
+        # A batch that a retry cannot complete was turned into an AirflowFailException before.
+        return (
+            operator_failure(error) if isinstance(error, KieError) and not isinstance(error, KieBatchError) else error
+        )

@@ -1,0 +1,137 @@
+"""The trigger that waits for many Kie tasks at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from airflow.triggers.base import TriggerEvent
+
+from kie_provider.client.errors import KieError, KieServerError, error_from_dict
+from kie_provider.client.models import TaskRecord
+from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
+from kie_provider.triggers.kie import KieTrigger
+from kie_provider.waiting import go_on
+
+#: A batch has so many looks at its tasks under way at the same time.
+LOOKS_AT_ONCE = 10
+#: The worker is called when so large a share has ended, but not before so many seconds.
+ENOUGH_SHARE = 0.25
+ENOUGH_SECONDS = 60.0
+
+
+class KieBatchTrigger(KieTrigger):
+    """Fire one event when all Kie tasks have ended, or a quarter of them after a minute.
+
+    The event says how many have ended; the worker looks for itself at what they have come to.
+
+    :param kie_conn_id: Airflow connection of type ``kie``.
+    :param kie_task_ids: the Kie tasks.
+    :param poll_interval: seconds between two looks at a task; grows to 15 after the first minute.
+    :param deadline: epoch seconds of the last look; None: wait for ever.
+    """
+
+    def __init__(
+        self,
+        kie_conn_id: str,
+        kie_task_ids: Sequence[str],
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        deadline: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.kie_conn_id = kie_conn_id
+        self.kie_task_ids = list(kie_task_ids)
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return class path and arguments; every release must be able to read those of the ones before."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "kie_conn_id": self.kie_conn_id,
+                "kie_task_ids": self.kie_task_ids,
+                "poll_interval": self.poll_interval,
+                "deadline": self.deadline,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait for the tasks and fire the event."""
+        yield TriggerEvent(await self._watch())
+
+    def what_goes_on(self) -> str:
+        """Say what it means to stop waiting."""
+        return go_on(len(self.kie_task_ids))
+
+    async def _watch(self) -> dict[str, Any]:
+        gate = asyncio.Semaphore(LOOKS_AT_ONCE)
+        started_at = time.monotonic()
+        waits = [asyncio.ensure_future(self._wait(kie_task_id, gate)) for kie_task_id in self.kie_task_ids]
+        running = set(waits)
+        try:
+            while running and not is_enough(len(waits) - len(running), len(waits), time.monotonic() - started_at):
+                remaining = started_at + ENOUGH_SECONDS - time.monotonic()
+                _, running = await asyncio.wait(
+                    running, timeout=remaining if remaining > 0 else None, return_when=asyncio.FIRST_COMPLETED
+                )
+            errors = [error for wait in waits if wait.done() and (error := wait.result()) is not None]
+        finally:
+            for wait in running:
+                wait.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        self.log.info("%d of %d Kie tasks have ended", len(waits) - len(running), len(waits))
+        return ended_event(len(waits) - len(running), len(running), errors)
+
+    async def _wait(self, kie_task_id: str, gate: asyncio.Semaphore) -> KieError | None:
+        """Wait for one task; return why the wait ended, if it did not end well."""
+        try:
+            await _GatedHook(self.kie_conn_id, gate).await_task(
+                kie_task_id, poll_interval=self.poll_interval, deadline=self.deadline
+            )
+        except KieError as error:
+            return error
+        return None
+
+
+class _GatedHook(KieHook):
+    """Takes a look only when the gate lets it through."""
+
+    def __init__(self, kie_conn_id: str, gate: asyncio.Semaphore) -> None:
+        super().__init__(kie_conn_id)
+        self._gate = gate
+
+    async def aget_task(self, kie_task_id: str) -> TaskRecord:
+        async with self._gate:
+            return await super().aget_task(kie_task_id)
+
+
+def is_enough(ended: int, total: int, seconds: float) -> bool:
+    """Whether the worker should come for what has ended. Pure.
+
+    :param seconds: how long the trigger has waited.
+    """
+    return ended == total or (seconds >= ENOUGH_SECONDS and ended >= total * ENOUGH_SHARE)
+
+
+def ended_event(ended: int, running: int, errors: Sequence[KieError]) -> dict[str, Any]:
+    """Return the event: how many tasks have ended, how many not, and the first error."""
+    return {
+        "status": "ended",
+        "ended": ended,
+        "running": running,
+        "error": errors[0].to_dict() if errors else None,
+    }
+
+
+def read_error(event: Any) -> KieError:
+    """Return the error of an event, for the case that the worker finds that nothing has ended."""
+    error = event.get("error") if isinstance(event, Mapping) else None
+    if isinstance(error, Mapping):
+        try:
+            return error_from_dict(error)
+        except ValueError:
+            pass
+    return KieServerError(f"the trigger came back, but no Kie task of the batch has ended: {event!r:.200}")
