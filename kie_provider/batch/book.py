@@ -111,6 +111,16 @@ class Header:
     conn_id: str = ""
     host: str = ""
 
+    @classmethod
+    def from_json(cls, stored: Any) -> Header:
+        """Read what is stored.
+
+        :raises ValueError: it makes no sense.
+        """
+        if not isinstance(stored, Mapping) or stored.get("phase") not in ("running", "delivered"):
+            raise ValueError("no header")
+        return cls(**{field.name: stored[field.name] for field in fields(cls) if field.name in stored})
+
 
 def claim(entries: Sequence[Entry], fingerprints: Sequence[str], *, is_cleared: bool) -> list[int | None]:
     """Find the entry of every item of the list; None: it has none yet. Pure.
@@ -171,8 +181,7 @@ class Book:
         stored = self._store.get(KEY)
         try:
             if stored is not None:
-                known = [field.name for field in fields(Header)]
-                self.header = Header(**{name: stored[name] for name in known if name in stored})
+                self.header = Header.from_json(stored)
             while (stored := self._store.get(self._slice_key(len(self.entries) // SLICE))) is not None:
                 self.entries += [Entry.from_json(entry) for entry in stored["entries"]]
                 if len(self.entries) % SLICE:

@@ -1,0 +1,518 @@
+"""Many images in one task instance: what is made, what is paid, and what a later try does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat.sdk import Asset
+
+from kie_provider.batch import book as books
+from kie_provider.client.errors import KieBatchError
+from kie_provider.emulator import KieEmulator
+from kie_provider.operators.batch import PROGRESS_KEY, Flux2BatchOperator
+from tests.support.airflow_inprocess import run_task
+
+durable = pytest.mark.skipif(
+    not importlib.util.find_spec("airflow.models.task_state_store"), reason="nothing outlives a try before Airflow 3.3"
+)
+DEFERRABLE = pytest.mark.parametrize("deferrable", [False, True])
+INTERNAL = {"on": "createTask", "do": "fail", "failCode": "500", "failMsg": "Internal Error, Please try again later."}
+REFUSED = {"on": "createTask", "do": "fail", "failCode": "500", "failMsg": "The content was flagged as NSFW"}
+LOST = {"on": "createTask", "do": "lost_answer"}
+WEB_PAGE = {"on": "file", "do": "swap", "content_type": "text/html", "body": "<html>expired</html>"}
+FOXES = [f"a red fox, number {number}" for number in range(6)]
+
+
+@pytest.fixture
+def kie(monkeypatch):
+    """An account without a limit on new tasks."""
+    from kie_provider.client.submit_window import forget_windows
+
+    forget_windows()
+    with KieEmulator(generating_seconds=0.05, create_limit=10_000) as kie:
+        connection = {**kie.connection, "extra": {**kie.connection["extra"], "submit_limit": 10_000}}
+        monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
+        yield kie
+
+
+@pytest.fixture
+def run(kie, tmp_path):
+    """Return a function that runs the operator in a DAG of its own."""
+
+    def run_batch(prompts=FOXES, *, retries=1, execution_timeout=None, **fields):
+        fields = {"target": str(tmp_path), "poll_interval": 0.1, "prompts": prompts, **fields}
+        return run_task(
+            lambda **kw: Flux2BatchOperator(**fields, execution_timeout=execution_timeout, **kw), retries=retries
+        )
+
+    return run_batch
+
+
+def manifest(outcome):
+    return json.loads(Path(outcome.result["manifest"]).read_text(encoding="utf-8"))
+
+
+def manifest_in(folder):
+    [path] = folder.glob("it-*.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def outcomes_in(folder):
+    return [item["outcome"] for item in manifest_in(folder)["items"]]
+
+
+def sent(kie):
+    return [each for each in kie.requests() if each["path"].endswith("createTask")]
+
+
+def counts(saved=0, failed=0, unknown=0, running=0, not_ordered=0):
+    return {"saved": saved, "failed": failed, "unknown": unknown, "running": running, "not_ordered": not_ordered}
+
+
+def at_try(number, do):
+    """Return a pre_execute that calls ``do(context)`` at the beginning of one try."""
+
+    def hook(context):
+        ti = context["ti"]
+        if ti.try_number == number and not ti.xcom_pull(task_ids=ti.task_id, key="done"):
+            ti.xcom_push("done", value=True)
+            do(context)
+
+    return hook
+
+
+def by_try(first, later):
+    """Return a template that renders ``first`` in the first try and ``later`` in all others."""
+    return f"{{{{ {first!r} if ti.try_number == 1 else {later!r} }}}}"
+
+
+def crash_at_first(context, result=None):
+    if context["ti"].try_number == 1:
+        raise RuntimeError("the worker died")
+
+
+def clear(context):
+    """Make it look as if a person had cleared the task: that raises max_tries."""
+    store = context["task_state_store"]
+    store.set(books.KEY, {**store.get(books.KEY), "max_tries": 99})
+
+
+class TestAllIsWell:
+    @DEFERRABLE
+    def test_every_image_is_saved_by_one_task_instance(self, run, kie, tmp_path, deferrable):
+        outcome = run(deferrable=deferrable)
+
+        assert (outcome.state, outcome.tries) == ("success", 1), outcome.error
+        told = manifest(outcome)
+        expected = {"images": 6, **counts(saved=6), "credits": 30, "estimated_credits": 30}
+        assert outcome.result == {**expected, "manifest": outcome.result["manifest"]}
+        assert [item["input"]["prompt"] for item in told["items"]] == FOXES
+        for item in told["items"]:
+            [file] = item["files"]
+            assert Path(file["path"]).stat().st_size == file["bytes"]
+            assert json.loads(Path(file["sidecar"]).read_text())["prompt"] == item["input"]["prompt"]
+        assert {task["taskId"] for task in kie.bill()["tasks"]} == {item["kie_task_id"] for item in told["items"]}
+        assert kie.bill()["charged_total"] == 30
+        assert len(list(tmp_path.iterdir())) == 2 * 6 + 1
+
+    @DEFERRABLE
+    def test_more_than_may_run_at_once(self, run, kie, monkeypatch, deferrable):
+        monkeypatch.setattr("kie_provider.batch.run.SLICE", 2)
+        monkeypatch.setattr("kie_provider.batch.book.SLICE", 2)
+
+        outcome = run(deferrable=deferrable)
+
+        assert outcome.result["saved"] == 6
+        assert kie.bill()["charged_total"] == 30
+
+    def test_items_may_differ(self, run, kie):
+        outcome = run([FOXES[0], {"prompt": "an owl", "resolution": "2K", "model": "flux-2/flex"}], aspect_ratio="16:9")
+
+        inputs = [(item["model"], item["input"]) for item in manifest(outcome)["items"]]
+        assert inputs == [
+            ("flux-2/pro-text-to-image", {"prompt": FOXES[0], "aspect_ratio": "16:9", "resolution": "1K"}),
+            ("flux-2/flex-text-to-image", {"prompt": "an owl", "aspect_ratio": "16:9", "resolution": "2K"}),
+        ]
+        assert (outcome.result["credits"], outcome.result["estimated_credits"]) == (29, 29)
+
+    def test_input_images_are_uploaded_once(self, run, kie, tmp_path):
+        photo = run(["a photo"], target=str(tmp_path / "photo"))
+        path = manifest(photo)["items"][0]["files"][0]["path"]
+
+        outcome = run([{"prompt": each, "input_images": path} for each in FOXES], target=str(tmp_path / "edited"))
+
+        assert outcome.result["saved"] == 6, outcome.error
+        uploads = [each for each in kie.requests() if each["path"].endswith("upload")]
+        assert len(uploads) == 1
+        assert {item["model"] for item in manifest(outcome)["items"]} == {"flux-2/pro-image-to-image"}
+
+    def test_equal_items_if_they_are_wanted(self, run, kie):
+        outcome = run(["a red fox"] * 3, allow_duplicates=True)
+
+        items = manifest(outcome)["items"]
+        assert len({item["kie_task_id"] for item in items}) == 3
+        assert kie.bill()["charged_total"] == 15
+
+    def test_progress_is_in_xcom_and_log(self, run, capsys, caplog):
+        seen = []
+
+        def remember(context, result):
+            ti = context["ti"]
+            seen.append(ti.xcom_pull(task_ids=ti.task_id, key=PROGRESS_KEY))
+
+        run(post_execute=remember)
+
+        assert seen == [{"images": 6, **counts(saved=6), "credits": 30}]
+        log = capsys.readouterr().out + caplog.text
+        assert "0 of 6 images saved, 0 failed, 0 unknown, 6 running, 0 to order; 0 credits" in log
+        assert "6 of 6 images saved, 0 failed, 0 unknown, 0 running, 0 to order; 30 credits" in log
+        assert "6 images, 30.0 credits by the price table: 6 x flux-2/pro-text-to-image at 1K for 5" in log
+        assert "30 credits were charged, 30.0 were estimated" in log
+
+    def test_the_asset_learns_of_the_manifest(self, run, kie):
+        events = []
+
+        def remember(context, result):
+            events.append((context["outlet_events"][Asset("images")].extra, result))
+
+        run(outlets=[Asset("images")], post_execute=remember)
+
+        [(extra, result)] = events
+        assert extra == result
+
+    def test_a_redacted_prompt_is_nowhere(self, run, tmp_path):
+        run(redact_prompt=True)
+
+        for path in tmp_path.glob("*.json"):
+            assert "red fox" not in path.read_text()
+        assert len({item["prompt_sha256"] for item in manifest_in(tmp_path)["items"]}) == 6
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("fields", "messages"),
+        [
+            ({"prompts": []}, ["prompts: is empty; give at least one"]),
+            ({"prompts": "a red fox"}, ["prompts: must be a list of prompts or dicts, got 'a red fox'"]),
+            ({"prompts": ["a red fox", 7]}, ["prompts[1].prompt: must be text, got int 7"]),
+            (
+                {"prompts": [f"a red fox {n}" if n not in (3, 499) else "x" for n in range(500)]},
+                ["prompts[3].prompt: 'x' has 1 characters", "prompts[499].prompt: 'x' has 1 characters"],
+            ),
+            ({"prompts": ["a red fox", "an owl", "a red fox"]}, ["prompts[2]: is the same as prompts[0]; set allow"]),
+            ({"prompts": [{"prompt": "a red fox", "seed": 1}]}, ["prompts[0].seed: Flux-2 has no such field"]),
+            ({"model": "flux-3", "resolution": "8K"}, ["prompts[0].model: 'flux-3'", "prompts[5].resolution: '8K'"]),
+            ({"prompts": [{"prompt": "a red fox", "input_images": "/not/there.png"}]}, ["prompts[0].input_images: "]),
+            ({"min_success": 1.5}, ["min_success: must be a share from 0 to 1, got 1.5"]),
+            ({"min_success": "all"}, ["min_success: must be a share from 0 to 1, got 'all'"]),
+            ({"on_unknown_submit": "hope"}, ["on_unknown_submit: must be 'fail' or 'resubmit', got 'hope'"]),
+            ({"max_credits": "9"}, ["max_credits: must be a number of credits"]),
+            ({"file_name": "{index}.{extension}"}, ["put {kie_task_id} into it"]),
+            ({"target": ""}, ["target: must be a path"]),
+            ({"on_wrong_size": "shrug"}, ["on_wrong_size: must be 'warn' or 'fail'"]),
+            (
+                {"max_credits": 29},
+                ["6 images (6 x flux-2/pro-text-to-image at 1K for 5) costs 30 credits, and max_cred"],
+            ),
+            ({"min_credits_left": 971}, ["costs 30 credits of the 1000 that are left, which leaves 970, and min_cred"]),
+        ],
+    )
+    def test_is_named_before_anything_is_sent(self, run, kie, fields, messages):
+        outcome = run(**fields)
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        for message in messages:
+            assert message in str(outcome.error)
+        assert sent(kie) == []
+
+    def test_a_budget_that_just_suffices(self, run):
+        assert run(max_credits=30, min_credits_left=970).state == "success"
+
+    def test_a_refused_key(self, run, kie, monkeypatch):
+        connection = {**kie.connection, "password": "wrong"}
+        monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
+
+        outcome = run()
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert "0 of 6 are saved" in str(outcome.error)
+        assert "No more was ordered: Kie.ai did not accept the API key" in str(outcome.error)
+        assert kie.bill()["tasks"] == []
+
+
+class TestPartialSuccess:
+    @DEFERRABLE
+    def test_is_success_if_the_share_is_reached(self, run, kie, tmp_path, deferrable, caplog, capsys):
+        kie.fault({**REFUSED, "match": {"prompt": "number 2"}})
+
+        outcome = run(min_success=0.8, deferrable=deferrable)
+
+        assert outcome.state == "success", outcome.error
+        assert {**counts(saved=5, failed=1), "images": 6, "credits": 25}.items() <= outcome.result.items()
+        failed = manifest(outcome)["items"][2]
+        assert (failed["outcome"], failed["reason"], failed["input"]["prompt"]) == (
+            "failed",
+            "The content was flagged as NSFW",
+            FOXES[2],
+        )
+        assert "prompts[2] 'a red fox, number 2': failed (The content was flagged as NSFW)" in (
+            capsys.readouterr().out + caplog.text
+        )
+
+    @DEFERRABLE
+    def test_is_a_final_failure_if_no_retry_can_help(self, run, kie, tmp_path, deferrable):
+        kie.fault({**REFUSED, "match": {"prompt": "number 2"}})
+
+        outcome = run(deferrable=deferrable)
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        for text in ("5 of 6 are saved, and min_success=1 asks for 6", "prompts[2]", "flagged as NSFW", str(tmp_path)):
+            assert text in str(outcome.error)
+        assert kie.bill()["charged_total"] == 25
+        assert outcomes_in(tmp_path) == ["saved", "saved", "failed", "saved", "saved", "saved"]
+
+    def test_kie_refuses_one(self, run, kie, tmp_path):
+        kie.fault({"on": "createTask", "do": "code", "code": 422, "msg": "no foxes", "match": {"prompt": "number 1"}})
+
+        outcome = run()
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert outcomes_in(tmp_path) == ["saved", "failed", "saved", "saved", "saved", "saved"]
+        assert "no foxes" in manifest_in(tmp_path)["items"][1]["reason"]
+
+    def test_an_account_that_runs_dry_leaves_the_rest_unordered(self, run, kie, tmp_path):
+        kie.fault(
+            {"on": "createTask", "do": "code", "code": 402, "msg": "Credits insufficient", "skip": 4, "times": None}
+        )
+
+        outcome = run()
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert "4 of 6 are saved" in str(outcome.error)
+        assert "No more was ordered: Not enough Kie.ai credits" in str(outcome.error)
+        assert outcomes_in(tmp_path) == ["saved"] * 4 + ["not_ordered"] * 2
+        assert "Credits insufficient" in manifest_in(tmp_path)["items"][5]["reason"]
+        assert kie.bill()["charged_total"] == 20
+        assert len(sent(kie)) == 6  # one when the four were ordered, one when they were saved
+
+    def test_an_empty_account_for_real(self, run, kie, tmp_path):
+        spent = 1000 // 5 - 4
+        run([f"an owl, number {n}" for n in range(spent)], target=str(tmp_path / "owls"))
+
+        outcome = run()
+
+        assert (outcome.state, outcomes_in(tmp_path)) == ("failed", ["saved"] * 4 + ["not_ordered"] * 2)
+        assert kie.bill()["charged_total"] == 1000
+
+    def test_one_that_never_ends(self, run, kie, tmp_path):
+        kie.fault({"on": "createTask", "do": "stuck", "match": {"prompt": "number 3"}})
+
+        outcome = run(timeout=1, min_success=0.5)
+
+        assert outcome.state == "success", outcome.error
+        assert outcomes_in(tmp_path) == ["saved"] * 3 + ["running"] + ["saved"] * 2
+
+
+class TestUnknown:
+    def test_one_lost_answer_stops_nothing_else(self, run, kie, tmp_path):
+        kie.fault({**LOST, "match": {"prompt": "number 3"}})
+
+        outcome = run()
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert outcomes_in(tmp_path) == ["saved"] * 3 + ["unknown"] + ["saved"] * 2
+        assert "prompts[3] 'a red fox, number 3': unknown" in str(outcome.error)
+        assert len(sent(kie)) == 6
+
+    def test_three_in_a_row_stop_everything(self, run, kie, tmp_path):
+        kie.fault({**LOST, "skip": 1, "times": None})
+
+        outcome = run()
+
+        assert outcome.state == "failed"
+        assert outcomes_in(tmp_path)[:4] == ["saved", "unknown", "unknown", "unknown"]
+        assert "It is not known whether Kie.ai created a task" in str(outcome.error)
+
+    @durable
+    def test_is_ordered_again_by_a_retry_only_if_the_author_says_so(self, run, kie, tmp_path):
+        kie.fault({**LOST, "match": {"prompt": "number 3"}})
+
+        outcome = run(on_unknown_submit="resubmit", post_execute=crash_at_first, min_success=0.5)
+
+        assert (outcome.state, outcome.tries) == ("success", 2)
+        assert outcome.result["unknown"] == 1  # the first try had delivered, so the second returns the same
+
+    @durable
+    def test_resubmit(self, run, kie, tmp_path):
+        kie.fault({**LOST, "match": {"prompt": "number 3"}})
+        kie.fault({**INTERNAL, "match": {"prompt": "number 4"}})  # makes it try again
+
+        outcome = run(on_unknown_submit="resubmit")
+
+        assert (outcome.state, outcome.result["saved"]) == ("success", 6)
+        assert kie.bill()["charged_total"] == 35
+
+
+@durable
+class TestRetry:
+    @DEFERRABLE
+    def test_orders_only_what_kie_has_failed_for_a_reason_of_its_own(self, run, kie, deferrable):
+        kie.fault({**INTERNAL, "match": {"prompt": "number 2"}})
+
+        outcome = run(deferrable=deferrable)
+
+        assert isinstance(outcome.error, KieBatchError)
+        assert (outcome.state, outcome.tries) == ("success", 2)
+        assert outcome.result["saved"] == 6
+        assert len(sent(kie)) == 7
+        assert kie.bill()["charged_total"] == 30
+
+    def test_saves_only_what_could_not_be_saved(self, run, kie, tmp_path):
+        kie.fault({**WEB_PAGE, "times": 4, "match": {"prompt": "number 2"}})
+
+        outcome = run()
+
+        assert (outcome.state, outcome.tries) == ("success", 2)
+        assert len(sent(kie)) == 6
+
+    def test_after_it_was_delivered_returns_the_same(self, run, kie):
+        outcome = run(post_execute=crash_at_first)
+
+        assert (outcome.state, outcome.tries) == ("success", 2)
+        assert outcome.result["saved"] == 6
+        assert len(sent(kie)) == 6
+
+    def test_with_another_order_of_the_list_pays_for_nothing(self, run, kie, tmp_path):
+        kie.fault({**INTERNAL, "match": {"prompt": "number 0"}})
+        prompts = by_try(FOXES, FOXES[::-1])
+
+        outcome = run(prompts)
+
+        assert (outcome.state, outcome.tries) == ("success", 2), outcome.error
+        assert [item["input"]["prompt"] for item in manifest(outcome)["items"]] == FOXES[::-1]
+        assert len(sent(kie)) == 7
+
+    def test_with_other_prompts_goes_on_with_what_was_ordered(self, run, kie, capsys, caplog):
+        kie.fault({**INTERNAL, "match": {"prompt": "number 0"}})
+        owls = [f"an owl, number {number}" for number in range(6)]
+
+        outcome = run(by_try(FOXES, owls))
+
+        assert outcome.state == "success", outcome.error
+        assert [item["input"]["prompt"] for item in manifest(outcome)["items"]] == [owls[0], *FOXES[1:]]
+        assert len(sent(kie)) == 7
+        assert "5 items, the first of them prompts[1], are not what they were" in capsys.readouterr().out + caplog.text
+
+    def test_waits_again_for_what_was_not_done_in_time(self, run, kie):
+        kie.fault({"on": "recordInfo", "do": "not_visible", "match": {"prompt": "number 5"}, "times": 8})
+
+        outcome = run(timeout=0.5, poll_interval=0.2, retries=4)
+
+        assert isinstance(outcome.error, KieBatchError)
+        assert (outcome.state, outcome.result["saved"]) == ("success", 6)
+        assert len(sent(kie)) == 6
+
+    def test_after_the_network_was_away(self, run, kie, monkeypatch):
+        from kie_provider.client.client import KieClient
+        from kie_provider.client.errors import KieTransportError
+
+        create_task, calls = KieClient.create_task, []
+
+        def away(*args):
+            calls.append(args)
+            if len(calls) in (3, 4):
+                raise KieTransportError("no route to host", may_have_arrived=False)
+            return create_task(*args)
+
+        monkeypatch.setattr(KieClient, "create_task", away)
+        outcome = run()
+
+        assert (outcome.state, outcome.result["saved"]) == ("success", 6)
+        assert len(sent(kie)) == 6
+
+    def test_an_execution_timeout_ends_the_batch_and_loses_nothing(self, run, kie):
+        kie.fault({"on": "recordInfo", "do": "not_visible", "match": {"prompt": "number 5"}, "times": 12})
+
+        outcome = run(poll_interval=0.2, retries=4, execution_timeout=timedelta(seconds=2))
+
+        assert (outcome.state, outcome.retried) == ("success", True)
+        assert len(sent(kie)) == 6
+
+    def test_a_fence_that_cannot_be_put_up_orders_nothing(self, run, kie):
+        def break_the_store(context):
+            store = context["task_state_store"]
+
+            def refuse(key, value, **kwargs):
+                if key != books.KEY:
+                    raise RuntimeError("the API server has gone")
+
+            store.set = refuse
+
+        outcome = run(pre_execute=break_the_store)
+
+        assert outcome.state == "failed"
+        assert "the API server has gone" in str(outcome.error)
+        assert sent(kie) == []
+
+    def test_a_ledger_that_makes_no_sense_is_final(self, run, kie):
+        outcome = run(pre_execute=lambda context: context["task_state_store"].set(books.KEY, "what?"))
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert sent(kie) == []
+
+    def test_a_list_that_has_become_bad_says_that_tasks_go_on(self, run, kie):
+        kie.fault({**INTERNAL, "match": {"prompt": "number 0"}})
+
+        outcome = run(by_try(FOXES, []))
+
+        assert (outcome.state, outcome.tries) == ("failed", 2)
+        assert len(sent(kie)) == 6
+
+
+@durable
+class TestClear:
+    def test_of_a_failed_batch_orders_only_what_is_missing(self, run, kie):
+        kie.fault({**REFUSED, "match": {"prompt": "number 2"}})
+        kie.fault({**INTERNAL, "match": {"prompt": "number 3"}})  # makes it try again
+
+        outcome = run(pre_execute=at_try(2, clear))
+
+        assert (outcome.state, outcome.result["saved"]) == ("success", 6)
+        assert len(sent(kie)) == 8
+        assert kie.bill()["charged_total"] == 30
+
+    def test_with_a_changed_list_pays_for_what_is_new_in_it(self, run, kie, tmp_path):
+        kie.fault({**INTERNAL, "match": {"prompt": "number 3"}})
+        changed = ["a hare", *FOXES[:4], "an owl"]
+
+        outcome = run(by_try(FOXES, changed), pre_execute=at_try(2, clear))
+
+        assert (outcome.state, outcome.result["saved"]) == ("success", 6), outcome.error
+        assert [item["input"]["prompt"] for item in manifest(outcome)["items"]] == changed
+        assert len(sent(kie)) == 6 + 3
+        assert kie.bill()["charged_total"] == 8 * 5
+
+    def test_of_a_delivered_batch_makes_all_anew(self, run, kie):
+        outcome = run(post_execute=crash_at_first, pre_execute=at_try(2, clear))
+
+        assert (outcome.state, outcome.result["saved"]) == ("success", 6)
+        assert len(sent(kie)) == 12
+        assert kie.bill()["charged_total"] == 60
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("airflow.models.task_state_store") is not None, reason="Airflow keeps a ledger"
+)
+@DEFERRABLE
+def test_without_a_ledger_nothing_is_ordered_twice(run, kie, deferrable):
+    kie.fault({**INTERNAL, "match": {"prompt": "number 2"}})
+
+    outcome = run(deferrable=deferrable)
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert "No retry, it would order all images again" in str(outcome.error)
+    assert len(sent(kie)) == 6

@@ -1,0 +1,106 @@
+"""Reading the list of a batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from kie_provider.batch.prompts import duplicate_problems, estimate, fingerprint, read_orders, read_prompts
+from kie_provider.client.prices import PriceTable
+
+DEFAULTS = {"model": "flux-2/pro", "aspect_ratio": "1:1", "resolution": "1K", "input_images": None}
+
+
+def prompts(value):
+    items, problems = read_prompts(value, DEFAULTS)
+    return [item["prompt"] for item in items], problems
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["a fox", "an owl"],
+        ("a fox", {"prompt": "an owl"}),
+        "['a fox', 'an owl']",
+        '["a fox", {"prompt": "an owl"}]',
+        iter(["a fox", "an owl"]),
+    ],
+)
+def test_lists_in_any_shape(value):
+    assert prompts(value) == (["a fox", "an owl"], [])
+
+
+@pytest.mark.parametrize("value", ["a fox", None, 7, {"prompt": "a fox"}, b"a fox"])
+def test_what_is_no_list(value):
+    assert prompts(value) == ([], [f"prompts: must be a list of prompts or dicts, got {value!r}"])
+
+
+@pytest.mark.parametrize("value", [[], "[]", ()])
+def test_an_empty_list(value):
+    assert prompts(value) == ([], ["prompts: is empty; give at least one"])
+
+
+def test_an_item_speaks_for_itself():
+    items, _ = read_prompts([{"prompt": "a fox", "resolution": "2K"}, "an owl"], DEFAULTS)
+
+    assert items == [{**DEFAULTS, "prompt": "a fox", "resolution": "2K"}, {**DEFAULTS, "prompt": "an owl"}]
+
+
+def test_all_that_is_wrong_is_named_at_once():
+    items, _ = read_prompts(["a fox", "x", {"prompt": "an owl", "resolution": "9K", "seed": 1}, None, 7], DEFAULTS)
+
+    _, problems = read_orders(items)
+
+    text = "\n".join(problems)
+    for start in (
+        "prompts[1].prompt: 'x' has 1 characters",
+        "prompts[2].resolution: '9K' is not allowed",
+        "prompts[2].seed: Flux-2 has no such field",
+        "prompts[3].prompt: must be text, got NoneType",
+        "prompts[4].prompt: must be text, got int 7",
+    ):
+        assert start in text
+    assert "prompts[0]" not in text
+
+
+def test_an_input_image_that_many_share_is_opened_once(monkeypatch):
+    opened = []
+
+    def read(value):
+        opened.append(value)
+        return [], ["input_images: is not there"]
+
+    monkeypatch.setattr("kie_provider.batch.prompts.read_input_images", read)
+    items, _ = read_prompts(["a fox", "an owl", "a hare"], {**DEFAULTS, "input_images": "/photo.png"})
+
+    _, problems = read_orders(items)
+
+    assert opened == ["/photo.png"]
+    assert [problem for problem in problems if "is not there" in problem] == [
+        f"prompts[{index}].input_images: is not there" for index in range(3)
+    ]
+
+
+def test_fingerprints_tell_orders_apart_and_nothing_else():
+    [fox, same, owl, large], _ = read_prompts(
+        ["a fox", {"prompt": "a fox", "model": "flux-2/pro"}, "an owl", {"resolution": "2K", "prompt": "a fox"}],
+        DEFAULTS,
+    )
+
+    assert fingerprint(fox) == fingerprint(same)
+    assert len({fingerprint(each) for each in (fox, owl, large)}) == 3
+    assert duplicate_problems([fingerprint(each) for each in (fox, owl, same, same)]) == [
+        "prompts[2]: is the same as prompts[0]; set allow_duplicates=True for an image of each",
+        "prompts[3]: is the same as prompts[0]; set allow_duplicates=True for an image of each",
+    ]
+
+
+def test_estimate():
+    items, _ = read_prompts(["a fox", "an owl", {"prompt": "a hare", "resolution": "2K"}], DEFAULTS)
+    orders, _ = read_orders(items)
+
+    assert estimate(orders, PriceTable.parse()) == (
+        17,
+        "2 x flux-2/pro-text-to-image at 1K for 5, 1 x flux-2/pro-text-to-image at 2K for 7",
+    )
+    assert estimate(orders, PriceTable({}, 0.005))[0] is None
+    assert estimate([], PriceTable.parse()) == (0, "")
