@@ -348,16 +348,10 @@ class Trial:
         """The ids of the tasks Kie charges for."""
         return [task["taskId"] for task in self.kie.bill()["tasks"] if task["credits"]]
 
-    def store(self, map_index: int = -1) -> dict[str, Any]:
-        """What the task's state store holds under the ledger's key."""
-        path = f"{self.path}/taskInstances/{TASK}/state-store/{KEY}?map_index={map_index}"
-        try:
-            value: dict[str, Any] = self.arena.api("GET", path)["value"]
-        except AirflowApiError as error:
-            if error.status != 404:
-                raise
-            return {}
-        return value
+    def store(self, map_index: int = -1) -> str:
+        """All that the task's state store holds, as text."""
+        path = f"{self.path}/taskInstances/{TASK}/state-store?map_index={map_index}"
+        return json.dumps(self.arena.api("GET", path))
 
     def xcom(self, map_index: int = -1) -> str:
         """All XComs of the task, as text."""
@@ -388,7 +382,7 @@ class Trial:
     def places(self, kie_task_id: str, map_index: int = -1) -> set[str]:
         """Where Airflow's user finds an id."""
         texts = {
-            "state store": json.dumps(self.store(map_index)),
+            "state store": self.store(map_index),
             "XCom": self.xcom(map_index),
             "log": self.log(map_index=map_index),
         }

@@ -246,6 +246,44 @@ def inputs_change(trial: Trial) -> None:
 
 
 @procedure
+def batch_killed_while_ordering(trial: Trial) -> None:
+    hold = trial.hold(*INTENT, skip=4)
+    trial.start("chaos_batch")
+    kill_at(trial, hold)
+    finish(trial)
+
+
+@procedure
+def batch_killed_while_saving(trial: Trial) -> None:
+    trial.kie.fault({"on": "file", "do": "hold", "skip": 3})
+    trial.start("chaos_batch")
+    trial.wait_for("deferred")
+    trial.finish_at_kie()
+    trial.arena.wait(lambda: any(each["fault"] for each in trial.kie.requests()), f"{trial.name}: no download")
+    trial.kill(trial.last_try())
+    trial.kie.release()
+    trial.wait_for_end()
+    assert sorted(path.suffix for path in saved_files(trial)) == [".json"] * 9 + [".png"] * 8
+
+
+@procedure
+def batch_killed_after_delivery(trial: Trial) -> None:
+    hold = trial.hold(*DELIVERED, at="answer")
+    trial.start("chaos_batch")
+    trial.wait_for("deferred")
+    trial.finish_at_kie()
+    trial.caught(hold)
+    saved = saved_files(trial)
+    kill_at(trial, hold)
+    trial.wait_for_end()
+    images = {path for path in saved if path.suffix == ".png"}
+    assert len(images) == 8
+    assert {path: at for path, at in saved_files(trial).items() if path in images} == {
+        path: saved[path] for path in images
+    }
+
+
+@procedure
 def answer_lost(trial: Trial) -> None:
     trial.kie.fault({"on": "createTask", "do": "lost_answer"})
     trial.start()

@@ -156,6 +156,27 @@ SCENARIOS = (
         "The retry goes on with the Kie task of the first prompt, and a warning names the field.",
         says="(?s)warning .*Different now: prompt",
     ),
+    Scenario(
+        "batch_killed_while_ordering",
+        "The worker is killed in the middle of ordering the eight images of a batch.",
+        "The retry goes on with the Kie tasks that were created, and orders the rest.",
+        charged=8,
+        found_in=(STORE, LOG),
+    ),
+    Scenario(
+        "batch_killed_while_saving",
+        "The worker is killed while it downloads the eight images of a batch.",
+        "The retry saves the images of the same Kie tasks; no part of a file is left.",
+        charged=8,
+        found_in=(STORE, LOG),
+    ),
+    Scenario(
+        "batch_killed_after_delivery",
+        "The worker is killed when all images of a batch are saved, and before its success is recorded.",
+        "The retry returns the same result.",
+        charged=8,
+        found_in=(STORE, LOG),
+    ),
     # Kie and the network
     Scenario(
         "answer_lost",

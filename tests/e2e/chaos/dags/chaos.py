@@ -8,6 +8,7 @@ from typing import Any
 import pendulum
 from airflow.sdk import DAG
 
+from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 
@@ -53,4 +54,13 @@ with dag("chaos_two_tasks"):
 with dag("chaos_mapped"):
     Flux2GenerateImageOperator.partial(task_id="image", deferrable=True, poll_interval=1).expand(
         prompt=[f"{PROMPT}, number {number}" for number in range(MAPPED)]
+    )
+
+with dag("chaos_batch"):
+    Flux2BatchOperator(
+        task_id="image",
+        prompts=[f"{PROMPT}, number {number}" for number in range(8)],
+        target="saved/{{ run_id }}",
+        deferrable=True,
+        poll_interval=1,
     )
