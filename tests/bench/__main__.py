@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import importlib
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 #: Each is a module here with ``run(quick: bool) -> Report``.
 BENCHMARKS = ("imports", "waiting", "submission", "saving", "pipeline")
@@ -20,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument("--write-docs", action="store_true", help="write the tables into docs/benchmarks")
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)  # else it would leave processes behind
     missed = 0
     for name in options.names or BENCHMARKS:
         report = importlib.import_module(f"tests.bench.{name}").run(quick=options.quick)
@@ -30,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
             today = dt.datetime.now(dt.timezone.utc).date().isoformat()
             (DOCS / f"{name}.md").write_text(report.as_markdown(today), encoding="utf-8")
     return 1 if missed else 0
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt("SIGTERM")
 
 
 if __name__ == "__main__":
