@@ -5,6 +5,7 @@ AIRFLOW ?= 3.3
 VENV ?= .venv
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
+BENCH_ARGS ?=
 
 UV_VERSION := 0.13.9
 BIN := $(VENV)/bin
@@ -24,7 +25,7 @@ COMPILE_OPTIONS := --group dev --extra emulator --extra redis --universal --pyth
 	--no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo airflow test chaos lint types docs lock clean
+.PHONY: help demo airflow test chaos bench ready lint types docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +48,12 @@ endif
 chaos: $(READY) ## Kill -9 at random, and count what was paid (CHAOS_ARGS="--trials 100 --seed 1")
 	@$(BIN)/python -m tests.e2e.chaos $(CHAOS_ARGS)
 
+bench: ## Measure, beside other providers, in an environment of its own (BENCH_ARGS="waiting --quick")
+	@$(MAKE) -s --no-print-directory ready VENV=.venv-bench AIRFLOW=3.3 LOCK=requirements/bench.lock
+	@.venv-bench/bin/python -m tests.bench $(BENCH_ARGS)
+
+ready: $(READY)
+
 lint: $(READY) ## Style and common mistakes
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -63,6 +70,8 @@ lock: $(UV) ## Write the lock files again after a change of the requirements
 		--exclude-newer 2025-10-15 \
 		--exclude-newer-package apache-airflow-providers-common-compat=2026-10-31 \
 		--exclude-newer-package asgiref=2026-10-31
+	$(COMPILE) requirements/airflow-3.3.in $(COMPILE_OPTIONS) -o requirements/bench.lock \
+		--group bench --constraint requirements/airflow-3.3.lock
 
 clean: ## Remove what was built and all caches, but no environment
 	rm -rf build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
