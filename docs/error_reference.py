@@ -28,12 +28,14 @@ _NOT_WHEN_CREATING = (
     errors.KieTaskFailedError,
     errors.KieTaskTimeoutError,
     errors.KieResultError,
+    errors.KieBatchError,
     errors.KieFileError,
 )
 #: A sensor reads no files and writes none.
 _NOT_WHEN_WAITING = (
     errors.KieSubmitUnknownError,
     errors.KieBudgetError,
+    errors.KieBatchError,
     errors.KieFileError,
     errors.KieStorageError,
     errors.KieTargetError,
@@ -72,7 +74,7 @@ def sensor_ends(error: type[errors.KieError]) -> str:
 
 def saving_ends(error: type[errors.KieError]) -> str:
     """Say how an operator ends that saves the result of a Kie task which is there already."""
-    if error in (errors.KieSubmitUnknownError, errors.KieBudgetError):
+    if error in (errors.KieSubmitUnknownError, errors.KieBudgetError, errors.KieBatchError):
         return NEVER
     return FINAL if isinstance(operator_failure(error("")), AirflowFailException) else RETRIED
 

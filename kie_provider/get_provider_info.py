@@ -87,6 +87,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": "Kie.ai",
                 "python-modules": [
+                    "kie_provider.operators.batch",
                     "kie_provider.operators.contact_sheet",
                     "kie_provider.operators.flux2",
                     "kie_provider.operators.kie",
@@ -100,7 +101,12 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["kie_provider.sensors.flux2", "kie_provider.sensors.kie"],
             }
         ],
-        "triggers": [{"integration-name": "Kie.ai", "python-modules": ["kie_provider.triggers.kie"]}],
+        "triggers": [
+            {
+                "integration-name": "Kie.ai",
+                "python-modules": ["kie_provider.triggers.batch", "kie_provider.triggers.kie"],
+            }
+        ],
         "connection-types": [
             {
                 "connection-type": "kie",

@@ -33,14 +33,19 @@ def manifest_path(folder: ObjectStoragePath, run: RunFacts) -> ObjectStoragePath
     return folder / f"{readable}-{unique}.json"
 
 
-def read_saved(path: ObjectStoragePath) -> dict[str, dict[str, Any]]:
-    """Return the results that a manifest lists as saved, by Kie task id; none, if there is no manifest yet."""
+def read_items(path: ObjectStoragePath) -> list[dict[str, Any]]:
+    """Return what a manifest says of every item; of a saved one, its result dict. None, if there is no manifest."""
     content = storage.read_bytes(path, _LARGEST)
     try:
         items = json.loads(content or b"{}").get("items", [])
-        return {item["kie_task_id"]: item for item in items if item.get("outcome") == "saved"}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return {}
+        return [dict(item) for item in items]
+    except (ValueError, TypeError, AttributeError):
+        return []
+
+
+def is_saved(item: Mapping[str, Any]) -> bool:
+    """Whether this item of a manifest is a result dict."""
+    return item.get("outcome") == "saved" and isinstance(item.get("kie_task_id"), str)
 
 
 def write(path: ObjectStoragePath, content: Mapping[str, Any]) -> None:

@@ -139,7 +139,7 @@ class BatchRun:
 
     def recall(self) -> None:
         """Take over what the book and the manifest know of the items."""
-        saved = manifest.read_saved(self.manifest)
+        saved = {item["kie_task_id"]: item for item in manifest.read_items(self.manifest) if manifest.is_saved(item)}
         for item in self.items:
             if item.place is None:
                 continue

@@ -26,11 +26,11 @@ class KieContactSheetOperator(BaseOperator):
     Each asset among the outlets gets one event with the files of all results in ``extra``.
 
     :param results: result dicts of the other operators and sensors: a list, one dict, or the ``output`` of a mapped
-        task, whose failed ones are left out (templated).
+        task, whose failed ones are left out; or what a batch has returned (templated).
     :param target: folder, as text or ObjectStoragePath: a local path, which is created, or ``s3://conn@bucket/prefix``
         (templated).
-    :param prompts: all prompts that were asked for, in the order to show them; default: those of the results
-        (templated).
+    :param prompts: all prompts that were asked for, in the order to show them; default: those of the results, or of
+        the batch (templated).
     :param title: heading, default "Contact sheet" (templated).
     :param name: file name without suffix, default ``contact_sheet`` (templated).
     """
@@ -58,12 +58,19 @@ class KieContactSheetOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Write the three files and return where they are, and the totals."""
+        from kie_provider.batch.manifest import is_saved, read_items
         from kie_provider.config import price_table
         from kie_provider.contact_sheet import write_contact_sheet
         from kie_provider.contact_sheet.results import result_dicts
+        from kie_provider.files.storage import storage_path
 
-        results, prompts = result_dicts(_read_results(self.results)), _read_prompts(self.prompts)
         with operator_failures():
+            results, prompts = _read_results(self.results), _read_prompts(self.prompts)
+            if _is_batch(results):
+                items = read_items(storage_path("results", results["manifest"]))
+                results = [item for item in items if is_saved(item)]
+                prompts = prompts or [item["input"].get("prompt") for item in items]
+            results = result_dicts(results)
             sheet = write_contact_sheet(
                 results,
                 self.target,
@@ -97,6 +104,11 @@ def _read_results(value: Any) -> Any:
     if isinstance(results, str) or not isinstance(results, Mapping | Sequence):
         raise AirflowFailException(f"results: must be result dicts, got {shorten(value)}")
     return results
+
+
+def _is_batch(results: Any) -> bool:
+    """Whether this is what a batch has returned."""
+    return isinstance(results, Mapping) and "manifest" in results and "urls" not in results
 
 
 def _read_prompts(value: Any) -> Any:

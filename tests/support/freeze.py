@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING, Any
 import kie_provider
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.triggers.base import BaseTrigger
+
+    from kie_provider.triggers.batch import KieBatchTrigger
     from kie_provider.triggers.kie import KieTaskTrigger
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -35,7 +40,13 @@ def main() -> None:
     if folder.exists() and not options.replace:
         parser.error(f"{folder} exists. Raise __version__ in kie_provider/__init__.py, or see --replace.")
     folder.mkdir(exist_ok=True)
-    for name, content in (("triggers.json", rows()), ("events.json", events())):
+    contents = {
+        "triggers.json": rows(triggers()),
+        "events.json": events(),
+        "batch_triggers.json": rows(batch_triggers()),
+        "batch_events.json": batch_events(),
+    }
+    for name, content in contents.items():
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
         (folder / name).write_text(text + "\n", encoding="utf-8")
         print(folder / name)
@@ -56,7 +67,32 @@ def triggers() -> dict[str, KieTaskTrigger]:
     }
 
 
-def rows() -> dict[str, dict[str, str]]:
+def batch_triggers() -> dict[str, KieBatchTrigger]:
+    """Return the triggers that a batch defers with."""
+    from kie_provider.triggers.batch import KieBatchTrigger
+
+    return {
+        "two tasks": KieBatchTrigger("kie_default", [KIE_TASK_ID, KIE_TASK_ID[::-1]], 3.0, DEADLINE),
+        "without a deadline": KieBatchTrigger("kie_default", [KIE_TASK_ID], poll_interval=0.05),
+    }
+
+
+def batch_events() -> dict[str, Any]:
+    """Return the method that Airflow resumes a batch with, and the events it may be given."""
+    from kie_provider.client.errors import KieTransportError
+    from kie_provider.triggers.batch import ended_event
+
+    return {
+        "next_method": "execute_complete",
+        "events": {
+            "all": ended_event(100, 0, []),
+            "some": ended_event(25, 75, []),
+            "an error": ended_event(1, 0, [KieTransportError("no route to host", kie_task_id=KIE_TASK_ID)]),
+        },
+    }
+
+
+def rows(triggers: Mapping[str, BaseTrigger]) -> dict[str, dict[str, str]]:
     """Return the rows of these triggers as Airflow stores them, but for the encryption, whose key every site has anew.
 
     ``kwargs`` is what Airflow writes now, ``kwargs_3_1`` what 3.1 writes and later ones still read.
@@ -66,7 +102,7 @@ def rows() -> dict[str, dict[str, str]]:
     from airflow.serialization.serialized_objects import BaseSerialization
 
     found = {}
-    for name, trigger in triggers().items():
+    for name, trigger in triggers.items():
         row = Trigger.from_object(trigger)
         found[name] = {
             "classpath": row.classpath,

@@ -30,10 +30,11 @@ from kie_provider.files import naming
 from kie_provider.files.provenance import SavedFile
 from kie_provider.files.storage import PACKAGES
 from kie_provider.hooks.kie import KieHook, endpoint_from_connection
+from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.operators.contact_sheet import KieContactSheetOperator
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.kie import KieCreateTaskOperator
-from kie_provider.operators.results import KieSaveResultOperator
+from kie_provider.operators.results import KieSaveResultOperator, SavingOperator
 from kie_provider.sensors.kie import KieTaskSensor
 from tests.support.airflow_inprocess import initialise_database, load_dag, run_dag
 
@@ -138,13 +139,13 @@ def readme_dag(tmp_path):
     assert all(len(source.splitlines()) <= 15 for source in (whole, *others))
     source = "\n".join([whole, *(textwrap.indent(other, "    ") for other in others)])
     file = tmp_path / "lighthouse.py"
-    assert source.count('"/data/') == 4
+    assert source.count('"/data/') == 5
     file.write_text(source.replace('"/data/', f'"{tmp_path}/data/'), encoding="utf-8")
     return load_dag(file)
 
 
 def test_readme_dag_loads(readme_dag):
-    assert set(readme_dag.task_ids) == {"image", "show", "illustrate", "winter", "create", "wait", "save"}
+    assert set(readme_dag.task_ids) == {"image", "show", "illustrate", "winter", "create", "wait", "save", "catalogue"}
     assert readme_dag.get_task("image").deferrable is True
 
 
@@ -156,7 +157,7 @@ def test_readme_dag_makes_images(readme_dag, tmp_path, kie_connection, kie_emula
     paths = [file["path"] for result in results for file in result.get("files", [])]
     assert sorted(paths) == sorted(map(str, tmp_path.glob("data/images/*/*.png")))
     assert outcomes["image", -1].result["files"][0]["path"] in capsys.readouterr().out
-    assert kie_emulator.bill()["charged_total"] == 5 * len(paths) == 25
+    assert kie_emulator.bill()["charged_total"] == 5 * (len(paths) + 3) == 40  # three of the batch
 
 
 def test_hook_example_runs(tmp_path, monkeypatch, kie_connection, capsys):
@@ -325,6 +326,7 @@ GENERATE = ("Flux2GenerateImageOperator", "Flux2CreateTaskOperator", "KieSaveRes
         (("Flux2TaskSensor, KieTaskSensor",), KieTaskSensor, set()),
         (("KieSaveResultOperator",), KieSaveResultOperator, set()),
         (("KieContactSheetOperator",), KieContactSheetOperator, set()),
+        (("Flux2BatchOperator", "KieSaveResultOperator"), Flux2BatchOperator, {"result"}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
@@ -369,6 +371,8 @@ def test_template_fields_are_documented():
     for heading, operator in only.items():
         fields = {name for name, (about, _) in parameter_table(heading).items() if "template field" in about}
         assert set(operator.template_fields) == fields, heading
+    fields = {name for name, (about, _) in parameter_table("Flux2BatchOperator").items() if "template field" in about}
+    assert set(Flux2BatchOperator.template_fields) == fields | set(SavingOperator.template_fields)
     inherited = {*Flux2CreateTaskOperator.template_fields, *KieSaveResultOperator.template_fields} - {"result"}
     assert set(Flux2GenerateImageOperator.template_fields) == inherited
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_daily_content(kie_emulator, tmp_path, one_fails):
     assert sorted(listed) == sorted(images)
     sheets = [Path(sheet[name]) for name in ("html", "png", "manifest")]
     assert sorted(images[0].parent.iterdir()) == sorted([*images, *(i.with_suffix(".json") for i in images), *sheets])
+
+
+def test_batch(kie_emulator, tmp_path, monkeypatch):
+    connection = {**kie_emulator.connection, "extra": {**kie_emulator.connection["extra"], "submit_limit": 100}}
+    monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
+    kie_emulator.fault(
+        {"on": "createTask", "do": "fail", "failMsg": "It was flagged", "match": {"prompt": "blue pair of boots"}}
+    )
+    outcomes = run_dag(load_dag(DAGS / "flux2_batch.py"), conf={"output_dir": str(tmp_path)})
+
+    assert {outcome.state for outcome in outcomes.values()} == {"success"}
+    batch, sheet = outcomes["images", -1].result, outcomes["contact_sheet", -1].result
+    assert (batch["images"], batch["saved"], batch["failed"], batch["credits"]) == (24, 23, 1, 115)
+    assert (sheet["images"], sheet["missing"], sheet["credits"]) == (23, 1, 115)
+    assert len(list(tmp_path.rglob("*.png"))) == 23 + 1
+    paths = runpy.run_path(str(DAGS.parent / "docs" / "examples" / "read_manifest.py"))["paths_by_prompt"]
+    assert sorted(map(Path, paths.function(batch).values())) == sorted(
+        path for path in tmp_path.rglob("*.png") if path.name != "contact_sheet.png"
+    )
 
 
 def test_image_to_image(kie_emulator, tmp_path):

@@ -19,8 +19,10 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSen
 import kie_provider
 from kie_provider.client import errors
 from kie_provider.hooks.kie import KieHook
+from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from kie_provider.sensors.kie import KieTaskSensor
+from kie_provider.triggers.batch import KieBatchTrigger, read_error
 from kie_provider.triggers.kie import KieTaskTrigger, read_event
 from tests.support import freeze
 
@@ -65,6 +67,20 @@ EVENTS = [
     pytest.param(content["next_method"], name, event, id=f"{release}-{name}")
     for release in RELEASES
     for content in [frozen(release, "events.json")]
+    for name, event in content["events"].items()
+]
+
+
+BATCH_ROWS = [
+    pytest.param(row, how, id=f"{release}-{name}-{how}")
+    for release in RELEASES
+    for name, row in frozen(release, "batch_triggers.json").items()
+    for how in STORED_AS
+]
+BATCH_EVENTS = [
+    pytest.param(content["next_method"], event, id=f"{release}-{name}")
+    for release in RELEASES
+    for content in [frozen(release, "batch_events.json")]
     for name, event in content["events"].items()
 ]
 
@@ -116,7 +132,9 @@ def test_this_release_is_frozen():
     def meaning(rows):
         return {name: (row["classpath"], [kwargs_of(row, how) for how in STORED_AS]) for name, row in rows.items()}
 
-    assert meaning(frozen(release, "triggers.json")) == meaning(freeze.rows()), HOW
+    assert meaning(frozen(release, "triggers.json")) == meaning(freeze.rows(freeze.triggers())), HOW
+    assert meaning(frozen(release, "batch_triggers.json")) == meaning(freeze.rows(freeze.batch_triggers())), HOW
+    assert frozen(release, "batch_events.json") == freeze.batch_events(), HOW
     assert frozen(release, "events.json") == freeze.events(), HOW
 
 
@@ -182,3 +200,25 @@ def test_a_sensor_is_resumed_by_an_event(next_method, name, event):
     assert type(caught.value) is ends
     for said in (kind.summary, event["error"]["message"], "Kie code 500", freeze.KIE_TASK_ID, kind.advice):
         assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("row", "how"), BATCH_ROWS)
+async def test_a_batch_row_ends_in_its_event(row, how, order):
+    order()
+    kwargs = kwargs_of(row, how)
+    trigger = inflated(row["classpath"], kwargs)
+    assert isinstance(trigger, KieBatchTrigger)
+    assert kwargs.items() <= trigger.serialize()[1].items()
+    event = await fire(trigger)
+    assert (event["ended"], event["running"]) == (len(kwargs["kie_task_ids"]), 0)
+    assert inflated(row["classpath"], {name: kwargs[name] for name in ("kie_conn_id", "kie_task_ids")})
+
+
+@pytest.mark.parametrize(("next_method", "event"), BATCH_EVENTS)
+def test_a_batch_is_resumed_by_an_event(next_method, event):
+    assert callable(getattr(Flux2BatchOperator, next_method))
+    error = read_error(event)
+    if event["error"]:
+        assert isinstance(error, errors.KieTransportError)
+    else:
+        assert "no Kie task of the batch has ended" in str(error)

@@ -1,0 +1,44 @@
+"""A catalogue: one image for every product, all in one task instance.
+
+Orders go out as fast as Kie allows; the wait is in the triggerer. A retry orders only what is missing.
+"""
+
+import pendulum
+from airflow.sdk import DAG, Param, task
+
+from kie_provider.operators.batch import Flux2BatchOperator
+from kie_provider.operators.contact_sheet import KieContactSheetOperator
+
+PRODUCTS = ["teapot", "armchair", "bicycle", "raincoat", "desk lamp", "pair of boots"]
+COLOURS = ["red", "green", "blue", "yellow"]
+
+with DAG(
+    dag_id="flux2_batch",
+    schedule=None,
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    params={"output_dir": Param("kie_images", type="string", description="A folder, or s3://connection@bucket/prefix")},
+    default_args={"retries": 2, "retry_delay": pendulum.duration(seconds=10)},
+    tags=["kie", "flux-2"],
+    doc_md=__doc__,
+):
+    folder = "{{ params.output_dir }}/{{ run_id }}"
+
+    @task
+    def write_prompts() -> list[dict]:
+        """List what is to be shown; a database could."""
+        return [
+            {"prompt": f"studio photograph of a {colour} {product}", "aspect_ratio": "4:3"}
+            for product in PRODUCTS
+            for colour in COLOURS
+        ]
+
+    images = Flux2BatchOperator(
+        task_id="images",
+        prompts=write_prompts(),
+        target=folder,
+        min_success=0.9,  # a few refused prompts are gaps on the sheet
+        max_credits=200,
+        deferrable=True,
+    )
+
+    KieContactSheetOperator(task_id="contact_sheet", results=images.output, target=folder, title="Catalogue")
