@@ -1,0 +1,161 @@
+"""The trigger of a batch on its event loop, as the triggerer runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from types import SimpleNamespace
+
+import blockbuster
+import pytest
+
+from kie_provider.client import transport
+from kie_provider.client.errors import KieServerError, KieTaskFailedError
+from kie_provider.hooks.kie import KieHook
+from kie_provider.triggers import batch
+from kie_provider.triggers.batch import KieBatchTrigger, is_enough, read_error
+
+STUCK = {"on": "createTask", "do": "stuck"}
+
+
+@pytest.fixture
+def create(kie_emulator):
+    """Return a function that creates a Kie task and returns its id."""
+
+    def create(*faults):
+        for fault in faults:
+            kie_emulator.fault(fault)
+        task_input = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
+        return KieHook().create_task("flux-2/pro-text-to-image", task_input)
+
+    return create
+
+
+def trigger_for(kie_task_ids, seconds=30.0):
+    trigger = KieBatchTrigger("kie_default", kie_task_ids, 0.1, deadline=time.time() + seconds)
+    trigger.task_instance = SimpleNamespace(task_id="airflow_task", dag_id="d", run_id="r", map_index=-1, try_number=1)
+    return trigger
+
+
+async def fire(trigger):
+    [event] = [event async for event in trigger.run()]
+    return json.loads(json.dumps(event.payload))
+
+
+@pytest.mark.parametrize(
+    ("ended", "total", "seconds", "expected"),
+    [
+        (100, 100, 0, True),
+        (99, 100, 59.9, False),
+        (25, 100, 60, True),
+        (24, 100, 60, False),
+        (24, 100, 6000, False),
+        (1, 3, 60, True),
+        (0, 1, 6000, False),
+        (1, 1, 0, True),
+    ],
+)
+def test_when_the_worker_is_called(ended, total, seconds, expected):
+    assert is_enough(ended, total, seconds) is expected
+
+
+async def test_all_have_ended(create):
+    kie_task_ids = [create() for _ in range(3)]
+
+    with blockbuster.blockbuster_ctx("kie_provider"):
+        event = await fire(trigger_for(kie_task_ids))
+
+    assert event == {"status": "ended", "ended": 3, "running": 0, "error": None}
+    assert not transport._shared_sessions
+
+
+async def test_failed_ones_have_ended_too(create):
+    kie_task_ids = [create({"on": "createTask", "do": "fail", "failMsg": "Internal Error"}), create()]
+
+    event = await fire(trigger_for(kie_task_ids))
+
+    assert (event["ended"], event["running"]) == (2, 0)
+    assert isinstance(read_error(event), KieTaskFailedError)
+
+
+async def test_a_quarter_is_enough_after_a_while(create, monkeypatch):
+    monkeypatch.setattr(batch, "ENOUGH_SECONDS", 0.5)
+    kie_task_ids = [create(), *(create(STUCK) for _ in range(3))]
+    began = time.monotonic()
+
+    event = await fire(trigger_for(kie_task_ids))
+
+    assert (event["ended"], event["running"]) == (1, 3)
+    assert time.monotonic() - began >= 0.5
+    assert not transport._shared_sessions
+
+
+async def test_less_is_not_enough_until_the_deadline(create, monkeypatch):
+    monkeypatch.setattr(batch, "ENOUGH_SECONDS", 0.1)
+    kie_task_ids = [create(), *(create(STUCK) for _ in range(4))]
+
+    event = await fire(trigger_for(kie_task_ids, seconds=1))
+
+    assert event["ended"] >= 2
+    assert read_error(event).summary == "Gave up waiting for the Kie.ai task"
+
+
+async def test_looks_at_the_same_time_are_bounded(create, monkeypatch):
+    monkeypatch.setattr(batch, "LOOKS_AT_ONCE", 2)
+    kie_task_id = create()
+    under_way, most = [], []
+    aget_task = KieHook.aget_task
+
+    async def counted(hook, asked):
+        under_way.append(asked)
+        most.append(len(under_way))
+        try:
+            await asyncio.sleep(0.01)
+            return await aget_task(hook, asked)
+        finally:
+            under_way.pop()
+
+    monkeypatch.setattr(KieHook, "aget_task", counted)
+    event = await fire(trigger_for([kie_task_id] * 20))
+
+    assert event["ended"] == 20
+    assert max(most) == 2
+
+
+async def test_a_cancelled_trigger_leaves_nothing_behind(create):
+    trigger = trigger_for([create(STUCK) for _ in range(3)])
+    running = asyncio.ensure_future(fire(trigger))
+    await asyncio.sleep(0.3)
+    assert len(asyncio.all_tasks()) > 4
+
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert not transport._shared_sessions
+
+
+async def test_a_key_that_is_refused_once_is_read_anew_by_every_wait(create, kie_emulator):
+    kie_task_ids = [create() for _ in range(4)]
+    for kie_task_id in kie_task_ids:
+        kie_emulator.fault(
+            {"on": "recordInfo", "do": "code", "code": 401, "msg": "No", "match": {"taskId": kie_task_id}}
+        )
+
+    assert (await fire(trigger_for(kie_task_ids)))["error"] is None
+
+
+@pytest.mark.parametrize(
+    "event", [None, "done", {}, {"error": {"type": "Nonsense"}}, {"status": "ended", "error": None}]
+)
+def test_an_event_without_an_error(event):
+    assert isinstance(read_error(event), KieServerError)
+
+
+async def test_on_kill_says_that_the_tasks_go_on(capsys):
+    trigger = trigger_for(["a", "b"])
+
+    await trigger.on_kill()
+
+    assert "2 Kie tasks go on and are billed when they succeed" in capsys.readouterr().out
