@@ -83,12 +83,8 @@ class Entry:
 
     @property
     def submitted_at(self) -> float:
-        """Epoch seconds; 0 if that was not noted."""
-        try:
-            at = pendulum.parse(self.at)
-        except ValueError:
-            return 0.0
-        return at.timestamp() if isinstance(at, pendulum.DateTime) else 0.0
+        """Epoch seconds when the phase was reached; 0 if that was not noted."""
+        return _epoch(self.at)
 
 
 @dataclass(frozen=True)
@@ -98,6 +94,7 @@ class Header:
     :param phase: ``running``, or ``delivered`` when the operator was about to return.
     :param round: counts the batches that this task instance has made.
     :param estimate: credits that the whole batch should cost; None: not in the price table.
+    :param at: when the try began its work, ISO 8601 in UTC; it survives deferrals.
     :param max_tries: Airflow's number of the last try; a retry keeps it, a clear raises it.
     """
 
@@ -190,6 +187,11 @@ class Book:
             raise KieSubmitUnknownError(
                 f"the keys {KEY!r} of the state store hold {stored!r:.200}, not what this provider writes"
             ) from None
+
+    @property
+    def began_at(self) -> float:
+        """Epoch seconds when this try began its work."""
+        return _epoch(self.header.at) if self.header else 0.0
 
     @property
     def is_delivered(self) -> bool:
@@ -316,6 +318,14 @@ class Book:
     def _write_header(self) -> None:
         assert self.header is not None  # noqa: S101  # set by the caller
         self._store.set(KEY, storable({"v": FORMAT, **asdict(self.header)}), retention=RETENTION)
+
+
+def _epoch(text: str) -> float:
+    try:
+        at = pendulum.parse(text)
+    except ValueError:
+        return 0.0
+    return at.timestamp() if isinstance(at, pendulum.DateTime) else 0.0
 
 
 class _TryStore:

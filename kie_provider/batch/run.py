@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -104,9 +106,9 @@ class Look:
 class BatchRun:
     """The batch, as one worker process knows it.
 
-    :param started_at: epoch seconds when this try began.
     :param timeout: seconds that one image may take, from its submission or the start of this try.
-    :param ends_at: epoch seconds after which nothing more is waited for or ordered; None: no end.
+    :param batch_timeout: seconds from the start of this try, after which nothing more is waited for or ordered; None:
+        no end.
     """
 
     def __init__(
@@ -120,9 +122,8 @@ class BatchRun:
         *,
         target: ObjectStoragePath,
         redact_prompt: bool,
-        started_at: float,
         timeout: float,
-        ends_at: float | None = None,
+        batch_timeout: float | None = None,
     ) -> None:
         self.items = items
         self.book = book
@@ -133,9 +134,8 @@ class BatchRun:
         self._prices = prices
         self._run = run
         self._redact_prompt = redact_prompt
-        self._started_at = started_at
         self._timeout = timeout
-        self._ends_at = ends_at
+        self._batch_timeout = batch_timeout
 
     def recall(self) -> None:
         """Take over what the book and the manifest know of the items."""
@@ -198,9 +198,12 @@ class BatchRun:
 
     def order(self) -> None:
         """Order what is missing, until a slice is running or something speaks against more."""
-        room, unknown_in_a_row = SLICE - len(self.running), 0
+        room, unknown_in_a_row = SLICE - len(self.running), self._unknown_in_a_row()
+        if unknown_in_a_row >= UNKNOWN_IN_A_ROW:
+            self.halted = KieSubmitUnknownError(f"the last {unknown_in_a_row} of this try were not answered")
+            return
         for item in self.to_order[: max(room, 0)]:
-            if self._ends_at is not None and time.time() >= self._ends_at:
+            if time.time() >= self._ends_at:
                 self.halted = KieTaskTimeoutError("execution_timeout is over")
                 return
             try:
@@ -268,7 +271,7 @@ class BatchRun:
         entry = self._entry(item)
         assert entry.kie_task_id is not None  # noqa: S101  # it was submitted
         waiting = Waiting(
-            max(entry.submitted_at, self._started_at),
+            max(entry.submitted_at, self.book.began_at),
             deadline=self._deadline(entry),
             key_was_refreshed=True,  # the connection was just read, so a refused key is final
         )
@@ -328,13 +331,27 @@ class BatchRun:
             self.book.submitted(item.place, kie_task_id)
         item.outcome = "running"
 
+    def _unknown_in_a_row(self) -> int:
+        """Return how many submissions of this try, the last ones, are unknown; an earlier phase may have sent them."""
+        latest = sorted(self.book.entries, key=lambda entry: entry.at, reverse=True)
+        return sum(
+            1
+            for _ in itertools.takewhile(
+                lambda entry: entry.phase == "intent" and entry.submitted_at >= self.book.began_at, latest
+            )
+        )
+
     def _entry(self, item: Item) -> Entry:
         assert item.place is not None  # noqa: S101  # only asked of items that were ordered
         return self.book.entries[item.place]
 
+    @property
+    def _ends_at(self) -> float:
+        return math.inf if self._batch_timeout is None else self.book.began_at + self._batch_timeout
+
     def _deadline(self, entry: Entry) -> float:
-        deadline = max(entry.submitted_at, self._started_at) + self._timeout
-        return deadline if self._ends_at is None else min(deadline, self._ends_at)
+        deadline = max(entry.submitted_at, self.book.began_at) + self._timeout
+        return min(deadline, self._ends_at)
 
     def _credits(self, result: Mapping[str, Any]) -> float:
         charged = result.get("credits_consumed")

@@ -145,6 +145,7 @@ class Flux2BatchOperator(SavingOperator):
         self.timeout = timeout
         self.kie_conn_id = kie_conn_id
         self._run: BatchRun | None = None
+        self._reported: dict[str, Any] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check the whole list, then order, wait and save until every image is there."""
@@ -211,7 +212,7 @@ class Flux2BatchOperator(SavingOperator):
                     "pays for all images again. Use retries=0 here."
                 )
         credits_in_all, words = estimate(orders, price_table())
-        self.log.info("%d images, %s credits by the price table: %s", len(items), credits_in_all, words)
+        self.log.info("%d images, %s credits by the price table: %s", len(items), _credits(credits_in_all), words)
         book.begin(estimate=credits_in_all, conn_id=self.kie_conn_id, host=hook.get_conn().endpoint.host)
         return run
 
@@ -255,7 +256,9 @@ class Flux2BatchOperator(SavingOperator):
         counts = run.counts()
         needed = math.ceil(self.min_success * len(run.items) - 1e-9)
         estimated = run.book.header.estimate if run.book.header else None
-        self.log.info("%g credits were charged, %s were estimated; see %s", run.credits, estimated, run.manifest)
+        self.log.info(
+            "%g credits were charged, %s were estimated; see %s", run.credits, _credits(estimated), run.manifest
+        )
         if counts["saved"] < len(run.items):
             self.log.warning("%d images are missing:\n%s", len(run.items) - counts["saved"], run.named_failures())
         if counts["saved"] < needed:
@@ -273,6 +276,9 @@ class Flux2BatchOperator(SavingOperator):
 
     def _report(self, run: BatchRun, context: Context) -> None:
         progress = run.progress()
+        if progress == self._reported:
+            return
+        self._reported = progress
         context["ti"].xcom_push(PROGRESS_KEY, progress)
         self.log.info(
             "%d of %d images saved, %d failed, %d unknown, %d running, %d to order; %g credits",
@@ -309,8 +315,8 @@ class Flux2BatchOperator(SavingOperator):
         from kie_provider.client.prices import is_amount
 
         problems = []
-        if not is_amount(self.min_success) or not 0 <= self.min_success <= 1:
-            problems.append(f"min_success: must be a share from 0 to 1, got {shorten(self.min_success)}")
+        if not is_amount(self.min_success) or not 0 < self.min_success <= 1:
+            problems.append(f"min_success: must be a share above 0, up to 1, got {shorten(self.min_success)}")
         if self.on_unknown_submit not in UNKNOWN_SUBMIT_CHOICES:
             choices = " or ".join(map(repr, UNKNOWN_SUBMIT_CHOICES))
             problems.append(f"on_unknown_submit: must be {choices}, got {shorten(self.on_unknown_submit)}")
@@ -330,9 +336,6 @@ class Flux2BatchOperator(SavingOperator):
             )
         for item, place in zip(items, places, strict=True):
             item.place = place
-        start = context["ti"].start_date
-        started_at = start.timestamp() if start else time.time()
-        limit = self.execution_timeout
         run = BatchRun(
             items,
             book,
@@ -342,9 +345,8 @@ class Flux2BatchOperator(SavingOperator):
             RunFacts.of(context["ti"]),
             target=storage_path("target", self.target),
             redact_prompt=self.redact_prompt,
-            started_at=started_at,
             timeout=deadline_seconds(self.timeout, None),
-            ends_at=None if limit is None else started_at + limit.total_seconds(),
+            batch_timeout=None if self.execution_timeout is None else self.execution_timeout.total_seconds(),
         )
         run.recall()
         return run
@@ -385,3 +387,7 @@ class Flux2BatchOperator(SavingOperator):
         return (
             operator_failure(error) if isinstance(error, KieError) and not isinstance(error, KieBatchError) else error
         )
+
+
+def _credits(number: float | None) -> str:
+    return "an unknown number of" if number is None else f"{number:g}"
