@@ -18,6 +18,7 @@ copyright = "The airflow-provider-kie authors"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "error_reference", "scenario_table"]
+exclude_patterns = ["benchmarks/*"]  # parts of benchmarks.md
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
