@@ -18,7 +18,7 @@ LOGS_PAGE = "https://kie.ai/logs"
 
 def clean_text(text: str) -> str:
     """Return text that can be encoded: an emoji that was cut in two becomes a question mark."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def storable(value: Any) -> Any:

@@ -115,6 +115,8 @@ class TaskRecord:
         return dict(storable(result))
 
 
+#: Kie's words for tasks that have not ended; any other unknown word counts as one, too.
+RUNNING_WORDS = ("waiting", "queuing", "generating")
 _STATES = {"success": TaskState.SUCCESS, "fail": TaskState.FAIL}
 # Newer answers carry successFlag beside state; it only decides when state is missing.
 _STATE_BY_SUCCESS_FLAG: Mapping[float | None, str] = {0: "generating", 1: "success", 3: "fail"}

@@ -126,7 +126,8 @@ def _judge_record(record: TaskRecord, waiting: Waiting, now: float) -> Verdict:
         interval = max(min(interval * INTERVAL_GROWTH, LONGEST_INTERVAL), waiting.poll_interval)
     return Again(
         interval,
-        replace(waiting, visible_at=now, interval=interval, failures=0, failing_since=None, key_was_refreshed=False),
+        # What went wrong before is forgotten.
+        Waiting(waiting.started_at, waiting.poll_interval, waiting.deadline, visible_at=now, interval=interval),
         f"still {record.kie_state}",
     )
 
@@ -176,7 +177,7 @@ def steps(waiting: Waiting, clock: Callable[[], float]) -> Generator[Again, Obse
         delay = jitter(verdict.delay, at_least=asked_for)
         if waiting.deadline is not None:
             delay = min(delay, max(waiting.deadline - clock(), 0.0))
-        step = replace(verdict, delay=delay)
+        step = Again(delay, verdict.waiting, verdict.reason, refresh_key=verdict.refresh_key)
 
 
 def wait(

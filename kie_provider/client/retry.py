@@ -63,7 +63,7 @@ def submit_delay(error: KieError, attempt: int, waited: float) -> float | None:
         return None
     remaining = SUBMIT_PATIENCE - waited
     # The last wait takes what remains: a longer one would give up before the window has passed.
-    return _polite(error, min(backoff(attempt, first=1.0), remaining), patience=remaining) if remaining > 1 else None
+    return _polite(error, min(backoff(attempt), remaining), patience=remaining) if remaining > 1 else None
 
 
 def _polite(error: KieError, delay: float, patience: float) -> float | None:

@@ -36,12 +36,11 @@ def send(session: requests.Session, endpoint: Endpoint, request: Request) -> Ans
     """
     import requests
 
-    url = endpoint.url(request.path, upload=request.to_upload_host)
+    url = endpoint.url(request.target, upload=request.to_upload_host)
     try:
         response = session.request(
             request.method,
             url,
-            params=request.query,
             json=request.json_body,
             data=request.form,
             files={"file": request.file} if request.file else None,
@@ -114,27 +113,27 @@ def _no_cookies() -> CookiePolicy:
     return DefaultCookiePolicy(allowed_domains=[])
 
 
-async def send_async(session: aiohttp.ClientSession, endpoint: Endpoint, request: Request) -> Answer:
+async def send_async(shared: SharedSession, endpoint: Endpoint, request: Request) -> Answer:
     """Send a GET once on the event loop, with the key, following no redirect.
 
-    :param session: from :func:`shared_session`.
+    :param shared: from :func:`shared_session`.
     :raises KieTransportError: no complete answer.
     """
     import aiohttp
 
-    url = endpoint.url(request.path, upload=request.to_upload_host)
     try:
-        async with session.request(
-            request.method,
-            url,
-            params=request.query,
-            proxy=_proxy_from_environment(url),
-            # Per request, never a default of the session: triggers of several accounts share it.
-            headers={"Authorization": f"Bearer {endpoint.api_key}"},
-            allow_redirects=False,
-            # No total: it would also count the time spent waiting for a free socket of the pool.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=endpoint.request_timeout),
-        ) as response:
+        async with (
+            shared.slots,
+            shared.session.request(
+                request.method,
+                endpoint.url(request.target, upload=request.to_upload_host),
+                proxy=_proxy_from_environment(endpoint.url("", upload=request.to_upload_host)),
+                # Per request, never a default of the session: triggers of several accounts share it.
+                headers={"Authorization": f"Bearer {endpoint.api_key}"},
+                allow_redirects=False,
+                timeout=_async_timeout(endpoint.request_timeout),
+            ) as response,
+        ):
             body = await response.read()
     except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, OSError, ValueError) as error:
         # A plain ValueError comes from a host name that cannot be encoded, or a bad proxy URL.
@@ -146,17 +145,24 @@ async def send_async(session: aiohttp.ClientSession, endpoint: Endpoint, request
     )
 
 
-@dataclass
-class _SharedSession:
+@dataclass(eq=False)
+class SharedSession:
+    """The session of one event loop.
+
+    :param slots: as many as the pool has sockets: who waits for one is not on the clock of the request yet.
+    :param users: leases that have not ended.
+    """
+
     session: aiohttp.ClientSession
+    slots: asyncio.Semaphore
     users: int = 0
 
 
-_shared_sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _SharedSession] = weakref.WeakKeyDictionary()
+_shared_sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, SharedSession] = weakref.WeakKeyDictionary()
 
 
 @contextlib.asynccontextmanager
-async def shared_session() -> AsyncIterator[aiohttp.ClientSession]:
+async def shared_session() -> AsyncIterator[SharedSession]:
     """Lease the one pooled session of this event loop; it is closed when the last leaves, cancelled ones included.
 
     Yield no trigger event inside the lease: a generator suspended there would keep the session open.
@@ -164,10 +170,10 @@ async def shared_session() -> AsyncIterator[aiohttp.ClientSession]:
     loop = asyncio.get_running_loop()
     shared = _shared_sessions.get(loop)
     if shared is None:
-        shared = _shared_sessions[loop] = _SharedSession(_new_async_session())
+        shared = _shared_sessions[loop] = SharedSession(_new_async_session(), asyncio.Semaphore(POOL_SIZE))
     shared.users += 1
     try:
-        yield shared.session
+        yield shared
     finally:
         shared.users -= 1
         if not shared.users:
@@ -184,6 +190,14 @@ def _new_async_session() -> aiohttp.ClientSession:
         connector=aiohttp.TCPConnector(limit=POOL_SIZE),
         cookie_jar=aiohttp.DummyCookieJar(),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _async_timeout(seconds: float) -> aiohttp.ClientTimeout:
+    import aiohttp
+
+    # Not sock_read, which sets a timer for every piece of an answer: that is noticed with thousands of waits.
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_TIMEOUT)
 
 
 @functools.lru_cache(maxsize=64)  # the look-up scans the whole environment, at half the cost of the request itself
@@ -221,5 +235,5 @@ def _root_cause(error: BaseException) -> str:
     while id(error) not in seen:
         seen.add(id(error))
         inner = (getattr(error, "reason", None), error.__cause__, *error.args)
-        error = next((e for e in inner if isinstance(e, BaseException)), error)
+        error = next((e for e in inner if isinstance(e, Exception)), error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -9,6 +9,7 @@ import random
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 DEFAULT_CONN_ID = "kie_default"
 DEFAULT_POLL_INTERVAL = 3.0
 DEFAULT_TIMEOUT = 900.0
-#: Kie counts a task when its request arrives. The one that makes room may have travelled so many seconds longer.
-SUBMIT_MARGIN = 0.25
+#: Kie counts a task when its request arrives, and the one that makes room may have travelled longer: who waits for a
+#: place takes it so many seconds later.
+SUBMIT_MARGIN = (0.1, 0.2)
 #: Triggers that start within this many seconds of each other read a connection once.
 CONNECTION_SECONDS = 60.0
 
@@ -103,23 +105,22 @@ class KieHook(BaseHook):
         :raises KieRateLimitError: there was no place so long; ``retry_after`` says when there may be one.
         :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
         """
+        import requests  # noqa: F401  # not between the place and the request
+
         from kie_provider.client.errors import KieRateLimitError
-        from kie_provider.client.retry import SUBMIT_PATIENCE, jitter
+        from kie_provider.client.retry import SUBMIT_PATIENCE
         from kie_provider.client.submit_window import window_of
 
         endpoint = self.get_conn().endpoint
         window = window_of(endpoint, rate_limit_storage())
         give_up_at = time.monotonic() + (SUBMIT_PATIENCE if patience is None else patience)
-        margin = 0.0
         while seconds := window.take():
             if time.monotonic() + seconds > give_up_at:
                 raise KieRateLimitError(
                     f"{endpoint.submit_limit} tasks were created in the last 10 seconds, which is this account's limit",
                     retry_after=seconds,
                 )
-            time.sleep(jitter(seconds, at_least=seconds))
-            margin = SUBMIT_MARGIN
-        time.sleep(margin)
+            time.sleep(seconds + random.uniform(*SUBMIT_MARGIN))
 
     def get_task(self, kie_task_id: str) -> TaskRecord:
         """Return the record of a task.
@@ -190,17 +191,21 @@ class KieHook(BaseHook):
         """
         from kie_provider.client import protocol, transport
 
-        endpoint = await self._aget_endpoint()
         try:
-            async with transport.shared_session() as session:
-                answer = await transport.send_async(session, endpoint, protocol.get_task(kie_task_id))
+            async with transport.shared_session() as shared:
+                answer = await transport.send_async(shared, await self._aget_endpoint(), protocol.get_task(kie_task_id))
             return protocol.read_task(answer, kie_task_id)
         except KieError as error:
             error.kie_task_id = kie_task_id
             raise
 
     async def await_task(
-        self, kie_task_id: str, *, poll_interval: float = DEFAULT_POLL_INTERVAL, deadline: float | None = None
+        self,
+        kie_task_id: str,
+        *,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        deadline: float | None = None,
+        gate: AbstractAsyncContextManager[Any] | None = None,
     ) -> TaskRecord:
         """Wait on the event loop until the task has succeeded; otherwise as :meth:`wait`.
 
@@ -208,21 +213,28 @@ class KieHook(BaseHook):
         of the triggerer, thousands of waits do not open a connection each at the same moment, but share a few.
 
         :param deadline: epoch seconds of the last look; None: wait for ever.
+        :param gate: held during each look; a semaphore bounds how many are taken at once.
         """
+        from kie_provider.client import protocol
         from kie_provider.client.polling import Waiting, wait_async
-        from kie_provider.client.transport import shared_session
-
-        async def look() -> Observation:
-            try:
-                return await self.aget_task(kie_task_id)
-            except KieError as error:
-                return error
+        from kie_provider.client.transport import send_async, shared_session
 
         spread = min(poll_interval, DEFAULT_POLL_INTERVAL)
         if deadline is not None:
             spread = min(spread, max(deadline - time.time(), 0.0))
         await asyncio.sleep(random.uniform(0.0, spread))
-        async with shared_session():
+        request, gate = protocol.get_task(kie_task_id), gate or contextlib.nullcontext()
+        async with shared_session() as shared:
+
+            async def look() -> Observation:
+                try:
+                    async with gate:
+                        answer = await send_async(shared, await self._aget_endpoint(), request)
+                    return protocol.read_look(answer, kie_task_id)
+                except KieError as error:
+                    error.kie_task_id = kie_task_id
+                    return error
+
             waiting = Waiting(started_at=time.time(), poll_interval=poll_interval, deadline=deadline)
             return await wait_async(waiting, look, self.forget_connection)
 

@@ -10,7 +10,6 @@ from typing import Any
 from airflow.triggers.base import TriggerEvent
 
 from kie_provider.client.errors import KieError, KieServerError, error_from_dict
-from kie_provider.client.models import TaskRecord
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
 from kie_provider.triggers.kie import KieTrigger
 from kie_provider.waiting import go_on
@@ -88,24 +87,12 @@ class KieBatchTrigger(KieTrigger):
     async def _wait(self, kie_task_id: str, gate: asyncio.Semaphore) -> KieError | None:
         """Wait for one task; return why the wait ended, if it did not end well."""
         try:
-            await _GatedHook(self.kie_conn_id, gate).await_task(
-                kie_task_id, poll_interval=self.poll_interval, deadline=self.deadline
+            await KieHook(self.kie_conn_id).await_task(
+                kie_task_id, poll_interval=self.poll_interval, deadline=self.deadline, gate=gate
             )
         except KieError as error:
             return error
         return None
-
-
-class _GatedHook(KieHook):
-    """Takes a look only when the gate lets it through."""
-
-    def __init__(self, kie_conn_id: str, gate: asyncio.Semaphore) -> None:
-        super().__init__(kie_conn_id)
-        self._gate = gate
-
-    async def aget_task(self, kie_task_id: str) -> TaskRecord:
-        async with self._gate:
-            return await super().aget_task(kie_task_id)
 
 
 def is_enough(ended: int, total: int, seconds: float) -> bool:

@@ -105,18 +105,18 @@ async def test_looks_at_the_same_time_are_bounded(create, monkeypatch):
     monkeypatch.setattr(batch, "LOOKS_AT_ONCE", 2)
     kie_task_id = create()
     under_way, most = [], []
-    aget_task = KieHook.aget_task
+    send_async = transport.send_async
 
-    async def counted(hook, asked):
-        under_way.append(asked)
+    async def counted(*arguments):
+        under_way.append(arguments)
         most.append(len(under_way))
         try:
             await asyncio.sleep(0.01)
-            return await aget_task(hook, asked)
+            return await send_async(*arguments)
         finally:
             under_way.pop()
 
-    monkeypatch.setattr(KieHook, "aget_task", counted)
+    monkeypatch.setattr(transport, "send_async", counted)
     event = await fire(trigger_for([kie_task_id] * 20))
 
     assert event["ended"] == 20

@@ -13,7 +13,7 @@ from kie_provider.emulator import KieEmulator
 MODEL, INPUT = "flux-2/pro-text-to-image", {"prompt": "a cat", "aspect_ratio": "1:1", "resolution": "1K"}
 HTML = "<html><body><h1>Sorry</h1></body></html>"
 #: What a look-up costs when the error may pass; what createTask costs when Kie asks to come again.
-LOOK_UPS, SUBMISSIONS = 4, 5
+LOOK_UPS, SUBMISSIONS = 4, 6
 
 # Code | the error, when the code is in Kie's JSON | createTask then | the error, when it is only the HTTP status.
 # createTask is "refused" (for good: nothing was created), "refused for now" (sent again for twelve seconds), or "in

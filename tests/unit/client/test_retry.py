@@ -47,7 +47,7 @@ def test_createtask_is_sent_again_until_twelve_seconds_are_over(error):
     while (delay := retry.submit_delay(error, attempt, waited)) is not None:
         delays.append(delay)
         attempt, waited = attempt + 1, waited + delay
-    assert delays == [1, 2, 4, 5]
+    assert delays == [0.5, 1, 2, 4, 4.5]
 
 
 @given(st.lists(st.floats(0, 20), min_size=30, max_size=30), st.randoms())
@@ -69,7 +69,7 @@ def test_createtask_honours_retry_after_within_its_patience():
     assert retry.submit_delay(errors.KieRateLimitError("x", retry_after=10.0), 1, 0.0) == 10.0
     assert retry.submit_delay(errors.KieRateLimitError("x", retry_after=6.0), 2, 6.5) is None
     assert retry.submit_delay(errors.KieRateLimitError("x", retry_after=12.1), 1, 0.0) is None
-    assert retry.submit_delay(errors.KieRateLimitError("x", retry_after=0.0), 1, 0.0) == 1.0
+    assert retry.submit_delay(errors.KieRateLimitError("x", retry_after=0.0), 1, 0.0) == 0.5
 
 
 @pytest.mark.parametrize(
