@@ -198,11 +198,14 @@ class BatchRun:
 
     def order(self) -> None:
         """Order what is missing, until a slice is running or something speaks against more."""
+        self.halted = None
         room, unknown_in_a_row = SLICE - len(self.running), self._unknown_in_a_row()
         if unknown_in_a_row >= UNKNOWN_IN_A_ROW:
             self.halted = KieSubmitUnknownError(f"the last {unknown_in_a_row} of this try were not answered")
             return
-        for item in self.to_order[: max(room, 0)]:
+        for item in self.to_order:
+            if room <= 0:
+                return
             if time.time() >= self._ends_at:
                 self.halted = KieTaskTimeoutError("execution_timeout is over")
                 return
@@ -224,7 +227,7 @@ class BatchRun:
                 log.warning("No more is ordered for now: %s", error)
                 return
             else:
-                unknown_in_a_row = 0
+                room, unknown_in_a_row = room - 1, 0
 
     def counts(self) -> dict[str, int]:
         """Return how many items are at each outcome."""

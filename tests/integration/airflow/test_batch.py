@@ -285,6 +285,16 @@ class TestPartialSuccess:
         assert outcomes_in(tmp_path) == ["saved", "failed", "saved", "saved", "saved", "saved"]
         assert "no foxes" in manifest_in(tmp_path)["items"][1]["reason"]
 
+    @DEFERRABLE
+    def test_kie_refuses_more_than_may_run_at_once(self, run, kie, tmp_path, monkeypatch, deferrable):
+        monkeypatch.setattr("kie_provider.batch.run.SLICE", 2)
+        kie.fault({"on": "createTask", "do": "code", "code": 422, "msg": "no foxes", "times": 3})
+
+        outcome = run(min_success=0.5, deferrable=deferrable)
+
+        assert outcome.state == "success", outcome.error
+        assert outcomes_in(tmp_path) == ["failed"] * 3 + ["saved"] * 3
+
     def test_an_account_that_runs_dry_leaves_the_rest_unordered(self, run, kie, tmp_path):
         kie.fault(
             {"on": "createTask", "do": "code", "code": 402, "msg": "Credits insufficient", "skip": 4, "times": None}
@@ -419,6 +429,17 @@ class TestRetry:
         assert isinstance(outcome.error, KieBatchError)
         assert (outcome.state, outcome.result["saved"]) == ("success", 6)
         assert len(sent(kie)) == 6
+
+    def test_what_kept_it_from_ordering_is_forgotten_when_it_goes_on(self, run, kie, monkeypatch):
+        monkeypatch.setattr("kie_provider.batch.run.SLICE", 2)
+        kie.fault({"on": "createTask", "do": "code", "code": 402, "msg": "Credits insufficient", "skip": 1})
+        kie.fault({**REFUSED, "match": {"prompt": "number 5"}})
+
+        outcome = run()
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert "5 of 6 are saved" in str(outcome.error)
+        assert "No more was ordered" not in str(outcome.error)
 
     def test_after_the_network_was_away(self, run, kie, monkeypatch):
         from kie_provider.client.client import KieClient
