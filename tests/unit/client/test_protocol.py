@@ -25,6 +25,7 @@ TASK = "ee9c2715375b7837f8bb51d641ff5863"
 READERS = {
     "create": protocol.read_created,
     "record": lambda answer: protocol.read_task(answer, TASK),
+    "look": lambda answer: protocol.read_look(answer, TASK),
     "credits": protocol.read_credits,
     "download": protocol.read_download_url,
     "upload": protocol.read_upload,
@@ -486,3 +487,21 @@ def test_no_key_of_usual_length_survives(before, after, key):
 
 def test_a_very_short_key_is_left_alone():
     assert protocol.redact(b'{"code":200}', "200") == b'{"code":200}'
+
+
+@pytest.mark.parametrize(
+    "state", ["waiting", "queuing", "generating", "success", "fail", "paused", "GENERATING", None, 7, []]
+)
+@pytest.mark.parametrize("rest", [{}, {"successFlag": 1, "response": {"resultUrls": ["https://x/1.png"]}}])
+def test_a_look_tells_what_a_record_tells_of_the_state(state, rest):
+    given_answer = answer({"code": 200, "data": {"taskId": TASK, "state": state, **rest}})
+    look, record = protocol.read_look(given_answer, TASK), protocol.read_task(given_answer, TASK)
+
+    assert (look.kie_task_id, look.state, look.kie_state) == (record.kie_task_id, record.state, record.kie_state)
+    if record.state is not TaskState.RUNNING:
+        assert look == record
+
+
+def test_the_target_of_a_request_is_quoted():
+    assert protocol.get_task("a b&c").target == "/api/v1/jobs/recordInfo?taskId=a+b%26c"
+    assert protocol.get_credits().target == "/api/v1/chat/credit"
