@@ -295,7 +295,7 @@ class TestRateLimit:
     @pytest.fixture(autouse=True)
     def _quick(self, monkeypatch):
         monkeypatch.setattr("kie_provider.client.retry.SUBMIT_PATIENCE", 0.0)
-        monkeypatch.setattr("kie_provider.operators.kie.RATE_LIMIT_SECONDS", 0.5)
+        monkeypatch.setattr("kie_provider.waiting.RATE_LIMIT_SECONDS", 0.5)
 
     @OPERATORS
     def test_comes_back_later_without_using_up_a_try(self, operator, kie_emulator, at_kie):
