@@ -17,7 +17,6 @@ from kie_provider.batch.book import SLICE, Book, Entry
 from kie_provider.batch.prompts import Order
 from kie_provider.client.errors import (
     KieError,
-    KieFileError,
     KieNotFoundError,
     KieResultError,
     KieStorageError,
@@ -306,7 +305,9 @@ class BatchRun:
             assert item.place is not None  # noqa: S101  # it was submitted
             self.book.failed(item.place, f"{error.message}{charged}", may_succeed_anew=anew)
             item.settle("failed", f"{error.message}{charged}", may_succeed_later=anew)
-        elif isinstance(error, KieNotFoundError | KieResultError | KieFileError):
+        elif isinstance(error, KieNotFoundError | KieResultError) or (
+            error.is_transient and not isinstance(error, KieStorageError)
+        ):
             item.settle("failed", str(error), may_succeed_later=error.is_transient)
         else:
             return error
@@ -336,13 +337,10 @@ class BatchRun:
 
     def _unknown_in_a_row(self) -> int:
         """Return how many submissions of this try, the last ones, are unknown; an earlier phase may have sent them."""
-        latest = sorted(self.book.entries, key=lambda entry: entry.at, reverse=True)
-        return sum(
-            1
-            for _ in itertools.takewhile(
-                lambda entry: entry.phase == "intent" and entry.submitted_at >= self.book.began_at, latest
-            )
-        )
+        sent = [entry for entry in self.book.entries if entry.phase in ("intent", "submitted")]
+        latest = sorted(sent, key=lambda entry: entry.at, reverse=True)
+        unknown = itertools.takewhile(lambda entry: entry.phase == "intent", latest)
+        return sum(entry.submitted_at >= self.book.began_at for entry in unknown)
 
     def _entry(self, item: Item) -> Entry:
         assert item.place is not None  # noqa: S101  # only asked of items that were ordered

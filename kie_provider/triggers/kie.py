@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from kie_provider.client.errors import KieError, error_from_dict
-from kie_provider.client.models import TaskRecord
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
 from kie_provider.waiting import goes_on, log_last_words
+
+if TYPE_CHECKING:
+    from kie_provider.client.models import TaskRecord
 
 
 class KieTrigger(BaseTrigger):
