@@ -93,6 +93,9 @@ def killed_before_the_answer_resubmit(trial: Trial) -> None:
 def killed_before_the_id_is_noted(trial: Trial) -> None:
     hold = trial.hold(*SUBMITTED)
     trial.start()
+    trial.caught(hold)
+    # The line goes another way than the note, and a supervisor that dies in the same instant has not written it.
+    trial.arena.wait(lambda: "was created" in trial.log(), lambda: f"{trial.name}: {trial.describe()}")
     kill_at(trial, hold)
     trial.wait_for_end()
 
