@@ -74,7 +74,7 @@ def sensor_ends(error: type[errors.KieError]) -> str:
 
 def saving_ends(error: type[errors.KieError]) -> str:
     """Say how an operator ends that saves the result of a Kie task which is there already."""
-    if error in (errors.KieSubmitUnknownError, errors.KieBudgetError, errors.KieBatchError):
+    if issubclass(error, errors.KieSubmitUnknownError | errors.KieBudgetError | errors.KieBatchError):
         return NEVER
     return FINAL if isinstance(operator_failure(error("")), AirflowFailException) else RETRIED
 

@@ -12,6 +12,7 @@ import pendulum
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from kie_provider.client.errors import LOGS_PAGE, KieRateLimitError, KieResultError
+from kie_provider.execution_timeout import held
 from kie_provider.hooks.kie import KieHook
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ DEFERRAL_MARGIN = 60.0
 MAX_TRIGGER_RESTARTS = 3
 #: Kie allows so many seconds for 20 creations; a refused creation comes back after that, if Kie does not say when.
 RATE_LIMIT_SECONDS = 10.0
-#: Before Airflow 3.3 nothing can come back later for free, so a creation waits for its place on the worker.
-LONGEST_SUBMIT_WAIT = 600.0
 _RESTARTS_KEY = "kie_trigger_restarts"
 
 
@@ -115,10 +114,22 @@ def count_trigger_restart(ti: Any, error: Exception) -> None:
 
     :raises Exception: ``error``, once there were enough.
     """
-    restarts = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=_RESTARTS_KEY) or 0
+    restarts = pull_xcom(ti, _RESTARTS_KEY) or 0
     if restarts >= MAX_TRIGGER_RESTARTS:
         raise error
-    ti.xcom_push(_RESTARTS_KEY, restarts + 1)
+    push_xcom(ti, _RESTARTS_KEY, restarts + 1)
+
+
+def pull_xcom(ti: Any, key: str) -> Any:
+    """Return what this try has pushed; ``execution_timeout`` is held back meanwhile."""
+    with held():
+        return ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=key)
+
+
+def push_xcom(ti: Any, key: str, value: Any) -> None:
+    """Push an XCom of this try; ``execution_timeout`` is held back meanwhile."""
+    with held():
+        ti.xcom_push(key, value)
 
 
 def deadline_seconds(timeout: timedelta | float, execution_timeout: timedelta | None) -> float:

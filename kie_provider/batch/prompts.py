@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,12 +28,6 @@ def read_prompts(value: Any, defaults: Mapping[str, Any]) -> tuple[list[dict[str
         return [], [f"prompts: must be a list of prompts or dicts, got {shorten(value)}"]
     items = [{**defaults, **(item if isinstance(item, Mapping) else {"prompt": item})} for item in value]
     return items, [] if items else ["prompts: is empty; give at least one"]
-
-
-def fingerprint(fields: Mapping[str, Any]) -> str:
-    """Return what stands for an item in the ledger. A file counts by its path."""
-    text = json.dumps(fields, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def duplicate_problems(fingerprints: Sequence[str]) -> list[str]:

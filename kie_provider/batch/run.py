@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from kie_provider.batch import manifest
-from kie_provider.batch.book import SLICE, Book, Entry
 from kie_provider.batch.prompts import Order
 from kie_provider.client.errors import (
+    LOGS_PAGE,
     KieError,
     KieNotFoundError,
     KieResultError,
@@ -30,9 +30,10 @@ from kie_provider.client.errors import (
 from kie_provider.client.models import TaskRecord, shorten
 from kie_provider.client.polling import Again, Raise, Waiting, judge
 from kie_provider.files.provenance import prompt_sha256
-from kie_provider.ledger import no_alarm
 from kie_provider.orders import read_order, upload_files
-from kie_provider.waiting import LONGEST_SUBMIT_WAIT
+from kie_provider.submission.journal import Journal
+from kie_provider.submission.record import NOTHING, SubmissionRecord, iso
+from kie_provider.submission.submit import submit
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 
 #: So many results are looked at and saved at the same time; an image takes up to 48 MB while it is decoded.
 AT_ONCE = 4
+#: So many images are made at the same time.
+MAX_RUNNING = 100
 #: After so many unknown submissions in a row no more is sent: each may be a task that is paid for and lost.
 UNKNOWN_IN_A_ROW = 3
 #: So many items are named in a message; the manifest has them all.
@@ -59,7 +62,7 @@ OUTCOMES: tuple[Outcome, ...] = ("saved", "failed", "unknown", "running", "not_o
 class Item:
     """One image of the batch.
 
-    :param place: of its entry in the book; None: it has none yet.
+    :param record: what is known of its submission; None: there is none yet.
     :param reason: why it is not saved, for people.
     :param is_settled: nothing more is done about it in this try.
     :param may_succeed_later: a retry may help.
@@ -68,7 +71,7 @@ class Item:
     index: int
     fields: Mapping[str, Any]
     fingerprint: str
-    place: int | None = None
+    record: SubmissionRecord | None = None
     order: Order | None = None
     outcome: Outcome = "not_ordered"
     reason: str = ""
@@ -76,11 +79,20 @@ class Item:
     may_succeed_later: bool = False
     result: Mapping[str, Any] | None = None
 
-    def is_changed(self, book: Book) -> bool:
-        """Whether it is not what was ordered in its place, and that is what counts."""
-        if self.place is None or self.outcome == "not_ordered":
-            return False
-        return book.entries[self.place].fingerprint != self.fingerprint
+    @property
+    def is_changed(self) -> bool:
+        """Whether it is not what was submitted for it, and that is what counts."""
+        return self.record is not None and self.record.fingerprint != self.fingerprint
+
+    @property
+    def kie_task_id(self) -> str | None:
+        """Kie's id of its task, once known."""
+        return self.record.kie_task_id if self.record else None
+
+    @property
+    def submitted_at(self) -> float:
+        """Epoch seconds when it was submitted; 0 if that is not known."""
+        return self.record.at if self.record else 0.0
 
     def settle(self, outcome: Outcome, reason: str = "", *, may_succeed_later: bool = False) -> None:
         """Say how it has ended."""
@@ -113,7 +125,7 @@ class BatchRun:
     def __init__(
         self,
         items: Sequence[Item],
-        book: Book,
+        journal: Journal,
         hook: KieHook,
         saver: ResultSaver,
         prices: PriceTable,
@@ -125,7 +137,7 @@ class BatchRun:
         batch_timeout: float | None = None,
     ) -> None:
         self.items = items
-        self.book = book
+        self.journal = journal
         self.manifest = manifest.manifest_path(target, run)
         self.halted: KieError | None = None
         self._hook = hook
@@ -137,21 +149,25 @@ class BatchRun:
         self._batch_timeout = batch_timeout
 
     def recall(self) -> None:
-        """Take over what the book and the manifest know of the items."""
+        """Take over what the journal and the manifest know of the items."""
         saved = {item["kie_task_id"]: item for item in manifest.read_items(self.manifest) if manifest.is_saved(item)}
         for item in self.items:
-            if item.place is None:
+            record = item.record
+            if record is None:
                 continue
-            entry = self.book.entries[item.place]
-            if entry.phase == "submitted":
+            if record.state == "submitted":
                 item.outcome = "running"
-                if result := saved.get(entry.kie_task_id or ""):
+                if result := saved.get(item.kie_task_id or ""):
                     item.result = result
                     item.settle("saved")
-            elif entry.phase == "intent":
-                item.settle("unknown", f"createTask was sent at {entry.at}, and nobody knows whether it arrived")
-            elif entry.phase in ("refused", "failed"):
-                item.settle("failed", entry.reason, may_succeed_later=entry.may_succeed_anew)
+            elif record.state == "unknown":
+                item.settle(
+                    "unknown",
+                    f"try {record.try_number} sent createTask at {iso(record.at)} and knows no answer"
+                    + self._settled_with(record),
+                )
+            else:
+                item.settle("failed", record.reason, may_succeed_later=record.may_succeed_anew)
 
     @property
     def running(self) -> list[Item]:
@@ -161,12 +177,12 @@ class BatchRun:
     @property
     def running_ids(self) -> list[str]:
         """The Kie task ids of those."""
-        return [self._entry(item).kie_task_id or "" for item in self.running]
+        return [item.kie_task_id or "" for item in self.running]
 
     @property
     def deadline(self) -> float:
         """Epoch seconds when the last running item has had its time."""
-        return max(self._deadline(self._entry(item)) for item in self.running)
+        return max(map(self._deadline, self.running))
 
     @property
     def to_order(self) -> list[Item]:
@@ -198,7 +214,7 @@ class BatchRun:
     def order(self) -> None:
         """Order what is missing, until a slice is running or something speaks against more."""
         self.halted = None
-        room, unknown_in_a_row = SLICE - len(self.running), self._unknown_in_a_row()
+        room, unknown_in_a_row = MAX_RUNNING - len(self.running), self._unknown_in_a_row()
         if unknown_in_a_row >= UNKNOWN_IN_A_ROW:
             self.halted = KieSubmitUnknownError(f"the last {unknown_in_a_row} of this try were not answered")
             return
@@ -211,7 +227,8 @@ class BatchRun:
             try:
                 self._order(item)
             except KieSubmitUnknownError as error:
-                item.settle("unknown", error.message)
+                item.record = self.journal.latest
+                item.settle("unknown", error.message + self._settled_with(item.record))
                 log.error("prompts[%d]: %s", item.index, error)  # noqa: TRY400  # a traceback adds nothing
                 unknown_in_a_row += 1
                 if unknown_in_a_row == UNKNOWN_IN_A_ROW:
@@ -253,16 +270,24 @@ class BatchRun:
         more = len(missing) - NAMED
         return "\n".join([*lines, *([f"  - and {more} more"] if more > 0 else [])])
 
+    def settle_advice(self) -> str:
+        """Say how unknown submissions are settled, if there are any."""
+        if not (self.journal.is_durable and any(item.outcome == "unknown" for item in self.items)):
+            return ""
+        return (
+            f"Of an unknown one, {LOGS_PAGE} shows whether a Kie task was created. Add its id, as a JSON string, or "
+            f'"{NOTHING}", under the key that is named to this task instance\'s state store, and clear this task.\n'
+        )
+
     def write_manifest(self) -> None:
         """Write down what has become of every item."""
-        header = self.book.header
         manifest.write(
             self.manifest,
             storable(
                 {
                     **self.progress(),
                     "items": [self._told(item) for item in self.items],
-                    "estimated_credits": header.estimate if header else None,
+                    "estimated_credits": self.journal.estimate,
                     "usd": self._prices.usd(self.credits),
                     "airflow": asdict(self._run),
                 }
@@ -270,14 +295,13 @@ class BatchRun:
         )
 
     def _look(self, item: Item) -> Look:
-        entry = self._entry(item)
-        assert entry.kie_task_id is not None  # noqa: S101  # it was submitted
+        assert item.kie_task_id is not None  # noqa: S101  # it was submitted
         waiting = Waiting(
-            max(entry.submitted_at, self.book.began_at),
-            deadline=self._deadline(entry),
+            max(item.submitted_at, self.journal.begun_at),
+            deadline=self._deadline(item),
             key_was_refreshed=True,  # the connection was just read, so a refused key is final
         )
-        observation = self._hook.look(entry.kie_task_id)
+        observation = self._hook.look(item.kie_task_id)
         verdict = judge(observation, waiting, time.time())
         if isinstance(verdict, Again):
             return Look()
@@ -302,8 +326,8 @@ class BatchRun:
         elif look.is_at_kie and isinstance(error, KieTaskFailedError | KieResultError):
             anew = isinstance(error, KieTaskFailedError) and error.may_succeed_anew and not look.was_charged
             charged = ", but was charged" if look.was_charged else ""
-            assert item.place is not None  # noqa: S101  # it was submitted
-            self.book.failed(item.place, f"{error.message}{charged}", may_succeed_anew=anew)
+            assert item.record is not None  # noqa: S101  # it was submitted
+            item.record = self.journal.failed(item.record, f"{error.message}{charged}", may_succeed_anew=anew)
             item.settle("failed", f"{error.message}{charged}", may_succeed_later=anew)
         elif isinstance(error, KieNotFoundError | KieResultError) or (
             error.is_transient and not isinstance(error, KieStorageError)
@@ -316,42 +340,28 @@ class BatchRun:
         return None
 
     def _order(self, item: Item) -> None:
-        """Create the Kie task of an item: the intent first, its id right after the answer."""
+        """Create the Kie task of an item."""
         flux2, images = item.order or read_order(item.fields)
-        task_input = upload_files(flux2.to_payload(), lambda: images, self._hook)
-        self._hook.take_submit_place(None if self.book.is_durable else LONGEST_SUBMIT_WAIT)
-        with no_alarm():
-            item.place = self.book.intend(item.place, item.fingerprint)
-            try:
-                kie_task_id = self._hook.get_conn().create_task(flux2.model, task_input)
-            except KieSubmitUnknownError:
-                raise  # the intent stays: it says what nobody knows
-            except KieValidationError as error:
-                self.book.withdraw(item.place, "refused", error.message)
-                raise
-            except KieError:
-                self.book.withdraw(item.place)
-                raise
-            self.book.submitted(item.place, kie_task_id)
+        payload = flux2.to_payload()
+        task_input = upload_files(payload, lambda: images, self._hook)
+        request = {"model": flux2.model, "input": payload}
+        item.record = submit(self.journal, self._hook, request, task_input, item.fingerprint, item=item.index)
         item.outcome = "running"
 
     def _unknown_in_a_row(self) -> int:
         """Return how many submissions of this try, the last ones, are unknown; an earlier phase may have sent them."""
-        sent = [entry for entry in self.book.entries if entry.phase in ("intent", "submitted")]
-        latest = sorted(sent, key=lambda entry: entry.at, reverse=True)
-        unknown = itertools.takewhile(lambda entry: entry.phase == "intent", latest)
-        return sum(entry.submitted_at >= self.book.began_at for entry in unknown)
+        sent = [each for each in self.journal.submissions_of_this_try if each.state == "unknown" or each.kie_task_id]
+        return sum(1 for _ in itertools.takewhile(lambda each: each.state == "unknown", reversed(sent)))
 
-    def _entry(self, item: Item) -> Entry:
-        assert item.place is not None  # noqa: S101  # only asked of items that were ordered
-        return self.book.entries[item.place]
+    def _settled_with(self, record: SubmissionRecord | None) -> str:
+        return f"; settled with the key {record.settled_key!r}" if record and self.journal.is_durable else ""
 
     @property
     def _ends_at(self) -> float:
-        return math.inf if self._batch_timeout is None else self.book.began_at + self._batch_timeout
+        return math.inf if self._batch_timeout is None else self.journal.begun_at + self._batch_timeout
 
-    def _deadline(self, entry: Entry) -> float:
-        deadline = max(entry.submitted_at, self.book.began_at) + self._timeout
+    def _deadline(self, item: Item) -> float:
+        deadline = max(item.submitted_at, self.journal.begun_at) + self._timeout
         return min(deadline, self._ends_at)
 
     def _credits(self, result: Mapping[str, Any]) -> float:
@@ -375,10 +385,9 @@ class BatchRun:
                 task_input.pop("prompt", None)
             return {**item.result, "input": task_input, **facts}
         task_input = {name: value for name, value in item.fields.items() if name != "prompt" or not self._redact_prompt}
-        entry = None if item.place is None else self.book.entries[item.place]
         return {
             **facts,
-            "kie_task_id": entry and entry.kie_task_id,
+            "kie_task_id": item.kie_task_id,
             "reason": item.reason or (str(self.halted) if self.halted and item.outcome == "not_ordered" else ""),
             "input": task_input,
         }

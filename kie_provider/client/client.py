@@ -50,21 +50,22 @@ class KieClient:
         :raises KieSubmitUnknownError: sent, but it is not known whether a task was created.
         :raises KieError: nothing was created.
         """
+        return persist_in_submitting(lambda: self.create_task_once(model, task_input, callback_url), self._sleep)
+
+    def create_task_once(self, model: str, task_input: Mapping[str, Any], callback_url: str | None = None) -> str:
+        """Send createTask once and return the id of the billed task.
+
+        :raises KieSubmitUnknownError: sent, but it is not known whether a task was created.
+        :raises KieError: nothing was created.
+        """
         request = protocol.create_task(model, task_input, callback_url)
-        attempt, waited = 1, 0.0
-        while True:
-            try:
-                with transport.fresh_connection() as session:
-                    return protocol.read_created(transport.send(session, self.endpoint, request))
-            except KieError as error:
-                delay = retry.submit_delay(error, attempt, waited)
-                if delay is None:
-                    if isinstance(error, KieTransportError) and error.may_have_arrived:
-                        raise KieSubmitUnknownError(error.message) from error
-                    raise
-                delay = retry.jitter(delay, at_least=error.retry_after)
-            self._sleep(delay)
-            attempt, waited = attempt + 1, waited + delay
+        try:
+            with transport.fresh_connection() as session:
+                return protocol.read_created(transport.send(session, self.endpoint, request))
+        except KieTransportError as error:
+            if error.may_have_arrived:
+                raise KieSubmitUnknownError(error.message) from error
+            raise
 
     def get_task(self, kie_task_id: str) -> TaskRecord:
         """Return the record of a task.
@@ -180,3 +181,22 @@ class KieClient:
                 delay = retry.jitter(delay, at_least=error.retry_after)
             self._sleep(delay)
             attempt += 1
+
+
+def persist_in_submitting(attempt_once: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+    """Send createTask, again for about twelve seconds while it is certain that nothing was created.
+
+    :param attempt_once: sends it once.
+    :raises KieError: of the last attempt.
+    """
+    attempt, waited = 1, 0.0
+    while True:
+        try:
+            return attempt_once()
+        except KieError as error:
+            delay = retry.submit_delay(error, attempt, waited)
+            if delay is None:
+                raise
+            delay = retry.jitter(delay, at_least=error.retry_after)
+        sleep(delay)
+        attempt, waited = attempt + 1, waited + delay

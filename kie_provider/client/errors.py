@@ -217,6 +217,13 @@ class KieSubmitUnknownError(KieError):
     )
 
 
+class KieJournalError(KieSubmitUnknownError):
+    """What Airflow holds about the submissions of a task makes no sense: keys are missing, or were changed."""
+
+    summary = "What this task has submitted cannot be read"
+    advice = f"Nothing was sent in this try. {LOGS_PAGE} shows which tasks were created."
+
+
 class KieTaskFailedError(KieError):
     """The task ended in ``state=fail``; Kie does not charge for it."""
 
@@ -338,7 +345,7 @@ def refuses_submission(error: KieError) -> bool:
     return error.code in ERROR_BY_CODE and not isinstance(error, KieServerError | KieTaskFailedError)
 
 
-_ERROR_CLASSES: list[type[KieError]] = [KieError, *KieError.__subclasses__(), KieConnectionError]
+_ERROR_CLASSES: list[type[KieError]] = [KieError, *KieError.__subclasses__(), KieConnectionError, KieJournalError]
 _ERRORS_BY_NAME: Mapping[str, type[KieError]] = {error.__name__: error for error in _ERROR_CLASSES}
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
 
     from kie_provider.files.inputs import InputImage
-    from kie_provider.ledger import Ledger
+    from kie_provider.submission.journal import Journal
 
 #: What the function may return beside the prompt.
 FIELDS = (*ORDER_FIELDS, "callback_url")
@@ -64,13 +64,11 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
         self.op_kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         return super().execute(context)
 
-    def _request(self, ledger: Ledger) -> Mapping[str, Any]:
-        submission = ledger.submission
-        is_wanted_anew = ledger.is_cleared and submission is not None and submission.phase == "delivered"
-        if submission is not None and submission.kie_task_id is not None and not is_wanted_anew:
+    def _request(self, journal: Journal) -> Mapping[str, Any]:
+        if recorded := self._recorded_request(journal):
             self.log.info("An earlier try has submitted a prompt; the function is not called again")
-            return submission.request
-        return super()._request(ledger)
+            return recorded
+        return super()._request(journal)
 
     def _new_request(self) -> Mapping[str, Any]:
         self._call()

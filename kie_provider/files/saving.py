@@ -124,6 +124,8 @@ class ResultSaver:
         files: dict[int, SavedFile | KieError | None] = {
             index: self._saved_before(result, index, name) for index, name in enumerate(names)
         }
+        if None in files.values():
+            self._hook.get_conn()  # read in the main thread, which alone talks to Airflow
         with storage.storage_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="kie-") as spool:
             pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS)
             try:

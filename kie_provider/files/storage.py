@@ -23,6 +23,7 @@ from airflow.providers.common.compat.sdk import (
 
 from kie_provider.client.errors import KieError, KieStorageError, KieTargetError
 from kie_provider.client.models import is_blank, shorten
+from kie_provider.execution_timeout import held
 
 #: What brings a scheme to Airflow.
 PACKAGES = {
@@ -54,10 +55,11 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
     text = str(value)
     scheme = text.partition("://")[0] if "://" in text else ""
     try:
-        path = ObjectStoragePath(text if scheme else str(Path(text).absolute()))
-        if conn_id := conn_id_of(path):
-            BaseHook.get_connection(conn_id)
-        path.fs  # noqa: B018  # found now, not when the first file is there
+        with held():
+            path = ObjectStoragePath(text if scheme else str(Path(text).absolute()))
+            if conn_id := conn_id_of(path):
+                BaseHook.get_connection(conn_id)
+            path.fs  # noqa: B018  # found now, not when the first file is there, and in the main thread
     except AirflowNotFoundException:
         raise KieTargetError(f"{field}: {shorten(text, 200)} names a connection that Airflow does not have") from None
     except (ValueError, ImportError, AttributeError) as error:

@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 
 from kie_provider.client.errors import KieConnectionError, KieError
 from kie_provider.config import rate_limit_storage
+from kie_provider.execution_timeout import held
 
 # The rest of the client is imported where it is used: DAG files import this module.
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class KieHook(BaseHook):
 
             if self._endpoint is None:
                 try:
-                    connection = self.get_connection(self.kie_conn_id)
+                    with held():
+                        connection = self.get_connection(self.kie_conn_id)
                 except AirflowNotFoundException:
                     raise _no_connection(self.kie_conn_id) from None
                 self._endpoint = endpoint_from_connection(connection)

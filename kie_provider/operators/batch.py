@@ -32,6 +32,7 @@ from kie_provider.links import KieLogsLink
 from kie_provider.operators.flux2 import DEFAULT_MODEL
 from kie_provider.operators.kie import UNKNOWN_SUBMIT_CHOICES
 from kie_provider.operators.results import SavingOperator
+from kie_provider.submission.journal import WORTH_A_SUMMARY, Journal, note_success
 from kie_provider.waiting import (
     DEFERRAL_MARGIN,
     come_back_later,
@@ -40,13 +41,14 @@ from kie_provider.waiting import (
     deferral_exceptions,
     go_on,
     log_last_words,
+    push_xcom,
 )
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
-    from kie_provider.batch.book import Book
     from kie_provider.batch.run import BatchRun, Item
+    from kie_provider.submission.record import SubmissionRecord
 
 #: XCom key under which the counts stand while the batch runs.
 PROGRESS_KEY = "progress"
@@ -149,14 +151,18 @@ class Flux2BatchOperator(SavingOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check the whole list, then order, wait and save until every image is there."""
-        with self._at_work(context) as (book, hook):
-            return self._go_on(self._begin(book, hook, context), context)
+        with self._at_work(context) as (journal, hook):
+            journal.read()
+            return self._go_on(self._begin(journal, hook, context), context)
 
-    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
-        """Save what has ended, order more, and wait again if need be."""
+    def execute_complete(self, context: Context, event: Any, journal: Sequence[int] | None = None) -> dict[str, Any]:
+        """Save what has ended, order more, and wait again if need be.
+
+        :param journal: how much the journal held when the task was deferred; None: not known.
+        """
         from kie_provider.triggers.batch import read_error
 
-        return self._resume(context, read_error(event))
+        return self._resume(context, read_error(event), journal)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral, also when the trigger timed out or crashed."""
@@ -167,67 +173,78 @@ class Flux2BatchOperator(SavingOperator):
             return self._resume(context, error)
 
     def on_kill(self) -> None:
-        """Say in the log that the Kie tasks go on."""
-        if self._run is not None and (running := len(self._run.running)):
+        """Say in the log that the Kie tasks go on. Nothing else: the signal may come within a call to Airflow."""
+        if self._run is None:
+            return
+        self._run.journal.stop()
+        if running := len(self._run.running):
             log_last_words(self.log, go_on(running))
 
-    def _begin(self, book: Book, hook: KieHook, context: Context) -> BatchRun:
+    def _begin(self, journal: Journal, hook: KieHook, context: Context) -> BatchRun:
         """Check everything, decide what there is to do, and write down that this try is at work.
 
         :raises KieError: nothing more was sent.
         """
-        from kie_provider.batch.book import claim, reconsider
         from kie_provider.batch.prompts import estimate, read_orders
         from kie_provider.client.budget import Budget
         from kie_provider.client.models import raise_for_problems
+        from kie_provider.submission.decide import assign, claim
 
         items, problems = self._read_items()
         budget = Budget(self.max_credits, self.min_credits_left)
         orders, order_problems = read_orders([item.fields for item in items])
+        has_submitted = any(record.state in ("submitted", "unknown") for record in journal.records)
         raise_for_problems(
             [*self._problems(), *budget.problems(), *problems, *order_problems],
-            "no more was sent; the Kie tasks of earlier tries go on." if book.has_submitted else "nothing was sent.",
+            "no more was sent; the Kie tasks of earlier tries go on." if has_submitted else "nothing was sent.",
         )
-        is_cleared, was_delivered = book.is_cleared, book.is_delivered
-        if was_delivered and is_cleared:
-            book.begin_anew()
-        places = claim(book.entries, [item.fingerprint for item in items], is_cleared=is_cleared)
-        if not was_delivered:
+        # A try that comes back later has begun; one whose success was not recorded returns the same again.
+        returns_the_same = journal.is_complete and not journal.is_cleared
+        fingerprints, kept = [item.fingerprint for item in items], journal.records
+        if journal.has_begun or returns_the_same:
+            claimed = claim(journal.records, fingerprints, max_tries=journal.max_tries)
+        else:
             resubmits = self.on_unknown_submit == "resubmit"
-            book.note(reconsider(book.entries, places, is_cleared=is_cleared, resubmit_unknown=resubmits))
-        run = self._new_run(items, places, book, hook, context)
+            claimed, kept = assign(
+                journal.records, fingerprints, max_tries=journal.max_tries, resubmit_unknown=resubmits
+            )
+        run = self._new_run(items, claimed, journal, hook, context)
         for item, order in zip(items, orders, strict=True):
             item.order = order
-            if was_delivered and not is_cleared and not item.is_settled:
-                item.settle(item.outcome)  # the try died before its success was recorded: it returns the same again
+            if returns_the_same and not item.is_settled:
+                item.settle(item.outcome)
         self._warn_of_changes(run)
         if run.to_order:
             self._saver(hook).check_target()
             to_pay = [order for item, order in zip(items, orders, strict=True) if not item.is_settled]
             credits_to_pay, words = estimate(to_pay, price_table())
             budget.check(f"{len(to_pay)} images ({words})", credits_to_pay, hook.get_credits, spent=run.credits)
-            if not book.is_durable:
+            if not journal.is_durable:
                 self.log.info(
                     "There is no task state store (Airflow 3.3 brought it). If this try dies, the next one creates and "
                     "pays for all images again. Use retries=0 here."
                 )
         credits_in_all, words = estimate(orders, price_table())
         self.log.info("%d images, %s credits by the price table: %s", len(items), _credits(credits_in_all), words)
-        book.begin(estimate=credits_in_all, conn_id=self.kie_conn_id, host=hook.get_conn().endpoint.host)
+        if not journal.has_begun:
+            journal.begin(kept, claimed, estimate=credits_in_all)
         return run
 
-    def _resume(self, context: Context, trigger_error: Exception) -> dict[str, Any]:
-        from kie_provider.batch.book import claim
+    def _resume(
+        self, context: Context, trigger_error: Exception, position: Sequence[int] | None = None
+    ) -> dict[str, Any]:
+        from kie_provider.submission.decide import claim
 
-        with self._at_work(context) as (book, hook):
-            if book.header is None:
+        with self._at_work(context) as (journal, hook):
+            journal.read(position)
+            if not journal.has_begun:
                 raise AirflowFailException(
-                    "The ledger of this batch has gone while it was deferred, so nobody knows what was ordered. "
-                    "Nothing more was ordered; clear this task to begin anew."
+                    "The journal of this batch has gone while it was deferred, so nobody knows what was submitted. "
+                    "Nothing more was sent; clear this task to begin anew."
                 )
             items, _ = self._read_items()
-            places = claim(book.entries, [item.fingerprint for item in items], is_cleared=False)
-            run = self._new_run(items, places, book, hook, context)
+            claimed = claim(journal.records, [item.fingerprint for item in items], max_tries=journal.max_tries)
+            run = self._new_run(items, claimed, journal, hook, context)
             return self._go_on(run, context, trigger_error)
 
     def _go_on(self, run: BatchRun, context: Context, trigger_error: Exception | None = None) -> dict[str, Any]:
@@ -245,17 +262,19 @@ class Flux2BatchOperator(SavingOperator):
             if not run.running:
                 break
             if self.deferrable:
+                run.journal.summarize()
                 raise self._deferral(run)
             time.sleep(self.poll_interval)
         if isinstance(run.halted, KieRateLimitError) and run.to_order:
-            come_back_later(run.halted, is_durable=run.book.is_durable)
+            run.journal.summarize(at_least=WORTH_A_SUMMARY)
+            come_back_later(run.halted, is_durable=run.journal.is_durable)
         return self._finish(run, context)
 
     def _finish(self, run: BatchRun, context: Context) -> dict[str, Any]:
         run.write_manifest()
         counts = run.counts()
         needed = math.ceil(self.min_success * len(run.items) - 1e-9)
-        estimated = run.book.header.estimate if run.book.header else None
+        estimated = run.journal.estimate
         self.log.info(
             "%g credits were charged, %s were estimated; see %s", run.credits, _credits(estimated), run.manifest
         )
@@ -265,11 +284,12 @@ class Flux2BatchOperator(SavingOperator):
             halted = f"No more was ordered: {run.halted}. " if run.halted else ""
             error = KieBatchError(
                 f"{counts['saved']} of {len(run.items)} are saved, and min_success={self.min_success:g} asks for "
-                f"{needed}. {halted}{run.manifest} lists them.\n{run.named_failures()}\n"
+                f"{needed}. {halted}{run.manifest} lists them.\n{run.named_failures()}\n{run.settle_advice()}"
             )
+            run.journal.summarize()
             may_help = any(item.may_succeed_later for item in run.items) or (run.halted and run.halted.is_transient)
             raise error if may_help else AirflowFailException(str(error))
-        run.book.delivered()
+        run.journal.summarize(is_complete=True)
         result = {**run.progress(), "manifest": str(run.manifest), "estimated_credits": estimated}
         tell_assets(self, context, result)
         return result
@@ -279,7 +299,7 @@ class Flux2BatchOperator(SavingOperator):
         if progress == self._reported:
             return
         self._reported = progress
-        context["ti"].xcom_push(PROGRESS_KEY, progress)
+        push_xcom(context["ti"], PROGRESS_KEY, progress)
         self.log.info(
             "%d of %d images saved, %d failed, %d unknown, %d running, %d to order; %g credits",
             *(progress[name] for name in ("saved", "images", "failed", "unknown", "running", "not_ordered", "credits")),
@@ -297,15 +317,17 @@ class Flux2BatchOperator(SavingOperator):
                 deadline=deadline,
             ),
             method_name="execute_complete",
+            kwargs={"journal": run.journal.position},
             timeout=timedelta(seconds=max(deadline - time.time(), 0.0) + DEFERRAL_MARGIN),
         )
 
     def _read_items(self) -> tuple[list[Item], list[str]]:
-        from kie_provider.batch.prompts import duplicate_problems, fingerprint, read_prompts
+        from kie_provider.batch.prompts import duplicate_problems, read_prompts
         from kie_provider.batch.run import Item
+        from kie_provider.submission.record import fingerprint_of
 
         fields, problems = read_prompts(self.prompts, {name: getattr(self, name) for name in _DEFAULTS})
-        items = [Item(index, each, fingerprint(each)) for index, each in enumerate(fields)]
+        items = [Item(index, each, fingerprint_of(each)) for index, each in enumerate(fields)]
         if not self.allow_duplicates:
             problems += duplicate_problems([item.fingerprint for item in items])
         return items, problems
@@ -323,7 +345,12 @@ class Flux2BatchOperator(SavingOperator):
         return problems
 
     def _new_run(
-        self, items: list[Item], places: Sequence[int | None], book: Book, hook: KieHook, context: Context
+        self,
+        items: list[Item],
+        claimed: Sequence[SubmissionRecord | None],
+        journal: Journal,
+        hook: KieHook,
+        context: Context,
     ) -> BatchRun:
         from kie_provider.batch.run import BatchRun
         from kie_provider.files.provenance import RunFacts
@@ -334,11 +361,11 @@ class Flux2BatchOperator(SavingOperator):
             raise KieTargetError(
                 f"file_name={self.file_name!r} would give all images of the batch one name; put {{kie_task_id}} into it"
             )
-        for item, place in zip(items, places, strict=True):
-            item.place = place
+        for item, record in zip(items, claimed, strict=True):
+            item.record = record
         run = BatchRun(
             items,
-            book,
+            journal,
             hook,
             saver,
             price_table(),
@@ -352,7 +379,7 @@ class Flux2BatchOperator(SavingOperator):
         return run
 
     def _warn_of_changes(self, run: BatchRun) -> None:
-        changed = [item for item in run.items if item.is_changed(run.book)]
+        changed = [item for item in run.items if item.is_changed]
         if changed:
             self.log.warning(
                 "%d items, the first of them prompts[%d], are not what they were when they were ordered; this try goes "
@@ -362,25 +389,30 @@ class Flux2BatchOperator(SavingOperator):
             )
 
     @contextlib.contextmanager
-    def _at_work(self, context: Context) -> Iterator[tuple[Book, KieHook]]:
-        """Open the ledger and the hook, and turn Kie errors into what Airflow understands."""
-        from kie_provider.batch.book import Book
-
-        book = Book(context)
+    def _at_work(self, context: Context) -> Iterator[tuple[Journal, KieHook]]:
+        """Open the journal and the hook, and turn Kie errors into what Airflow understands."""
+        journal = Journal(context)
+        note_success(self)
         try:
             with KieHook(self.kie_conn_id) as hook:
-                book.read()
-                yield book, hook
+                yield journal, hook
         except (Exception, AirflowTaskTimeout) as error:  # noqa: BLE001  # raised again
-            failure = self._failure(error, book)
+            failure = self._failure(error, journal)
             raise failure from (None if failure is error else error)
 
-    def _failure(self, error: BaseException, book: Book) -> BaseException:
+    def _failure(self, error: BaseException, journal: Journal) -> BaseException:
+        unwritten = journal.write_again()
         if isinstance(error, AirflowFailException):
             return error
-        if not book.is_durable and book.has_submitted:
-            ids = [entry.kie_task_id for entry in book.entries if entry.phase == "submitted"]
-            return AirflowFailException(f"{error}. No retry, it would order all images again. {go_on(len(ids))}.")
+        if unwritten:
+            advice = " ".join(f"Kie task {record.kie_task_id}: key {record.settled_key!r}." for record in unwritten)
+            return AirflowFailException(
+                f"{error}. No retry, it would not know all Kie tasks. Add their ids, as JSON strings, to this task "
+                f"instance's state store, and clear this task. {advice}"
+            )
+        if not journal.is_durable and any(each.kie_task_id or each.state == "unknown" for each in journal.records):
+            running = sum(record.state == "submitted" for record in journal.records)
+            return AirflowFailException(f"{error}. No retry, it would order all images again. {go_on(running)}.")
         if isinstance(error, KieSubmitUnknownError):
             return AirflowFailException(str(error))
         # A batch that a retry cannot complete was turned into an AirflowFailException before.

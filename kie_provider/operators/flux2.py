@@ -11,7 +11,6 @@ from airflow.providers.common.compat.sdk import conf
 
 from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
-from kie_provider.ledger import Ledger
 from kie_provider.links import KieLogsLink, KieResultLink
 from kie_provider.operators.kie import KieCreateTaskOperator
 from kie_provider.operators.results import SavingOperator
@@ -22,6 +21,8 @@ from kie_provider.waiting import (
     deferral_exceptions,
     log_success,
     look,
+    pull_xcom,
+    push_xcom,
     require_image,
 )
 
@@ -173,24 +174,23 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Create the task unless an earlier try has, wait for it, and save the image."""
-        ledger = Ledger(context)
-        with self._failures(ledger):
-            kie_task_id = self._create_once(ledger)
-            context["ti"].xcom_push(KIE_TASK_ID_KEY, kie_task_id)
+        journal = self._open_journal(context)
+        with self._failures(journal):
+            kie_task_id = self._create_once(journal)
+            push_xcom(context["ti"], KIE_TASK_ID_KEY, kie_task_id)
             if self.deferrable:
-                return self._look_or_defer(kie_task_id, ledger, context)
+                return self._look_or_defer(kie_task_id, context)
             remaining = max(self._try_started_at(context) + self._try_seconds() - time.time(), 0.0)
             with KieHook(self.kie_conn_id) as hook:
                 record = hook.wait(kie_task_id, poll_interval=self.poll_interval, timeout=remaining)
-            return self._finish(record.to_result(), ledger, context)
+            return self._finish(record.to_result(), context)
 
     def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
         """Save the image and return the result that the trigger's event carries, or raise its error."""
         from kie_provider.triggers.kie import read_event
 
-        ledger = Ledger(context)
-        with self._failures(ledger):
-            return self._finish(read_event(event, self._recall_id(context)), ledger, context)
+        with self._failures(self._open_journal(context)):
+            return self._finish(read_event(event, self._recall_id(context)), context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral; a trigger that timed out or crashed gets one look and, if need be, a successor."""
@@ -198,12 +198,11 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
             return super().resume_execution(next_method, next_kwargs, context)
         except deferral_exceptions() as error:
             self.log.warning("The trigger ended without an event (%s); looking at the Kie task", error)
-            ledger = Ledger(context)
-            with self._failures(ledger):
-                return self._look_or_defer(self._recall_id(context), ledger, context, trigger_error=error)
+            with self._failures(self._open_journal(context)):
+                return self._look_or_defer(self._recall_id(context), context, trigger_error=error)
 
     def _look_or_defer(
-        self, kie_task_id: str, ledger: Ledger, context: Context, trigger_error: Exception | None = None
+        self, kie_task_id: str, context: Context, trigger_error: Exception | None = None
     ) -> dict[str, Any]:
         """Return the result, if it is there; else wait for it in the triggerer.
 
@@ -220,7 +219,7 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
         )
         verdict = look(self.kie_conn_id, kie_task_id, waiting)
         if isinstance(verdict, Done):
-            return self._finish(verdict.record.to_result(), ledger, context)
+            return self._finish(verdict.record.to_result(), context)
         self.log.info("Kie task %s: %s", kie_task_id, verdict.reason)
         if trigger_error is not None:
             count_trigger_restart(context["ti"], trigger_error)
@@ -236,8 +235,7 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
 
     def _recall_id(self, context: Context) -> str:
         """Return the id that this try waits for: the worker that created the task has noted it for the next one."""
-        ti = context["ti"]
-        self._submitted_id = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=KIE_TASK_ID_KEY)
+        self._submitted_id = pull_xcom(context["ti"], KIE_TASK_ID_KEY)
         return self._submitted_id or ""
 
     @property
@@ -251,10 +249,9 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
             self._saver(hook).check_target()
         return super()._make_ready(hook, request)
 
-    def _finish(self, result: dict[str, Any], ledger: Ledger, context: Context) -> dict[str, Any]:
+    def _finish(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         log_success(self.log, require_image(result))
         if self._saves:
             with KieHook(self.kie_conn_id) as hook:
                 result = self._save(result, self._saver(hook), context)
-        ledger.delivered(result["kie_task_id"])
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from kie_provider.airflow_errors import operator_failure
 from kie_provider.client.errors import (
     LOGS_PAGE,
     KieError,
+    KieJournalError,
     KieNotFoundError,
     KieRateLimitError,
     KieSubmitUnknownError,
@@ -24,12 +26,17 @@ from kie_provider.client.errors import (
     KieValidationError,
 )
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
-from kie_provider.ledger import KEY, SETTLE, GoOn, Ledger, Submission, Unknown, next_step, no_alarm
 from kie_provider.links import KieLogsLink
-from kie_provider.waiting import LONGEST_SUBMIT_WAIT, come_back_later, goes_on, log_last_words
+from kie_provider.submission.decide import Reattach, Unknown, changed_fields, next_step
+from kie_provider.submission.journal import WORTH_A_SUMMARY, Journal, note_success
+from kie_provider.submission.record import fingerprint_of_request, iso
+from kie_provider.submission.submit import submit
+from kie_provider.waiting import come_back_later, goes_on, log_last_words
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from kie_provider.submission.record import SubmissionRecord
 
 UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
 
@@ -74,26 +81,32 @@ class KieCreateTaskOperator(BaseOperator):
         self.on_unknown_submit = on_unknown_submit
         self.kie_conn_id = kie_conn_id
         self._submitted_id: str | None = None
-        self._is_submitting = False
+        self._journal: Journal | None = None
 
     def execute(self, context: Context) -> Any:
         """Check the rendered fields, create the task unless an earlier try has, return its Kie task id."""
-        ledger = Ledger(context)
-        with self._failures(ledger):
-            kie_task_id = self._create_once(ledger)
-        ledger.delivered(kie_task_id)
-        return kie_task_id
+        journal = self._open_journal(context)
+        with self._failures(journal):
+            return self._create_once(journal)
 
     def on_kill(self) -> None:
-        """Say in the log that the Kie task goes on."""
-        if self._submitted_id is not None:
-            log_last_words(self.log, goes_on(self._submitted_id))
-        elif self._is_submitting:
+        """Say in the log that the Kie task goes on. Nothing else: the signal may come within a call to Airflow."""
+        if self._journal is not None:
+            self._journal.stop()
+        latest = self._journal and self._journal.latest
+        if kie_task_id := self._known_id():
+            log_last_words(self.log, goes_on(kie_task_id))
+        elif latest and latest.state == "unknown":
             log_last_words(
                 self.log,
                 "createTask was sent and is not answered yet. If Kie accepts it, the Kie task goes on and is billed "
                 f"when it succeeds. If the answer still comes, its id follows here; see {LOGS_PAGE}",
             )
+
+    def _open_journal(self, context: Context) -> Journal:
+        self._journal = journal = Journal(context)
+        note_success(self)
+        return journal
 
     def _order(self) -> tuple[str, Mapping[str, Any]]:
         """Return createTask's ``model`` and ``input`` from the rendered fields."""
@@ -104,31 +117,35 @@ class KieCreateTaskOperator(BaseOperator):
         task_input: Mapping[str, Any] = request["input"]
         return task_input
 
-    def _create_once(self, ledger: Ledger) -> str:
+    def _create_once(self, journal: Journal) -> str:
         """Return the id of this task instance's one Kie task: that of an earlier try, or of a new one."""
-        submission = ledger.recall()
-        request = self._request(ledger)
-        step = next_step(submission, request, is_cleared=ledger.is_cleared)
+        journal.read()
+        request = self._request(journal)
+        step = next_step(
+            journal.records,
+            fingerprint_of_request(request),
+            max_tries=journal.max_tries,
+            resubmit_unknown=self.on_unknown_submit == "resubmit",
+        )
         with KieHook(self.kie_conn_id) as hook:
-            if isinstance(step, GoOn):
-                if self._still_counts(step.kie_task_id, step.submission, hook, is_cleared=ledger.is_cleared):
-                    return self._go_on(step)
-                superseded = (*step.submission.superseded, step.kie_task_id)
-                if ledger.is_cleared:
-                    request = self._new_request()
-            elif isinstance(step, Unknown):
-                problem = f"an earlier try sent createTask at {step.submission.at} and died before it knew the answer"
-                if self.on_unknown_submit == "fail":
-                    raise KieSubmitUnknownError(problem)
-                self.log.warning(
-                    "%s; sending it again, because on_unknown_submit='resubmit': you may pay twice", problem
+            if isinstance(step, Unknown):
+                raise KieSubmitUnknownError(
+                    f"try {step.record.try_number} sent createTask at {iso(step.record.at)} and died before it knew "
+                    "the answer. If an answer came, the Kie task id is in the log of that try"
                 )
-                superseded = step.submission.superseded
-            else:
-                superseded = step.superseded
-            return self._submit(hook, ledger, request, superseded)
+            if isinstance(step, Reattach):
+                if self._can_reattach(step.record, hook, journal):
+                    return self._reattach(step, request, journal)
+                if step.record.is_cleared_since(journal.max_tries):
+                    request = self._new_request()
+            elif any(record.state == "unknown" for record in journal.records):
+                self.log.warning(
+                    "An earlier try sent createTask and died before it knew the answer; sending it again, because "
+                    "on_unknown_submit='resubmit': you may pay twice"
+                )
+            return self._submit(hook, journal, request)
 
-    def _request(self, ledger: Ledger) -> Mapping[str, Any]:
+    def _request(self, journal: Journal) -> Mapping[str, Any]:
         """Return the body of createTask; that of the submission, if a retry's fields are not valid any more.
 
         :raises KieValidationError: the rendered fields cannot be sent.
@@ -141,11 +158,16 @@ class KieCreateTaskOperator(BaseOperator):
                 raise_for_problems([f"on_unknown_submit: must be {choices}, got {shorten(self.on_unknown_submit)}"])
             return self._new_request()
         except KieValidationError as error:
-            recorded = ledger.submission.request if ledger.submission else None
-            if not recorded or ledger.is_cleared:
+            recorded = self._recorded_request(journal)
+            if not recorded or journal.is_cleared:
                 raise
             self.log.warning("The inputs are not valid any more, but were submitted before, so this goes on: %s", error)
             return recorded
+
+    def _recorded_request(self, journal: Journal) -> Mapping[str, Any]:
+        """Return the body of createTask that an earlier try has sent; empty if there is none."""
+        sent = [record for record in journal.records if record.state in ("submitted", "unknown")]
+        return journal.request_of(sent[-1]) if sent else {}
 
     def _new_request(self) -> Mapping[str, Any]:
         """Return the body of createTask for the fields as they are now.
@@ -156,19 +178,32 @@ class KieCreateTaskOperator(BaseOperator):
 
         return create_task(*self._order(), self.callback_url).json_body or {}
 
-    def _go_on(self, step: GoOn) -> str:
-        self._submitted_id = step.kie_task_id
-        self.log.info("Going on with Kie task %s, which an earlier try created", step.kie_task_id)
-        if step.changed:
+    def _reattach(self, step: Reattach, request: Mapping[str, Any], journal: Journal) -> str:
+        kie_task_id = str(step.record.kie_task_id)
+        self._submitted_id = kie_task_id
+        self.log.info("Going on with Kie task %s, which an earlier try created", kie_task_id)
+        if step.has_changed and (before := journal.request_of(step.record)):
             self.log.warning(
                 "The inputs are not what they were when Kie task %s was created; this try goes on with that task. "
                 "Different now: %s. Clear the task to submit the new inputs.",
-                step.kie_task_id,
-                ", ".join(step.changed),
+                kie_task_id,
+                ", ".join(changed_fields(before, request)),
             )
-        return step.kie_task_id
+        self._begin(journal, step.record)
+        return kie_task_id
 
-    def _still_counts(self, kie_task_id: str, submission: Submission, hook: KieHook, *, is_cleared: bool) -> bool:
+    def _begin(self, journal: Journal, goes_on_with: SubmissionRecord | None = None) -> None:
+        """Have this try know what the tries before it knew, however it ends."""
+        known = [record for record in journal.records if record.state in ("submitted", "unknown")]
+        if known and not journal.has_begun:
+            journal.begin(known, [goes_on_with])
+
+    def _known_id(self) -> str | None:
+        """Return the Kie task id that this process knows, be it written down or not."""
+        latest = self._journal and self._journal.latest
+        return self._submitted_id or (latest.kie_task_id if latest else None)
+
+    def _can_reattach(self, record: SubmissionRecord, hook: KieHook, journal: Journal) -> bool:
         """Whether to go on with a task that an earlier try created; if not, a new one costs nothing or is wanted.
 
         :raises KieNotFoundError: Kie does not know it.
@@ -177,85 +212,79 @@ class KieCreateTaskOperator(BaseOperator):
         from kie_provider.client.models import TaskState
         from kie_provider.client.polling import VISIBILITY_GRACE
 
-        if submission.phase == "delivered":
-            return True
+        kie_task_id, is_cleared = str(record.kie_task_id), record.is_cleared_since(journal.max_tries)
         try:
-            record = hook.get_task(kie_task_id)
+            task = hook.get_task(kie_task_id)
         except KieNotFoundError as error:
-            if submission.age < VISIBILITY_GRACE:
+            if time.time() - record.at < VISIBILITY_GRACE:
                 return True
-            origin = f"It was created at {submission.at} with connection {submission.conn_id!r} at {submission.host}. "
+            intent = journal.intent_of(record)
+            origin = f" with connection {intent.conn_id!r} at {intent.host}" if intent else ""
             raise KieNotFoundError(
-                f"{error.message}. {origin if submission.host else ''}No new one was created: to order one, delete the "
-                f"key {KEY!r} of this task instance's state store and clear this task",
+                f"{error.message}. It was created at {iso(record.at)}{origin}. No new one was created: to order one, "
+                "remove the keys that begin with 'kie.' from this task instance's state store and clear this task",
                 code=error.code,
                 http_status=error.http_status,
                 kie_task_id=kie_task_id,
             ) from None
-        if record.state is TaskState.FAIL:
-            reason = f"Kie task {kie_task_id} failed ({record.fail_message or 'Kie gave no reason'})"
-            if record.credits_consumed and not is_cleared:
+        if task.state is TaskState.FAIL:
+            reason = f"Kie task {kie_task_id} failed ({task.fail_message or 'Kie gave no reason'})"
+            if task.credits_consumed and not is_cleared:
                 raise AirflowFailException(
-                    f"{reason}, but {record.credits_consumed:g} credits were charged; see {LOGS_PAGE}. No new one was "
+                    f"{reason}, but {task.credits_consumed:g} credits were charged; see {LOGS_PAGE}. No new one was "
                     "created: to order one, clear this task."
                 )
             self.log.warning("%s; creating a new one", reason)
             return False
-        if record.state is TaskState.SUCCESS and not record.has_result and is_cleared:
+        if task.state is TaskState.SUCCESS and not task.has_result and is_cleared:
             self.log.warning("Kie task %s succeeded without a result; creating a new one", kie_task_id)
             return False
         return True
 
-    def _submit(self, hook: KieHook, ledger: Ledger, request: Mapping[str, Any], superseded: tuple[str, ...]) -> str:
-        """Create a task: the intent first, its id right after the answer."""
-        if not ledger.is_durable:
+    def _submit(self, hook: KieHook, journal: Journal, request: Mapping[str, Any]) -> str:
+        """Create a task."""
+        if not journal.is_durable:
             self.log.info(
                 "There is no task state store (Airflow 3.3 brought it). If this try dies after createTask was sent, "
                 "the next one creates and pays for another task. Use retries=0 here."
             )
-        host = hook.get_conn().endpoint.host
         task_input = self._make_ready(hook, request)
+        self._begin(journal)
         try:
-            hook.take_submit_place(None if ledger.is_durable else LONGEST_SUBMIT_WAIT)
+            record = submit(journal, hook, request, task_input, fingerprint_of_request(request))
         except KieRateLimitError as error:
-            come_back_later(error, is_durable=ledger.is_durable)
-        with no_alarm():
-            ledger.intend(request, superseded, conn_id=self.kie_conn_id, host=host)
-            self._is_submitting = True
-            try:
-                kie_task_id = hook.get_conn().create_task(request["model"], task_input, request.get("callBackUrl"))
-            except KieSubmitUnknownError:
-                raise  # the intent stays: it says what nobody knows
-            except KieRateLimitError as error:
-                ledger.withdraw()
-                come_back_later(error, is_durable=ledger.is_durable)
-            except KieError:
-                ledger.withdraw()
-                raise
-            finally:
-                self._is_submitting = False
-            self._submitted_id = kie_task_id
-            ledger.submitted(kie_task_id)
-        return kie_task_id
+            journal.summarize(at_least=WORTH_A_SUMMARY)
+            come_back_later(error, is_durable=journal.is_durable)
+        self._submitted_id = record.kie_task_id
+        return str(record.kie_task_id)
 
     @contextlib.contextmanager
-    def _failures(self, ledger: Ledger) -> Iterator[None]:
+    def _failures(self, journal: Journal) -> Iterator[None]:
         """Turn Kie errors into what Airflow understands."""
         try:
             yield
         except (Exception, AirflowTaskTimeout) as error:  # noqa: BLE001  # raised again
-            failure = self._failure(error, ledger)
+            failure = self._failure(error, journal)
             raise failure from (None if failure is error else error)
 
-    def _failure(self, error: BaseException, ledger: Ledger) -> BaseException:
+    def _failure(self, error: BaseException, journal: Journal) -> BaseException:
+        unwritten = journal.write_again()
+        if isinstance(error, KieJournalError):
+            return AirflowFailException(str(error))
         if isinstance(error, KieSubmitUnknownError):
             if self.on_unknown_submit == "resubmit":
                 return error  # the next try sends it again
-            return AirflowFailException(f"{error} {SETTLE}" if ledger.is_durable else str(error))
-        if isinstance(error, KieTaskFailedError) and error.may_succeed_anew:
-            return error
-        if self._submitted_id is not None and not ledger.has_noted(self._submitted_id):
+            doubt = [record for record in journal.records if record.state == "unknown"]
             return AirflowFailException(
-                f"{error}. No retry, it would not know the Kie task: {goes_on(self._submitted_id)}."
+                f"{error} {doubt[-1].settle_advice()}" if journal.is_durable and doubt else str(error)
+            )
+        if isinstance(error, AirflowFailException) or (
+            isinstance(error, KieTaskFailedError) and error.may_succeed_anew
+        ):
+            return error
+        if (kie_task_id := self._known_id()) and (unwritten or not journal.is_durable):
+            advice = f" {unwritten[-1].settle_advice()}" if unwritten else ""
+            return AirflowFailException(
+                f"{error}. No retry, it would not know the Kie task: {goes_on(kie_task_id)}.{advice}"
             )
         return operator_failure(error) if isinstance(error, KieError) else error

@@ -26,27 +26,12 @@ class KieTrigger(BaseTrigger):
         raise NotImplementedError
 
     async def on_kill(self) -> None:
-        """Say in the task's log that the Kie tasks go on. Called by Airflow 3.3 and later.
+        """Say in the task's log that the Kie tasks go on. Called by Airflow 3.3 and later, which bounds its time.
 
-        It comes when the task was cleared or marked, but also when another triggerer takes over, where nothing has
-        ended: the task is deferred then, as it is when the next try after a clear was quicker than this.
+        It comes when the task was cleared or marked, but also when another triggerer takes over. Which of these it is
+        is not asked: the answer can take longer than Airflow waits, and what is said is true all the same.
         """
-        still_waiting = "The wait goes on with another trigger. " if await self._is_deferred() else ""
-        log_last_words(self.log, still_waiting + self.what_goes_on())
-
-    async def _is_deferred(self) -> bool:
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-        from asgiref.sync import sync_to_async
-
-        try:
-            ti: Any = self.task_instance
-            states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
-                dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-            )
-        except Exception as error:  # noqa: BLE001  # the line that matters comes all the same
-            self.log.debug("Cannot learn the task's state: %s", error)
-            return False
-        return any("deferred" in by_task.values() for by_task in states.values())
+        log_last_words(self.log, self.what_goes_on())
 
 
 class KieTaskTrigger(KieTrigger):

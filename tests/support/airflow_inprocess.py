@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,20 @@ class Outcome:
     state: str | None = None
     tries: int = 0
     result: Any = None
-    #: What the first try that failed raised.
-    error: BaseException | None = None
-    #: Whether Airflow retried it.
-    retried: bool = False
+    #: What the tries that failed have raised, in order.
+    errors: list[BaseException] = field(default_factory=list)
+    #: How often Airflow retried it.
+    retries: int = 0
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the first try that failed has raised."""
+        return self.errors[0] if self.errors else None
+
+    @property
+    def retried(self) -> bool:
+        """Whether Airflow retried it."""
+        return self.retries > 0
 
 
 def run_dag(dag: DAG, conf: dict[str, Any] | None = None) -> dict[tuple[str, int], Outcome]:
@@ -48,8 +58,8 @@ def run_dag(dag: DAG, conf: dict[str, Any] | None = None) -> dict[tuple[str, int
     def watched(ti: Any, **kwargs: Any) -> Any:
         result = run_task_in_process(ti=ti, **kwargs)
         outcome = outcomes.setdefault((ti.task_id, ti.map_index), Outcome())
-        outcome.error = outcome.error or result.error
-        outcome.retried |= result.ti.state == "up_for_retry"
+        outcome.errors += [result.error] if result.error else []
+        outcome.retries += result.ti.state == "up_for_retry"
         return result
 
     _serialise(dag)

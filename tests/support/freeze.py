@@ -1,8 +1,8 @@
 """`python -m tests.support.freeze`: keep what this release stores in Airflow's database while a task is deferred.
 
-That is the rows of its triggers and the events they end with. Every later release has to understand them, as a
-deployment is upgraded while tasks wait: `tests/integration/airflow/test_frozen_releases.py` reads all that was ever
-frozen. Run it with the newest Airflow, for a new version after raising `__version__`.
+That is the rows of its triggers, the events they end with, and the journals of its operators. Every later release has
+to understand them, as a deployment is upgraded while tasks wait: `tests/integration/airflow/test_frozen_releases.py`
+reads all that was ever frozen. Run it with the newest Airflow, for a new version after raising `__version__`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import kie_provider
 
@@ -45,6 +47,7 @@ def main() -> None:
         "events.json": events(),
         "batch_triggers.json": rows(batch_triggers()),
         "batch_events.json": batch_events(),
+        "journal.json": journal(),
     }
     for name, content in contents.items():
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
@@ -90,6 +93,53 @@ def batch_events() -> dict[str, Any]:
             "an error": ended_event(1, 0, [KieTransportError("no route to host", kie_task_id=KIE_TASK_ID)]),
         },
     }
+
+
+def journal() -> dict[str, Any]:
+    """Return all facts of a task instance whose second try has succeeded."""
+    from kie_provider.client.errors import KieRateLimitError, KieValidationError
+    from kie_provider.execution_timeout import Alarm
+    from kie_provider.submission.journal import Journal
+    from kie_provider.submission.record import fingerprint_of_request, success_fact, success_key
+
+    facts: dict[str, Any] = {}
+
+    class Store:
+        get = facts.get
+
+        def set(self, key: str, value: Any, *, retention: Any) -> None:
+            facts[key] = value
+
+    def open_journal(try_number: int) -> Journal:
+        ti = SimpleNamespace(try_number=try_number, max_tries=2)
+        journal = Journal({"ti": ti, "task_state_store": Store()})  # type: ignore[typeddict-item]
+        journal.read()
+        return journal
+
+    def intend(journal: Journal, prompt: str, item: int) -> Any:
+        task_input = {"prompt": prompt, "aspect_ratio": "1:1", "resolution": "1K"}
+        request = {"model": "flux-2/pro-text-to-image", "input": task_input}
+        print_ = fingerprint_of_request(request)
+        return journal.intend(request, print_, item=item, conn_id="kie_default", host="https://api.kie.ai")
+
+    with patch("time.time", return_value=DEADLINE - 900):
+        first = open_journal(1)
+        first.begin([], estimate=20.0)
+        first.refused(intend(first, "a red fox, 狐", 0), KieRateLimitError("too many", code=429), Alarm())
+        first.created(intend(first, "a red fox, 狐", 0), KIE_TASK_ID, Alarm())
+        first.refused(intend(first, "no foxes", 1), KieValidationError("not allowed", code=422), Alarm())
+        failed = first.created(intend(first, "an owl", 2), KIE_TASK_ID[::-1], Alarm())
+        first.failed(failed, "Internal Error", may_succeed_anew=True)
+        first.summarize()
+        intend(first, "a hare", 3)
+        intend(first, "a gull", 4)
+        facts["kie.1.6.settled"] = KIE_TASK_ID.replace("e", "a")
+        second = open_journal(2)
+        second.begin(second.records, second.records, estimate=20.0)
+        second.created(intend(second, "an owl", 2), KIE_TASK_ID.replace("e", "b"), Alarm())
+        second.summarize(is_complete=True)
+        facts[success_key(2)] = success_fact(2)
+    return facts
 
 
 def rows(triggers: Mapping[str, BaseTrigger]) -> dict[str, dict[str, str]]:

@@ -4,7 +4,7 @@ A worker tells Airflow with one request each what it is about to do or has done:
 store, defers, pushes an XCom, reports success. Whoever holds such a request stops the task at an exact point, without
 any code in the DAG or in the operator::
 
-    hold = gate.hold(Rule("PUT", "/store/ti/", '"phase": ?"submitted"', run_id="one"))
+    hold = gate.hold(Rule("PUT", r"/store/ti/.*\\.answer$", run_id="one"))
     ...  # start the run
     while hold.caught is None:
         time.sleep(0.1)
@@ -20,7 +20,7 @@ import http.client
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Literal
@@ -71,6 +71,7 @@ class Rule:
     :param body: regular expression, searched in the body.
     :param skip: how many matching requests pass first.
     :param at: hold the request itself, or its answer: what was asked for is done then, and the worker does not know.
+    :param once: when Airflow's client gives up after five seconds and sends the request again, that one passes.
     """
 
     method: str
@@ -82,6 +83,7 @@ class Rule:
     try_number: int | None = None
     skip: int = 0
     at: Literal["request", "answer"] = "request"
+    once: bool = False
 
     def fits(self, request: Caught) -> bool:
         by = request.by
@@ -97,7 +99,7 @@ class Rule:
 
 
 class Hold:
-    """One rule that was set up; it catches one request."""
+    """One rule that was set up; it catches one request, and the same when it is sent again."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -122,7 +124,11 @@ class Hold:
 
     def take(self, request: Caught) -> bool:
         """Whether this is the request; called with the gate's lock."""
-        if self._caught is not None or self._is_decided.is_set() or not self.rule.fits(request):
+        if self._is_decided.is_set():
+            return False
+        if self._caught is not None:
+            return request == self._caught and not self.rule.once
+        if not self.rule.fits(request):
             return False
         self._skip -= 1
         if self._skip >= 0:
@@ -151,6 +157,7 @@ class Gate:
         self._look_up = look_up
         self._lock = threading.Lock()
         self._holds: list[Hold] = []
+        self._cut_off: set[str] = set()
         self._tries: dict[str, Try] = {}
         gate = self
 
@@ -184,6 +191,15 @@ class Gate:
             self._holds.append(hold)
         return hold
 
+    @contextlib.contextmanager
+    def cut_off(self, run_id: str) -> Iterator[None]:
+        """No worker of a run reaches Airflow meanwhile."""
+        self._cut_off.add(run_id)
+        try:
+            yield
+        finally:
+            self._cut_off.discard(run_id)
+
     def tries(self) -> list[Try]:
         """Every try that has started, in this order; most of them have ended."""
         with self._lock:
@@ -191,7 +207,11 @@ class Gate:
 
     def _pass_on(self, handler: _Handler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-        hold = self._hold_for(handler, body)
+        by = self._sender(handler)
+        if by is not None and by.run_id in self._cut_off:
+            handler.close_connection = True
+            return
+        hold = None if by is None else self._hold_for(by, handler, body)
         if hold is not None and hold.rule.at == "request" and hold.is_dropped():
             handler.close_connection = True
             return
@@ -211,18 +231,16 @@ class Gate:
         handler.end_headers()
         handler.wfile.write(answer)
 
-    def _hold_for(self, handler: _Handler, body: bytes) -> Hold | None:
+    def _sender(self, handler: _Handler) -> Try | None:
         ti_id = _subject(handler.headers.get("Authorization", ""))
-        if not ti_id:
-            return None
+        return (self._tries.get(ti_id) or self._look_up(ti_id)) if ti_id else None
+
+    def _hold_for(self, by: Try, handler: _Handler, body: bytes) -> Hold | None:
         path = urlsplit(handler.path).path
-        by = self._tries.get(ti_id) or self._look_up(ti_id)
-        if by is None:
-            return None
         with self._lock:
-            by = self._tries.setdefault(ti_id, by)
-            if path.endswith("/run"):
-                by.pid = json.loads(body)["pid"]
+            by = self._tries.setdefault(by.ti_id, by)
+            if path.endswith("/run") and by.pid != (pid := json.loads(body)["pid"]):  # else it is sent again
+                by.pid = pid
                 by.phases += 1
             request = Caught(handler.command, path, body.decode(errors="replace"), by)
             return next((hold for hold in self._holds if hold.take(request)), None)

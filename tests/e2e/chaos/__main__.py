@@ -55,8 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
 def run(arena: Arena, trials: int, seed: int, at_once: int) -> list[Verdict]:
     """First the scenarios, then the weather."""
     draw = random.Random(seed)
-    quiet = [scenario for scenario in SCENARIOS if not scenario.alone]
-    chosen = [draw.choice(quiet) for _ in range(trials // 2)]
+    quiet = [scenario for scenario in SCENARIOS if not scenario.alone and not scenario.is_long]
+    chosen = [scenario for scenario in SCENARIOS if scenario.is_long]
+    chosen += [draw.choice(quiet) for _ in range(trials // 2 - len(chosen))]
     jobs = [partial(try_out, arena, scenario, f"{scenario.name}-{number}") for number, scenario in enumerate(chosen)]
     verdicts = arena.run([partial(_shown, job) for job in jobs], at_once)
 

@@ -23,9 +23,11 @@ MAPPED = 10
 NEXT_KEY = "the-next-key"
 
 # What a worker asks of Airflow: method, path and body.
-INTENT = ("PUT", "/store/ti/", '"phase": ?"intent"')
-SUBMITTED = ("PUT", "/store/ti/", '"phase": ?"submitted"')
-DELIVERED = ("PUT", "/store/ti/", '"phase": ?"delivered"')
+INTENT = ("PUT", r"/store/ti/.*/kie\.\d+\.\d+$", "")
+ANSWER = ("PUT", r"/store/ti/.*/kie\.\d+\.\d+\.answer$", "")
+SUMMARY = ("PUT", r"/store/ti/.*/kie\.\d+\.sum\.\d+$", "")
+NOTE_SUCCESS = ("PUT", r"/store/ti/.*/kie\.\d+\.ok$", "")
+RESULT = ("POST", "/xcoms/.*/return_value$", "")
 RUN = ("PATCH", "/run$", "")
 DEFER = ("PATCH", "/state$", '"state": ?"deferred"')
 SUCCEED = ("PATCH", "/state$", '"state": ?"success"')
@@ -91,7 +93,7 @@ def killed_before_the_answer_resubmit(trial: Trial) -> None:
 
 @procedure
 def killed_before_the_id_is_noted(trial: Trial) -> None:
-    hold = trial.hold(*SUBMITTED)
+    hold = trial.hold(*ANSWER)
     trial.start()
     trial.caught(hold)
     # The line goes another way than the note, and a supervisor that dies in the same instant has not written it.
@@ -128,12 +130,7 @@ def killed_on_resume(trial: Trial) -> None:
 
 @procedure
 def killed_before_delivery(trial: Trial) -> None:
-    _killed_at_the_end(trial, trial.hold(*DELIVERED))
-
-
-@procedure
-def killed_after_delivery(trial: Trial) -> None:
-    _killed_at_the_end(trial, trial.hold(*DELIVERED, at="answer"))
+    _killed_at_the_end(trial, trial.hold(*RESULT))
 
 
 @procedure
@@ -165,7 +162,7 @@ def killed_while_saving(trial: Trial) -> None:
 
 @procedure
 def killed_after_saving(trial: Trial) -> None:
-    hold = trial.hold(*DELIVERED)
+    hold = trial.hold(*RESULT)
     trial.start("chaos_save")
     trial.wait_for("deferred")
     trial.finish_at_kie()
@@ -217,8 +214,8 @@ def two_tasks(trial: Trial) -> None:
 @procedure
 def mapped(trial: Trial) -> None:
     draw = random.Random(trial.name)
-    before_waiting: list[Moment] = [(INTENT, {}), (SUBMITTED, {"at": "answer"}), (DEFER, {})]
-    after_waiting: list[Moment] = [(RUN, {"skip": 1, "at": "answer"}), (DELIVERED, {}), (SUCCEED, {})]
+    before_waiting: list[Moment] = [(INTENT, {}), (ANSWER, {"at": "answer"}), (DEFER, {})]
+    after_waiting: list[Moment] = [(RUN, {"skip": 1, "at": "answer"}), (RESULT, {}), (SUCCEED, {})]
     early = [draw.random() < 0.5 for _ in range(MAPPED)]
     chosen = [draw.choice(before_waiting if is_early else after_waiting) for is_early in early]
     holds = [trial.hold(*what, map_index=index, **how) for index, (what, how) in enumerate(chosen)]
@@ -271,7 +268,7 @@ def batch_killed_while_saving(trial: Trial) -> None:
 
 @procedure
 def batch_killed_after_delivery(trial: Trial) -> None:
-    hold = trial.hold(*DELIVERED, at="answer")
+    hold = trial.hold(*RESULT)
     trial.start("chaos_batch")
     trial.wait_for("deferred")
     trial.finish_at_kie()
@@ -298,6 +295,74 @@ def refused(trial: Trial) -> None:
     trial.kie.fault({"on": "createTask", "do": "code", "code": 429, "times": 2, "retry_after": 1})
     trial.start()
     finish(trial)
+
+
+@procedure
+def killed_while_refused(trial: Trial) -> None:
+    trial.kie.fault({"on": "createTask", "do": "code", "code": 429, "retry_after": 8})
+    trial.start()
+    trial.arena.wait(lambda: "kie.1.1.answer" in trial.store(), lambda: f"{trial.name}: {trial.describe()}")
+    trial.kill(trial.last_try())
+    finish(trial)
+
+
+@procedure
+def late_write(trial: Trial) -> None:
+    _written_late(trial, "chaos_generate", trial.hold(*ANSWER, once=True))
+
+
+@procedure
+def batch_late_write(trial: Trial) -> None:
+    _written_late(trial, "chaos_batch", trial.hold(*SUMMARY, skip=1, once=True))
+
+
+def _written_late(trial: Trial, dag_id: str, hold: Hold) -> None:
+    """Airflow's client gives a request up after five seconds and sends it again; the first one arrives at the end."""
+    trial.start(dag_id)
+    trial.caught(hold)
+    trial.wait_for("deferred")
+    hold.release()
+    trial.finish_at_kie()
+    trial.wait_for_end()
+
+
+@procedure
+def late_write_after_clear(trial: Trial) -> None:
+    hold = trial.hold(*INTENT, once=True)
+    trial.start()
+    trial.caught(hold)
+    trial.wait_for("deferred")
+    trial.clear()
+    trial.wait_for("deferred", try_number=2)
+    hold.release()
+    finish(trial)
+
+
+@procedure
+def api_server_away(trial: Trial) -> None:
+    _away(trial, 30)
+    finish(trial)
+
+
+@procedure
+def api_server_away_long(trial: Trial) -> None:
+    _away(trial, 90)
+    trial.wait_for_end()
+    (kie_task_id,) = trial.charged()
+    trial.settle("kie.1.1.settled", kie_task_id)
+    trial.clear()
+    finish(trial)
+
+
+def _away(trial: Trial, seconds: float) -> None:
+    """Kie answers createTask when the worker does not reach Airflow any more."""
+    trial.kie.fault({"on": "createTask", "do": "hold"})
+    trial.start()
+    wait_for_kie_task(trial)
+    trial.proves_that_it_lives()
+    with trial.cut_off():
+        trial.kie.release()
+        trial.arena.stopping.wait(seconds)
 
 
 @procedure
@@ -328,6 +393,49 @@ def cleared_after_success(trial: Trial) -> None:
 
 
 @procedure
+def batch_cleared_after_success(trial: Trial) -> None:
+    trial.start("chaos_batch")
+    finish(trial)
+    trial.clear()
+    finish(trial)
+
+
+@procedure
+def cleared_after_success_was_not_noted(trial: Trial) -> None:
+    hold = trial.hold(*NOTE_SUCCESS)
+    trial.start()
+    trial.wait_for("deferred")
+    trial.finish_at_kie()
+    kill_at(trial, hold)
+    trial.wait_for_end()
+    trial.clear()
+    trial.wait_for_end()
+
+
+@procedure
+def cleared_after_post_execute_failed(trial: Trial) -> None:
+    trial.start("chaos_post_execute")
+    trial.wait_for("deferred")
+    trial.finish_at_kie()
+    trial.wait_for("failed")
+    trial.clear()
+    trial.wait_for_end()
+
+
+@procedure
+def cleared_after_the_result_was_lost(trial: Trial) -> None:
+    hold = trial.hold(*RESULT)
+    trial.start("chaos_no_retries")
+    trial.wait_for("deferred")
+    trial.finish_at_kie()
+    trial.caught(hold)
+    trial.wait_for("failed")  # Airflow's client has sent it five times
+    hold.drop()
+    trial.clear()
+    trial.wait_for_end()
+
+
+@procedure
 def cleared_with_other_inputs(trial: Trial) -> None:
     trial.start("chaos_changing")
     trial.wait_for("deferred")
@@ -339,7 +447,7 @@ def cleared_with_other_inputs(trial: Trial) -> None:
 def settled_with_the_id(trial: Trial) -> None:
     killed_before_the_answer(trial)
     (kie_task_id,) = trial.charged()
-    trial.settle("PUT", {"value": kie_task_id})
+    trial.settle("kie.1.1.settled", kie_task_id)
     trial.clear()
     finish(trial)
 
@@ -347,7 +455,7 @@ def settled_with_the_id(trial: Trial) -> None:
 @procedure
 def settled_as_not_created(trial: Trial) -> None:
     killed_between_intent_and_post(trial)
-    trial.settle("DELETE")
+    trial.settle("kie.1.1.settled", "nothing")
     trial.clear()
     finish(trial)
 
@@ -361,9 +469,24 @@ def marked_failed_while_deferred(trial: Trial) -> None:
     trial.wait_for_end()
 
 
-def wait_for_last_words(trial: Trial) -> None:
+@procedure
+def mapped_marked_failed(trial: Trial) -> None:
+    trial.start("chaos_mapped")
+    trial.wait_for("deferred")
+    trial.wait_until_asked(2 * MAPPED)
+    for index in range(MAPPED):
+        trial.arena.api("PATCH", f"{trial.path}/taskInstances/{TASK}/{index}", {"new_state": "failed"})
+    for index in range(MAPPED):
+        wait_for_last_words(trial, index)
+    trial.wait_for_end()
+
+
+def wait_for_last_words(trial: Trial, map_index: int = -1) -> None:
     """Airflow calls a trigger's on_kill a moment after the task was taken away from it."""
-    trial.arena.wait(lambda: "goes on and is billed" in trial.log(), lambda: f"{trial.name}: {trial.describe()}")
+    trial.arena.wait(
+        lambda: "goes on and is billed" in trial.log(map_index=map_index),
+        lambda: f"{trial.name}: {trial.describe()}",
+    )
 
 
 @procedure
@@ -465,11 +588,7 @@ def api_server_killed(trial: Trial) -> None:
     with trial.alone():
         trial.start()
         wait_for_kie_task(trial)
-        # By default, the scheduler waits five minutes for a task that cannot prove that it lives; here only seconds.
-        later = (
-            "UPDATE task_instance SET last_heartbeat_at = datetime('now', '+5 minutes') || '.000000' WHERE run_id = ?"
-        )
-        trial.arena.change(later, trial.name)
+        trial.proves_that_it_lives()
         with trial.arena.without("api-server"):
             trial.kie.release()
         finish(trial)

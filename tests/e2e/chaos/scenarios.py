@@ -26,6 +26,7 @@ class Scenario:
     :param unknown: how many of the charged tasks only Kie's own page of logs knows.
     :param says: regular expression for what the task's log must say.
     :param alone: whether a part of Airflow is killed, which other runs would notice.
+    :param is_long: whether it takes minutes, so that only `make chaos` brings it about.
     """
 
     name: str
@@ -38,10 +39,11 @@ class Scenario:
     unknown: int = 0
     says: str = ""
     alone: bool = False
+    is_long: bool = False
 
 
 GOES_ON = "Kie cannot cancel tasks: Kie task [0-9a-f]{32} goes on and is billed"
-UNKNOWN = "(?s)died before it knew the answer.*put its id"
+UNKNOWN = "(?s)try 1 sent createTask .* died before it knew the answer.*add its id"
 
 SCENARIOS = (
     # one way through a try, from its first to its last request
@@ -103,13 +105,8 @@ SCENARIOS = (
     ),
     Scenario(
         "killed_before_delivery",
-        "The worker is killed when it has the result and has not yet noted that.",
+        "The worker is killed when it has the result, and before that is in XCom.",
         "The retry finds the same Kie task finished.",
-    ),
-    Scenario(
-        "killed_after_delivery",
-        "The worker is killed after it has noted that it has the result, and before the result is in XCom.",
-        "The retry returns the result of the same Kie task.",
     ),
     Scenario(
         "killed_before_success",
@@ -123,7 +120,7 @@ SCENARIOS = (
     ),
     Scenario(
         "killed_after_saving",
-        "The worker is killed when the image is saved, and before that is noted anywhere in Airflow.",
+        "The worker is killed when the image is saved, and before the result is in XCom.",
         "The retry finds the file, keeps it as it is, and returns it.",
         says="is there already",
     ),
@@ -172,7 +169,7 @@ SCENARIOS = (
     ),
     Scenario(
         "batch_killed_after_delivery",
-        "The worker is killed when all images of a batch are saved, and before its success is recorded.",
+        "The worker is killed when all images of a batch are saved, and before its result is in XCom.",
         "The retry returns the same result.",
         charged=8,
         found_in=(STORE, LOG),
@@ -186,13 +183,53 @@ SCENARIOS = (
         tries=1,
         found_in=(),
         unknown=1,
-        says="put its id",
+        says="add its id",
     ),
     Scenario(
         "refused",
         "Kie refuses createTask twice because there are too many requests (429).",
         "The task comes back later without using up a try, and creates one Kie task.",
         tries=1,
+    ),
+    Scenario(
+        "killed_while_refused",
+        "Kie refuses createTask because there are too many requests (429), and the worker is killed while it waits.",
+        "The retry creates the Kie task: the refusal was written down before the wait.",
+    ),
+    # Airflow's API and database
+    Scenario(
+        "late_write",
+        "The write of the Kie task id stands still; Airflow's client sends it again after five seconds, and the first "
+        "one is carried out when the task is deferred.",
+        "Nothing: both write the same.",
+        tries=1,
+    ),
+    Scenario(
+        "batch_late_write",
+        "The same with what a batch of eight images writes before it is deferred.",
+        "Nothing: both write the same.",
+        charged=8,
+        tries=1,
+        found_in=(STORE, LOG),
+    ),
+    Scenario(
+        "late_write_after_clear",
+        "The write of an intent stands still, and arrives when the task was cleared and the next try is deferred.",
+        "The next try goes on with the same Kie task.",
+    ),
+    Scenario(
+        "api_server_away",
+        "The worker does not reach the API server for 30 seconds, just when Kie answers createTask.",
+        "It writes the id down when the API server is back, in the same try.",
+        tries=1,
+    ),
+    Scenario(
+        "api_server_away_long",
+        "The same for 90 seconds, so Airflow ends the try; a person adds the id from its log and clears the task.",
+        "The next try stops, and says in which log the id is; after the clear it goes on with that Kie task.",
+        tries=3,
+        says=UNKNOWN,
+        is_long=True,
     ),
     # people
     Scenario(
@@ -217,6 +254,28 @@ SCENARIOS = (
         found_in=(STORE,),
     ),
     Scenario(
+        "batch_cleared_after_success",
+        "A batch of eight images is cleared after it has succeeded.",
+        "New images were asked for, so there are eight new Kie tasks.",
+        charged=16,
+        found_in=(STORE,),
+    ),
+    Scenario(
+        "cleared_after_success_was_not_noted",
+        "The worker is killed when Airflow has accepted its success, before it could note that; the task is cleared.",
+        "On the safe side: the new try goes on with the Kie task that was paid.",
+    ),
+    Scenario(
+        "cleared_after_post_execute_failed",
+        "The image is there, and post_execute fails, so the task fails; then it is cleared.",
+        "The new try goes on with the Kie task that was paid.",
+    ),
+    Scenario(
+        "cleared_after_the_result_was_lost",
+        "The image is there, and the API server takes no XCom, so the task fails; then it is cleared.",
+        "The new try goes on with the Kie task that was paid.",
+    ),
+    Scenario(
         "cleared_with_other_inputs",
         "The task is cleared while it is deferred, and the prompt renders differently now.",
         "Another image was asked for, so there is a new Kie task; the state store keeps the id of the old one.",
@@ -225,14 +284,14 @@ SCENARIOS = (
     ),
     Scenario(
         "settled_with_the_id",
-        "A try has stopped because it did not know the id; a person puts it into the state store and clears the task.",
+        "A try has stopped because it did not know the id; a person adds it to the state store and clears the task.",
         "The new try goes on with that Kie task.",
         tries=3,
         says="Going on with Kie task",
     ),
     Scenario(
         "settled_as_not_created",
-        "A try has stopped because it could not know that nothing was created; a person deletes the key and clears.",
+        "A try has stopped because it could not know that nothing was created; a person adds that and clears the task.",
         "The new try creates the Kie task.",
         tries=3,
     ),
@@ -255,6 +314,15 @@ SCENARIOS = (
         "The API key is revoked while the task is deferred; the connection gets a new one, and the task is cleared.",
         "The task fails without a retry; after the clear it goes on with the same Kie task.",
         says="(?i)key",
+    ),
+    Scenario(
+        "mapped_marked_failed",
+        "Ten mapped task instances are marked as failed at once while they are deferred.",
+        "The log of every one says that its Kie task goes on and is billed.",
+        state="failed",
+        tries=1,
+        charged=10,
+        says=GOES_ON,
     ),
     # parts of Airflow
     Scenario(

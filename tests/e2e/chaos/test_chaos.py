@@ -1,4 +1,4 @@
-"""Every scenario of the list, in a real Airflow, with kill -9."""
+"""Every scenario of the list that does not take minutes, in a real Airflow, with kill -9."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.e2e.chaos.verdict import Verdict, try_out_all
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SHORT = [scenario for scenario in SCENARIOS if not scenario.is_long]
 HAS_STATE_STORE = tuple(map(int, version("apache-airflow-core").split(".")[:2])) >= (3, 3)
 
 
@@ -26,11 +27,11 @@ def test_every_scenario_has_a_procedure_and_the_other_way_round() -> None:
 
 @pytest.fixture(scope="module")
 def verdicts() -> Iterator[dict[str, Verdict]]:
-    """All scenarios, in one Airflow."""
+    """All of them, in one Airflow."""
     before = signal.signal(signal.SIGTERM, _interrupt)  # else a SIGTERM would leave Airflow behind
     try:
         with Arena() as arena:
-            yield {verdict.name: verdict for verdict in try_out_all(arena, SCENARIOS)}
+            yield {verdict.name: verdict for verdict in try_out_all(arena, SHORT)}
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -38,7 +39,7 @@ def verdicts() -> Iterator[dict[str, Verdict]]:
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not HAS_STATE_STORE, reason="before Airflow 3.3 nothing outlives a try: there is no state store")
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", SHORT, ids=lambda scenario: scenario.name)
 def test_the_outcome_is_as_promised(scenario: Scenario, verdicts: dict[str, Verdict]) -> None:
     assert not verdicts[scenario.name].problems, "\n".join(verdicts[scenario.name].problems)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.e2e.chaos.procedures import Procedure
     from tests.e2e.chaos.scenarios import Scenario
 
-SAYS_UNKNOWN = "put its id"
+SAYS_UNKNOWN = "add its id"
 
 
 @dataclass

@@ -29,9 +29,9 @@ UNKNOWN_ADVICE = (
 )
 if importlib.util.find_spec("airflow.models.task_state_store"):  # Airflow 3.3
     UNKNOWN_ADVICE += (
-        " If there is one, put its id, as a JSON string, into the key 'kie_submission' of this task instance's state "
-        "store (in Airflow's Task State Store tab or through its REST API); if there is none, delete that key. Then "
-        "clear this task."
+        " If there is one, add its id, as a JSON string, under the key 'kie.1.1.settled' to this task instance's state "
+        'store (in Airflow\'s Task State Store tab, or through its REST API); if there is none, add "nothing" there. '
+        "Then clear this task."
     )
 
 

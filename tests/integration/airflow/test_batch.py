@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from airflow.providers.common.compat.sdk import Asset
 
-from kie_provider.batch import book as books
 from kie_provider.client.errors import KieBatchError
 from kie_provider.emulator import KieEmulator
 from kie_provider.operators.batch import PROGRESS_KEY, Flux2BatchOperator
+from kie_provider.submission.record import success_fact, success_key
 from tests.support.airflow_inprocess import run_task
 
 durable = pytest.mark.skipif(
@@ -95,10 +95,9 @@ def crash_at_first(context, result=None):
         raise RuntimeError("the worker died")
 
 
-def clear(context):
-    """Make it look as if a person had cleared the task: that raises max_tries."""
-    store = context["task_state_store"]
-    store.set(books.KEY, {**store.get(books.KEY), "max_tries": 99})
+def cleared(context):
+    """Make it look as if a person had cleared the task before this try: that raises max_tries."""
+    context["ti"].max_tries += 10 * (context["ti"].try_number - 1)
 
 
 class TestAllIsWell:
@@ -121,8 +120,8 @@ class TestAllIsWell:
 
     @DEFERRABLE
     def test_more_than_may_run_at_once(self, run, kie, monkeypatch, deferrable):
-        monkeypatch.setattr("kie_provider.batch.run.SLICE", 2)
-        monkeypatch.setattr("kie_provider.batch.book.SLICE", 2)
+        monkeypatch.setattr("kie_provider.batch.run.MAX_RUNNING", 2)
+        monkeypatch.setattr("kie_provider.submission.journal.SUBMISSIONS_PER_SUMMARY", 2)
 
         outcome = run(deferrable=deferrable)
 
@@ -287,7 +286,7 @@ class TestPartialSuccess:
 
     @DEFERRABLE
     def test_kie_refuses_more_than_may_run_at_once(self, run, kie, tmp_path, monkeypatch, deferrable):
-        monkeypatch.setattr("kie_provider.batch.run.SLICE", 2)
+        monkeypatch.setattr("kie_provider.batch.run.MAX_RUNNING", 2)
         kie.fault({"on": "createTask", "do": "code", "code": 422, "msg": "no foxes", "times": 3})
 
         outcome = run(min_success=0.5, deferrable=deferrable)
@@ -431,7 +430,7 @@ class TestRetry:
         assert len(sent(kie)) == 6
 
     def test_what_kept_it_from_ordering_is_forgotten_when_it_goes_on(self, run, kie, monkeypatch):
-        monkeypatch.setattr("kie_provider.batch.run.SLICE", 2)
+        monkeypatch.setattr("kie_provider.batch.run.MAX_RUNNING", 2)
         kie.fault({"on": "createTask", "do": "code", "code": 402, "msg": "Credits insufficient", "skip": 1})
         kie.fault({**REFUSED, "match": {"prompt": "number 5"}})
 
@@ -445,7 +444,7 @@ class TestRetry:
         from kie_provider.client.client import KieClient
         from kie_provider.client.errors import KieTransportError
 
-        create_task, calls = KieClient.create_task, []
+        create_task, calls = KieClient.create_task_once, []
 
         def away(*args):
             calls.append(args)
@@ -453,7 +452,7 @@ class TestRetry:
                 raise KieTransportError("no route to host", may_have_arrived=False)
             return create_task(*args)
 
-        monkeypatch.setattr(KieClient, "create_task", away)
+        monkeypatch.setattr(KieClient, "create_task_once", away)
         outcome = run()
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6)
@@ -472,7 +471,7 @@ class TestRetry:
             store = context["task_state_store"]
 
             def refuse(key, value, **kwargs):
-                if key != books.KEY:
+                if key == "kie.1.1":
                     raise RuntimeError("the API server has gone")
 
             store.set = refuse
@@ -483,11 +482,47 @@ class TestRetry:
         assert "the API server has gone" in str(outcome.error)
         assert sent(kie) == []
 
-    def test_a_ledger_that_makes_no_sense_is_final(self, run, kie):
-        outcome = run(pre_execute=lambda context: context["task_state_store"].set(books.KEY, "what?"))
+    def test_a_journal_that_makes_no_sense_is_final(self, run, kie):
+        outcome = run(pre_execute=lambda context: context["task_state_store"].set("kie.1.sum.1", "what?"))
 
         assert (outcome.state, outcome.retried) == ("failed", False)
         assert sent(kie) == []
+
+    @DEFERRABLE
+    @pytest.mark.parametrize("key", ["kie.1.sum.1", "kie.1.3", "kie.1.sum.2"])
+    def test_a_journal_that_has_lost_a_fact_stops(self, run, kie, deferrable, key):
+        """An entry too few: the images of it would be paid again."""
+        kie.fault({**INTERNAL, "match": {"prompt": "number 0"}})
+
+        def forget(context):
+            if context["ti"].try_number == 2:
+                context["task_state_store"].delete(key)
+
+        outcome = run(pre_execute=forget, deferrable=deferrable, retries=2)
+
+        # A summary holds what the intents hold, so one of both may go; the first one is what the try began with.
+        is_lost = key == "kie.1.sum.1"
+        assert (outcome.state, len(sent(kie))) == (("failed", 6) if is_lost else ("success", 7))
+        assert is_lost == (f"the key {key!r} of this task instance's state store" in str(outcome.errors[-1]))
+
+    def test_is_settled_by_one_fact(self, run, kie, tmp_path):
+        kie.fault({**LOST, "match": {"prompt": "number 3"}})
+        kie.fault({**LOST, "match": {"prompt": "number 4"}})
+        kie.fault({**INTERNAL, "match": {"prompt": "number 0"}})  # makes it try again
+
+        def settle(context):
+            if context["ti"].try_number == 2:
+                [known] = [each["taskId"] for each in kie.bill()["tasks"] if "number 3" in str(each)] or [None]
+                context["task_state_store"].set("kie.1.4.settled", known)
+                context["task_state_store"].set("kie.1.5.settled", "nothing")
+
+        outcome = run(pre_execute=settle)
+
+        assert (outcome.state, outcome.result["saved"]) == ("success", 6), outcome.errors
+        assert len(sent(kie)) == 6 + 2
+        assert "prompts[3] 'a red fox, number 3': unknown" in str(outcome.error)
+        assert "settled with the key 'kie.1.4.settled'" in str(outcome.error)
+        assert 'Add its id, as a JSON string, or "nothing"' in str(outcome.error)
 
     def test_a_list_that_has_become_bad_says_that_tasks_go_on(self, run, kie):
         kie.fault({**INTERNAL, "match": {"prompt": "number 0"}})
@@ -504,7 +539,7 @@ class TestClear:
         kie.fault({**REFUSED, "match": {"prompt": "number 2"}})
         kie.fault({**INTERNAL, "match": {"prompt": "number 3"}})  # makes it try again
 
-        outcome = run(pre_execute=at_try(2, clear))
+        outcome = run(pre_execute=cleared)
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6)
         assert len(sent(kie)) == 8
@@ -514,26 +549,68 @@ class TestClear:
         kie.fault({**INTERNAL, "match": {"prompt": "number 3"}})
         changed = ["a hare", *FOXES[:4], "an owl"]
 
-        outcome = run(by_try(FOXES, changed), pre_execute=at_try(2, clear))
+        outcome = run(by_try(FOXES, changed), pre_execute=cleared)
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6), outcome.error
         assert [item["input"]["prompt"] for item in manifest(outcome)["items"]] == changed
         assert len(sent(kie)) == 6 + 3
         assert kie.bill()["charged_total"] == 8 * 5
 
-    def test_of_a_delivered_batch_makes_all_anew(self, run, kie):
-        outcome = run(post_execute=crash_at_first, pre_execute=at_try(2, clear))
+    def test_of_a_batch_that_has_succeeded_makes_all_anew(self, run, kie):
+        def succeed_first(context, result=None):
+            if context["ti"].try_number == 1:
+                context["task_state_store"].set(success_key(1), success_fact(1))
+                raise RuntimeError("not what follows a success, but the next try is one after a clear all the same")
+
+        outcome = run(post_execute=succeed_first, pre_execute=cleared)
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6)
         assert len(sent(kie)) == 12
         assert kie.bill()["charged_total"] == 60
 
+    def test_of_a_batch_that_failed_behind_its_delivery_pays_for_nothing(self, run, kie):
+        outcome = run(post_execute=crash_at_first, pre_execute=cleared)
+
+        assert (outcome.state, outcome.result["saved"]) == ("success", 6)
+        assert len(sent(kie)) == 6
+
+    def test_with_the_first_list_again_pays_for_nothing(self, run, kie):
+        """What a clear with another list has left out is paid, and found again."""
+        kie.fault({**INTERNAL, "match": {"prompt": "fox, number 0"}})
+        kie.fault({**INTERNAL, "match": {"prompt": "owl, number 0"}})
+        owls = [f"an owl, number {number}" for number in range(6)]
+        prompts = f"{{{{ {[FOXES, owls, FOXES]!r}[ti.try_number - 1] }}}}"
+
+        outcome = run(prompts, pre_execute=cleared, retries=3)
+
+        assert (outcome.state, outcome.result["saved"], outcome.tries) == ("success", 6, 3), outcome.error
+        assert [item["input"]["prompt"] for item in manifest(outcome)["items"]] == FOXES
+        assert len(sent(kie)) == 6 + 6 + 1
+
+    def test_with_other_prompts_then_a_retry_with_still_others(self, run, kie):
+        """What a clear has left out is not taken over by the retry after it."""
+        kie.fault({**INTERNAL, "match": {"prompt": "number 0"}})
+        kie.fault({**INTERNAL, "match": {"prompt": "owl, number 0"}})
+        birds = [[f"{bird}, number {number}" for number in range(6)] for bird in ("an owl", "a gull")]
+        prompts = f"{{{{ {[FOXES, *birds]!r}[ti.try_number - 1] }}}}"
+
+        def cleared_once(context):
+            context["ti"].max_tries += 10 * (context["ti"].try_number > 1)
+
+        outcome = run(prompts, pre_execute=cleared_once, retries=3)
+
+        assert (outcome.state, outcome.result["saved"], outcome.tries) == ("success", 6, 3), outcome.error
+        assert len(sent(kie)) == 6 + 6 + 1
+        # five owls of the second try, and the one gull for the owl that Kie has failed
+        saved = [item["input"]["prompt"] for item in manifest(outcome)["items"]]
+        assert sorted(saved) == sorted([birds[1][0], *birds[0][1:]])
+
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("airflow.models.task_state_store") is not None, reason="Airflow keeps a ledger"
+    importlib.util.find_spec("airflow.models.task_state_store") is not None, reason="Airflow keeps the journal"
 )
 @DEFERRABLE
-def test_without_a_ledger_nothing_is_ordered_twice(run, kie, deferrable):
+def test_without_a_journal_nothing_is_ordered_twice(run, kie, deferrable):
     kie.fault({**INTERNAL, "match": {"prompt": "number 2"}})
 
     outcome = run(deferrable=deferrable)

@@ -22,6 +22,7 @@ from kie_provider.hooks.kie import KieHook
 from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from kie_provider.sensors.kie import KieTaskSensor
+from kie_provider.submission.journal import Journal
 from kie_provider.triggers.batch import KieBatchTrigger, read_error
 from kie_provider.triggers.kie import KieTaskTrigger, read_event
 from tests.support import freeze
@@ -136,6 +137,7 @@ def test_this_release_is_frozen():
     assert meaning(frozen(release, "batch_triggers.json")) == meaning(freeze.rows(freeze.batch_triggers())), HOW
     assert frozen(release, "batch_events.json") == freeze.batch_events(), HOW
     assert frozen(release, "events.json") == freeze.events(), HOW
+    assert frozen(release, "journal.json") == freeze.journal(), HOW
 
 
 def test_every_error_has_a_frozen_event():
@@ -222,3 +224,32 @@ def test_a_batch_is_resumed_by_an_event(next_method, event):
         assert isinstance(error, errors.KieTransportError)
     else:
         assert "no Kie task of the batch has ended" in str(error)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("is_noted_as_success", [False, True])
+def test_a_journal_is_read(release, is_noted_as_success):
+    facts = frozen(release, "journal.json")
+    if not is_noted_as_success:
+        del facts["kie.2.ok"]
+    ti = SimpleNamespace(try_number=3, max_tries=5)
+    journal = Journal({"ti": ti, "task_state_store": SimpleNamespace(get=facts.get)})
+    journal.read()
+
+    states = [(each.key, each.item, each.state, each.kie_task_id) for each in journal.records]
+    if is_noted_as_success:
+        assert states == []
+        return
+    id_ = freeze.KIE_TASK_ID
+    assert states == [
+        ("kie.1.1", 0, "nothing", None),
+        ("kie.1.2", 0, "submitted", id_),
+        ("kie.1.3", 1, "refused", None),
+        ("kie.1.4", 2, "failed", id_[::-1]),
+        ("kie.1.5", 3, "unknown", None),
+        ("kie.1.6", 4, "submitted", id_.replace("e", "a")),
+        ("kie.2.1", 2, "submitted", id_.replace("e", "b")),
+    ]
+    assert (journal.is_complete, journal.is_cleared) == (True, True)
+    assert journal.records[3].may_succeed_anew
+    assert journal.request_of(journal.records[1])["input"]["prompt"] == "a red fox, 狐"

@@ -13,7 +13,6 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from kie_provider.client.errors import KieError, KieTaskFailedError, KieTaskTimeoutError
 from kie_provider.hooks.kie import KieHook
-from kie_provider.ledger import KEY
 from kie_provider.operators.flux2 import KIE_TASK_ID_KEY, Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from kie_provider.triggers.kie import error_event, success_event
@@ -42,7 +41,7 @@ class Resumed:
     def __init__(self, kie_task_id, started_seconds_ago=0.0):
         self.start_date = pendulum.now("UTC").subtract(seconds=started_seconds_ago)
         self.xcoms = {KIE_TASK_ID_KEY: kie_task_id}
-        self.store = Store({KEY: kie_task_id})
+        self.store = Store({})
 
     def xcom_pull(self, task_ids, map_indexes, key):
         assert (task_ids, map_indexes) == ("it", -1)

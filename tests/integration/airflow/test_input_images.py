@@ -131,7 +131,7 @@ def test_but_again_when_it_is_gone_or_old(kie_emulator, image, monkeypatch):
     assert len(uploads(kie_emulator)) >= 2
 
 
-def test_a_retry_reads_the_ledger_before_it_uploads(kie_emulator, image, tmp_path):
+def test_a_retry_reads_the_journal_before_it_uploads(kie_emulator, image, tmp_path):
     """The content counts: an image that was rendered anew with the same bytes is the same order."""
     pytest.importorskip("airflow.models.task_state_store", reason="Airflow 3.3 brought the store that outlives a try")
     kie_emulator.fault({"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>"})

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import time
 from datetime import timedelta
 
-import pendulum
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from kie_provider.client.errors import KieSubmitUnknownError, KieTaskTimeoutError
+from kie_provider.client.errors import KieRateLimitError, KieSubmitUnknownError, KieTaskTimeoutError
 from kie_provider.hooks.kie import KieHook
-from kie_provider.ledger import KEY
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.kie import KieCreateTaskOperator
+from kie_provider.submission.record import (
+    Intent,
+    SubmissionRecord,
+    created_fact,
+    fingerprint_of_request,
+    intent_fact,
+    iso,
+    refused_fact,
+    success_fact,
+    success_key,
+)
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 
 try:
@@ -72,44 +84,57 @@ def crash(context):
     raise RuntimeError("the worker died")
 
 
-def left_behind(value):
-    """Return a pre_execute that leaves ``value`` in the ledger, as an earlier try or a person would have."""
-
-    def leave(context):
-        if context["task_state_store"].get(KEY) is None:  # not again when the task is resumed
-            context["task_state_store"].set(KEY, value)
-
-    return at_first_try(leave)
+def crash_always(context, result):
+    raise RuntimeError("the worker died")
 
 
-def entry(phase="submitted", kie_task_id=None, *, max_tries=1, age=0, request=REQUEST, **fields):
-    at = pendulum.now("UTC").subtract(seconds=age).to_iso8601_string()
-    return {"v": 1, "phase": phase, "request": request, "kie_task_id": kie_task_id, "at": at} | {
-        "ref": "d r it -1",
-        "try_number": 1,
-        "max_tries": max_tries,
-        "conn_id": "kie_default",
-        "host": "https://example.com",
-        "superseded": [],
-        **fields,
-    }
+def cleared(context):
+    """Make it look as if a person had cleared the task before this try: that raises max_tries."""
+    context["ti"].max_tries += 10 * (context["ti"].try_number - 1)
+
+
+def submission(kie_task_id=None, *, number=1, max_tries=2, age=0, request=REQUEST, settled=None, refused=None):
+    """Return the facts of a submission of the first try, in the state that its worker has left it in."""
+    fingerprint = fingerprint_of_request(request)
+    record = SubmissionRecord(1, number, fingerprint, max_tries=max_tries, at=time.time() - age)
+    facts = {record.key: intent_fact(Intent(record, request, "kie_default", "https://example.com", 0))}
+    if kie_task_id:
+        answered_at = iso(record.at)
+        facts[record.answer_key] = created_fact(record, kie_task_id) | {"at": answered_at}
+    if refused:
+        facts[record.answer_key] = refused_fact(record, refused)
+    if settled is not None:
+        facts[record.settled_key] = settled
+    return facts
+
+
+def success():
+    return {success_key(1): success_fact(1)}
+
+
+def run_after(facts, make_task, *, retries=1):
+    """Run a task whose first try has left these facts and has died; tries and errors are counted from the next."""
+
+    def leave_and_die(context):
+        for key, value in facts.items():
+            context["task_state_store"].set(key, value)
+        raise RuntimeError("the worker died")
+
+    outcome = run_task(lambda **kw: make_task(pre_execute=at_first_try(leave_and_die), **kw), retries=retries + 1)
+    return dataclasses.replace(outcome, tries=outcome.tries - 1, errors=outcome.errors[1:], retries=outcome.retries - 1)
 
 
 @pytest.fixture
-def ledger():
-    """Return a function that reads the newest entry of any task instance; None if there is none."""
+def journal():
+    """Return a function that reads all facts of the task instance."""
     from airflow.utils.session import create_session
 
     with create_session() as session:
         session.query(TaskStateStoreModel).delete()
 
     def read():
-        import json
-
         with create_session() as session:
-            rows = session.query(TaskStateStoreModel).filter_by(key=KEY).all()
-            assert len(rows) <= 1
-            return json.loads(rows[0].value) if rows else None
+            return {row.key: json.loads(row.value) for row in session.query(TaskStateStoreModel).all()}
 
     return read
 
@@ -146,12 +171,12 @@ def earlier(kie_emulator):
 @durable
 class TestRetry:
     @OPERATORS
-    def test_after_the_result_was_delivered_returns_it_again(self, operator, at_kie, ledger):
+    def test_after_a_failure_behind_the_delivery_returns_the_same(self, operator, at_kie, journal):
         outcome = run_task(lambda **kw: operator(post_execute=at_first_try(crash), **kw))
 
         assert (outcome.state, outcome.tries) == ("success", 2)
         assert at_kie() == [kie_task_id(outcome.result)]
-        assert (ledger()["phase"], ledger()["kie_task_id"]) == ("delivered", kie_task_id(outcome.result))
+        assert sorted(journal()) == ["kie.1.1", "kie.1.1.answer", "kie.2.ok", "kie.2.sum.1"]
 
     def test_of_mapped_tasks_creates_nothing_new(self, at_kie):
         with new_dag() as dag:
@@ -168,7 +193,7 @@ class TestRetry:
     def test_goes_on_with_a_running_task(self, operator, earlier, at_kie):
         running = earlier()
 
-        outcome = run_task(lambda **kw: operator(pre_execute=left_behind(entry(kie_task_id=running)), **kw))
+        outcome = run_after(submission(running), operator)
 
         assert (outcome.state, kie_task_id(outcome.result)) == ("success", running)
         assert at_kie() == [running]
@@ -176,9 +201,9 @@ class TestRetry:
     @OPERATORS
     def test_with_other_inputs_goes_on_and_says_which(self, operator, earlier, at_kie, log):
         running = earlier()
-        recorded = entry(kie_task_id=running, request={"model": MODEL, "input": {**INPUT, "prompt": "an owl"}})
+        recorded = submission(running, request={"model": MODEL, "input": {**INPUT, "prompt": "an owl"}})
 
-        outcome = run_task(lambda **kw: operator(pre_execute=left_behind(recorded), **kw))
+        outcome = run_after(recorded, operator)
 
         assert kie_task_id(outcome.result) == running
         assert at_kie() == [running]
@@ -187,21 +212,21 @@ class TestRetry:
     def test_with_inputs_that_are_not_valid_any_more_goes_on(self, earlier, at_kie, log):
         running = earlier()
 
-        outcome = run_task(lambda **kw: flux2(pre_execute=left_behind(entry(kie_task_id=running)), prompt="", **kw))
+        outcome = run_after(submission(running), lambda **kw: flux2(prompt="", **kw))
 
         assert outcome.result == running
         assert at_kie() == [running]
         assert "The inputs are not valid any more" in log()
 
     @OPERATORS
-    def test_of_a_failed_task_that_cost_nothing_creates_another(self, operator, earlier, at_kie, ledger):
+    def test_of_a_failed_task_that_cost_nothing_creates_another(self, operator, earlier, at_kie, journal):
         failed = earlier(INTERNAL)
 
-        outcome = run_task(lambda **kw: operator(pre_execute=left_behind(entry(kie_task_id=failed)), **kw))
+        outcome = run_after(submission(failed), operator)
 
         assert outcome.state == "success"
         assert at_kie() == [failed, kie_task_id(outcome.result)]
-        assert ledger()["superseded"] == [failed]
+        assert journal()["kie.1.1.answer"]["kie_task_id"] == failed
 
     @OPERATORS
     def test_of_a_failed_task_that_was_charged_is_final(self, operator, kie_emulator, at_kie):
@@ -209,30 +234,38 @@ class TestRetry:
         answer = {"code": 200, "msg": "success", "data": record}
         kie_emulator.fault({"on": "recordInfo", "do": "answer", "json": answer, "times": None})
 
-        outcome = run_task(lambda **kw: operator(pre_execute=left_behind(entry(kie_task_id="f" * 32)), **kw))
+        outcome = run_after(submission("f" * 32), operator)
 
         assert (outcome.state, outcome.retried) == ("failed", False)
         assert "Internal Error), but 5 credits were charged" in str(outcome.error)
         assert at_kie() == []
 
     @OPERATORS
-    def test_of_a_task_unknown_to_kie_is_final(self, operator, at_kie, ledger):
-        recorded = entry(kie_task_id="f" * 32, age=91)
+    def test_of_a_task_unknown_to_kie_is_final(self, operator, at_kie, journal):
+        recorded = submission("f" * 32, age=91)
 
-        outcome = run_task(lambda **kw: operator(pre_execute=left_behind(recorded), **kw))
+        outcome = run_after(recorded, operator)
 
         assert (outcome.state, outcome.retried) == ("failed", False)
-        for text in ("Three causes", f"Kie task {'f' * 32}", recorded["at"], "'kie_default' at https://example.com"):
+        created_at = recorded["kie.1.1.answer"]["at"]
+        for text in ("Three causes", f"Kie task {'f' * 32}", created_at, "'kie_default' at https://example.com"):
             assert text in str(outcome.error)
         assert at_kie() == []
-        assert ledger() == recorded
+        assert journal() == recorded
 
     def test_of_a_task_that_kie_does_not_show_yet_goes_on(self, at_kie):
-        recorded = entry(kie_task_id="f" * 32, age=5)
-
-        outcome = run_task(lambda **kw: flux2(pre_execute=left_behind(recorded), **kw))
+        outcome = run_after(submission("f" * 32, age=5), flux2)
 
         assert (outcome.result, at_kie()) == ("f" * 32, [])
+
+    @OPERATORS
+    def test_after_a_refusal_submits_again(self, operator, at_kie, journal):
+        recorded = submission(refused=KieRateLimitError("too many", code=429))
+
+        outcome = run_after(recorded, operator)
+
+        assert at_kie() == [kie_task_id(outcome.result)]
+        assert journal()["kie.2.1.answer"]["kie_task_id"] == at_kie()[0]
 
     @GENERATE
     def test_after_a_timeout_waits_on_with_a_fresh_budget(self, operator, kie_emulator, at_kie):
@@ -273,21 +306,23 @@ class TestRetry:
         assert (outcome.state, outcome.tries) == ("success", 2)
         assert at_kie() == [outcome.result]
 
-    def test_after_a_refusal_finds_nothing(self, kie_emulator, at_kie, ledger):
+    def test_a_refusal_is_written_down(self, kie_emulator, at_kie, journal):
         kie_emulator.fault({"on": "createTask", "do": "code", "code": 402})
 
         outcome = run_task(flux2)
 
-        assert (outcome.state, outcome.retried, at_kie(), ledger()) == ("failed", False, [], None)
+        assert (outcome.state, outcome.retried, at_kie()) == ("failed", False, [])
+        assert sorted(journal()) == ["kie.1.1", "kie.1.1.answer"]
+        assert journal()["kie.1.1.answer"]["refused"]["code"] == 402
 
-    def test_a_refusal_leaves_what_was_there_before(self, kie_emulator, earlier, ledger):
+    def test_a_refusal_leaves_what_was_there_before(self, kie_emulator, earlier, journal):
         failed = earlier(INTERNAL)
         kie_emulator.fault({"on": "createTask", "do": "code", "code": 402})
-        recorded = entry(kie_task_id=failed)
+        recorded = submission(failed)
 
-        run_task(lambda **kw: flux2(pre_execute=left_behind(recorded), **kw))
+        run_after(recorded, flux2)
 
-        assert ledger() == recorded
+        assert recorded.items() < journal().items()
 
 
 @durable
@@ -306,6 +341,15 @@ class TestRateLimit:
         assert (outcome.state, outcome.tries) == ("success", 1)
         assert at_kie() == [kie_task_id(outcome.result)]
 
+    def test_no_intent_stands_while_it_waits(self, kie_emulator, journal):
+        kie_emulator.fault({"on": "createTask", "do": "code", "code": 429, "times": 3})
+
+        run_task(flux2, retries=0)
+
+        facts = journal()
+        assert [facts[f"kie.1.{n}.answer"].get("refused", {}).get("code") for n in range(1, 5)] == [429, 429, 429, None]
+        assert facts["kie.1.4.answer"]["kie_task_id"]
+
     def test_not_before_kie_allows_it(self, kie_emulator, log):
         kie_emulator.fault({"on": "createTask", "do": "code", "code": 429, "retry_after": 2})
 
@@ -316,56 +360,121 @@ class TestRateLimit:
 
 @durable
 class TestClear:
-    """A clear raises max_tries; the entries here were written when it was another."""
+    """A clear raises max_tries; the facts here were written when it was another."""
 
     @OPERATORS
-    def test_of_a_finished_task_creates_another(self, operator, earlier, at_kie, ledger):
+    def test_of_a_finished_task_creates_another(self, operator, earlier, at_kie, journal):
         old = earlier()
-        recorded = entry("delivered", old, max_tries=0, superseded=["older"])
+        recorded = submission(old, max_tries=0) | success()
 
-        outcome = run_task(lambda **kw: operator(pre_execute=left_behind(recorded), **kw))
-
-        new = kie_task_id(outcome.result)
-        assert at_kie() == [old, new]
-        assert (ledger()["kie_task_id"], ledger()["superseded"]) == (new, ["older", old])
-
-    @OPERATORS
-    def test_of_an_unfinished_task_goes_on(self, operator, earlier, at_kie):
-        running = earlier()
-
-        outcome = run_task(
-            lambda **kw: operator(pre_execute=left_behind(entry(kie_task_id=running, max_tries=0)), **kw)
-        )
-
-        assert (kie_task_id(outcome.result), at_kie()) == (running, [running])
-
-    @OPERATORS
-    def test_with_other_inputs_creates_another(self, operator, earlier, at_kie, ledger):
-        old = earlier()
-        recorded = entry(kie_task_id=old, max_tries=0, request={"model": MODEL, "input": {**INPUT, "prompt": "an owl"}})
-
-        outcome = run_task(lambda **kw: operator(pre_execute=left_behind(recorded), **kw))
+        outcome = run_after(recorded, operator)
 
         assert at_kie() == [old, kie_task_id(outcome.result)]
-        assert ledger()["superseded"] == [old]
+        assert recorded.items() < journal().items()
 
-    def test_with_inputs_that_are_not_valid_keeps_the_old_id(self, earlier, at_kie, ledger):
+    @OPERATORS
+    def test_of_a_task_that_failed_behind_its_delivery_goes_on(self, operator, at_kie):
+        """Its post_execute fails in every try before the clear."""
+        outcome = run_task(lambda **kw: operator(post_execute=at_first_try(crash), pre_execute=cleared, **kw))
+
+        assert (outcome.state, at_kie()) == ("success", [kie_task_id(outcome.result)])
+
+    @OPERATORS
+    def test_of_an_unfinished_task_goes_on(self, operator, earlier, at_kie, journal):
         running = earlier()
-        recorded = entry(kie_task_id=running, max_tries=0)
 
-        outcome = run_task(lambda **kw: flux2(pre_execute=left_behind(recorded), prompt="", **kw))
+        outcome = run_after(submission(running, max_tries=0), operator)
+
+        assert (kie_task_id(outcome.result), at_kie()) == (running, [running])
+        # from now on, other inputs count as those of a retry
+        assert journal()["kie.2.sum.1"]["submissions"][0]["max_tries"] == 2
+
+    @OPERATORS
+    def test_with_other_inputs_creates_another(self, operator, earlier, at_kie, journal):
+        old = earlier()
+        recorded = submission(old, max_tries=0, request={"model": MODEL, "input": {**INPUT, "prompt": "an owl"}})
+
+        outcome = run_after(recorded, operator)
+
+        assert at_kie() == [old, kie_task_id(outcome.result)]
+        assert recorded.items() < journal().items()
+
+    def test_with_the_first_inputs_after_kie_has_refused_others(self, kie_emulator, earlier, at_kie, monkeypatch):
+        """A refused order does not make forget what was paid before it."""
+        monkeypatch.setattr("kie_provider.client.retry.SUBMIT_PATIENCE", 0.0)
+        old = earlier()
+        kie_emulator.fault({"on": "createTask", "do": "code", "code": 455})
+
+        def cleared_with_an_owl_then_with_the_fox(*, pre_execute, **kw):
+            def leave_and_clear(context):
+                pre_execute(context)
+                cleared(context)
+
+            prompt = "{{ 'an owl' if ti.try_number == 2 else 'a red fox' }}"
+            return flux2(prompt=prompt, pre_execute=leave_and_clear, **kw)
+
+        outcome = run_after(submission(old, max_tries=0), cleared_with_an_owl_then_with_the_fox, retries=2)
+
+        assert "maintenance" in str(outcome.error)
+        assert (outcome.result, outcome.tries, at_kie()) == (old, 2, [old])
+
+    def test_with_inputs_that_are_not_valid_keeps_the_old_id(self, earlier, at_kie, journal):
+        running = earlier()
+        recorded = submission(running, max_tries=0)
+
+        outcome = run_after(recorded, lambda **kw: flux2(prompt="", **kw))
 
         assert "prompt: '' has 0 characters; 3 to 5000 are allowed" in str(outcome.error)
-        assert (at_kie(), ledger()) == ([running], recorded)
+        assert (at_kie(), journal()) == ([running], recorded)
+
+    def test_with_another_callback_url_goes_on(self, earlier, at_kie):
+        running = earlier()
+        recorded = submission(running, max_tries=0, request={**REQUEST, "callBackUrl": "https://example.com/1"})
+
+        outcome = run_after(recorded, lambda **kw: flux2(callback_url="https://example.com/2", **kw))
+
+        assert (outcome.result, at_kie()) == (running, [running])
 
     def test_of_a_task_without_a_result_creates_another(self, earlier, at_kie):
         useless = earlier({"on": "createTask", "do": "no_urls"})
 
-        outcome = run_task(
-            lambda **kw: generate(pre_execute=left_behind(entry(kie_task_id=useless, max_tries=0)), **kw)
-        )
+        outcome = run_after(submission(useless, max_tries=0), generate)
 
         assert at_kie() == [useless, kie_task_id(outcome.result)]
+
+
+@durable
+class TestSuccess:
+    """A fact of its own, written when Airflow has accepted it."""
+
+    @OPERATORS
+    def test_is_written_behind_the_callbacks_of_the_author(self, operator, journal):
+        called = []
+        outcome = run_task(
+            lambda **kw: operator(on_success_callback=lambda context: called.append(list(journal())), **kw)
+        )
+
+        assert outcome.state == "success"
+        assert [len(keys) for keys in called] == [2]
+        assert list(journal()["kie.1.ok"]) == ["key", "v", "at"]
+
+    @OPERATORS
+    def test_is_not_written_for_a_failure(self, operator, journal):
+        outcome = run_task(lambda **kw: operator(post_execute=crash_always, **kw), retries=1)
+
+        assert outcome.state == "failed"
+        assert not [key for key in journal() if key.endswith(".ok")]
+
+    def test_is_not_written_if_airflow_has_not_accepted_it(self, journal, log, monkeypatch):
+        """Somebody has marked the task as failed in the same moment."""
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        states = {"a run": {"it": "failed"}}
+        monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(lambda **kwargs: states))
+        run_task(flux2)
+
+        assert "kie.1.ok" not in journal()
+        assert "Not noted as a success: Airflow's state of the task is" in log()
 
 
 class TestUnknownSubmission:
@@ -377,26 +486,25 @@ class TestUnknownSubmission:
 
         assert (outcome.state, outcome.retried) == ("failed", False)
         assert "It is not known whether Kie.ai created a task" in str(outcome.error)
-        assert ("'kie_submission'" in str(outcome.error)) == (TaskStateStoreModel is not None)
+        assert ("'kie.1.1.settled'" in str(outcome.error)) == (TaskStateStoreModel is not None)
         assert len(at_kie()) == 1
 
     @durable
     @OPERATORS
-    def test_of_an_earlier_try_is_final(self, operator, at_kie, ledger):
-        recorded = entry("intent")
+    def test_of_an_earlier_try_is_final(self, operator, at_kie, journal):
+        recorded = submission()
 
-        outcome = run_task(lambda **kw: operator(pre_execute=left_behind(recorded), **kw))
+        outcome = run_after(recorded, operator)
 
         assert (outcome.state, outcome.retried) == ("failed", False)
-        assert f"an earlier try sent createTask at {recorded['at']}" in str(outcome.error)
-        assert "If there is one, put its id" in str(outcome.error)
-        assert (at_kie(), ledger()) == ([], recorded)
+        assert f"try 1 sent createTask at {recorded['kie.1.1']['at']} and died" in str(outcome.error)
+        assert "the Kie task id is in the log of that try" in str(outcome.error)
+        assert "If there is one, add its id, as a JSON string, under the key 'kie.1.1.settled'" in str(outcome.error)
+        assert (at_kie(), journal()) == ([], recorded)
 
     @durable
     def test_can_be_sent_again_by_choice(self, at_kie, log):
-        outcome = run_task(
-            lambda **kw: flux2(pre_execute=left_behind(entry("intent")), on_unknown_submit="resubmit", **kw)
-        )
+        outcome = run_after(submission(), lambda **kw: flux2(on_unknown_submit="resubmit", **kw))
 
         assert at_kie() == [outcome.result]
         assert "may pay twice" in log()
@@ -412,24 +520,49 @@ class TestUnknownSubmission:
         assert len(at_kie()) == 2
 
     @durable
-    @pytest.mark.parametrize(
-        "settle", [lambda kie_task_id: kie_task_id, lambda kie_task_id: entry("intent", kie_task_id)]
-    )
     @OPERATORS
-    def test_is_settled_by_the_id(self, operator, settle, earlier, at_kie, ledger):
+    def test_is_settled_by_the_id(self, operator, earlier, at_kie, journal):
         found = earlier()
 
-        outcome = run_task(lambda **kw: operator(pre_execute=left_behind(settle(found)), **kw))
+        outcome = run_after(submission(settled=f" {found} "), operator)
 
         assert (kie_task_id(outcome.result), at_kie()) == (found, [found])
-        assert ledger()["phase"] == "delivered"
+        assert journal()["kie.2.sum.1"]["submissions"][0]["kie_task_id"] == found
 
     @durable
-    def test_nonsense_in_the_ledger_is_not_taken_for_nothing(self, at_kie):
-        outcome = run_task(lambda **kw: flux2(pre_execute=left_behind(["kie"]), **kw))
+    @OPERATORS
+    @pytest.mark.parametrize("nothing", ["nothing", "Nothing "])
+    def test_is_settled_by_nothing(self, operator, nothing, at_kie):
+        outcome = run_after(submission(settled=nothing), operator)
 
-        assert "'kie_submission' of the state store holds ['kie']" in str(outcome.error)
-        assert (outcome.retried, at_kie()) == (False, [])
+        assert at_kie() == [kie_task_id(outcome.result)]
+
+    @durable
+    def test_an_answer_that_came_late_counts_before_what_a_person_says(self, earlier, at_kie):
+        found = earlier()
+
+        outcome = run_after(submission(found, settled="nothing"), flux2)
+
+        assert (outcome.result, at_kie()) == (found, [found])
+
+    @durable
+    @pytest.mark.parametrize(
+        "settled", [7, True, [], {}, {"kie_task_id": "x"}, "", "two words", "é", "x" * 201], ids=repr
+    )
+    def test_is_not_settled_by_nonsense(self, settled, at_kie):
+        outcome = run_after(submission(settled=settled), flux2)
+
+        assert (outcome.state, outcome.retried, at_kie()) == ("failed", False, [])
+        assert "the key 'kie.1.1.settled' of this task instance's state store holds" in str(outcome.error)
+
+    @durable
+    @pytest.mark.parametrize("value", ["kie", 7, True, [], {}, {"key": "kie.1.1"}, {"key": "kie.1.2"}], ids=repr)
+    @OPERATORS
+    def test_nonsense_in_the_journal_is_not_taken_for_nothing(self, operator, value, at_kie):
+        outcome = run_after({"kie.1.1": value}, operator)
+
+        assert (outcome.state, outcome.retried, at_kie()) == ("failed", False, [])
+        assert "What this task has submitted cannot be read: the key 'kie.1.1'" in str(outcome.error)
 
     def test_the_choice_is_checked_before_anything_is_sent(self, kie_emulator):
         outcome = run_task(lambda **kw: flux2(on_unknown_submit="retry", **kw))
@@ -439,23 +572,19 @@ class TestUnknownSubmission:
 
 
 class Store:
-    """Airflow's store, which fails at a phase."""
+    """Airflow's store, which fails at a key, a few times or always."""
 
-    def __init__(self, store, phase, error):
-        self._store, self._phase, self._error = store, phase, error
+    def __init__(self, store, key, error, times):
+        self._store, self._key, self._error, self._times = store, key, error, times
 
     def get(self, key):
         return self._store.get(key)
 
     def set(self, key, value, **kwargs):
-        if value["phase"] == self._phase:
+        if key == self._key and self._times:
+            self._times -= 1
             raise self._error
         self._store.set(key, value, **kwargs)
-
-    def delete(self, key):
-        if self._phase == "withdrawn":
-            raise self._error
-        self._store.delete(key)
 
 
 def store_error(status):
@@ -465,34 +594,89 @@ def store_error(status):
     return AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"status_code": status}))
 
 
-def failing_at(phase, status):
+def failing_at(key, status, times=99):
     def pre_execute(context):
-        context["task_state_store"] = Store(context["task_state_store"], phase, store_error(status))
+        context["task_state_store"] = Store(context["task_state_store"], key, store_error(status), times)
 
     return at_first_try(pre_execute)
 
 
+AWAY = pytest.mark.parametrize("status", [None, 401, 403, 500, 503])
+LOST_ID = {"execution_timeout": timedelta(seconds=1)}
+
+
 @durable
 class TestStoreFails:
+    @pytest.fixture(autouse=True)
+    def _quick(self, monkeypatch):
+        monkeypatch.setattr("kie_provider.submission.journal.FIRST_PAUSE", 0.05)
+        monkeypatch.setattr("kie_provider.submission.journal.LONGEST_PAUSE", 0.2)
+
     @pytest.mark.parametrize("status", [404, 500])
     def test_at_the_intent_nothing_is_sent(self, status, kie_emulator, at_kie):
-        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("intent", status), **kw))
+        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("kie.1.1", status), **kw))
 
         # the second try had a store
         assert (outcome.tries, at_kie()) == (2, [outcome.result])
         assert sum(r["path"].endswith("createTask") for r in kie_emulator.requests()) == 1
 
-    def test_after_a_refusal_the_refusal_is_what_one_reads(self, kie_emulator, log):
-        kie_emulator.fault({"on": "createTask", "do": "code", "code": 402})
+    def test_at_the_intent_for_a_while_needs_nobody(self, at_kie):
+        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("kie.1.1", 500, times=2), **kw), retries=0)
 
-        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("withdrawn", 500), **kw))
+        assert (outcome.tries, at_kie()) == (1, [outcome.result])
 
+    @AWAY
+    @OPERATORS
+    def test_after_the_answer_it_is_written_until_it_is_there(self, operator, status, at_kie, journal, log):
+        make = lambda **kw: operator(pre_execute=failing_at("kie.1.1.answer", status, times=4), **kw)  # noqa: E731
+        outcome = run_task(make, retries=0)
+
+        assert (outcome.state, [kie_task_id(outcome.result)]) == ("success", at_kie())
+        assert journal()["kie.1.1.answer"]["kie_task_id"] == at_kie()[0]
+        assert log().count(f"Airflow could not note Kie task {at_kie()[0]}") == 4
+
+    def test_a_refusal_is_written_before_the_next_attempt(self, kie_emulator, at_kie, journal):
+        kie_emulator.fault({"on": "createTask", "do": "code", "code": 429})
+
+        run_task(lambda **kw: flux2(pre_execute=failing_at("kie.1.1.answer", 500, times=2), **kw), retries=0)
+
+        assert (journal()["kie.1.1.answer"]["refused"]["code"], len(at_kie())) == (429, 1)
+
+    def test_until_the_execution_timeout_has_rung(self, at_kie, journal, log):
+        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("kie.1.1.answer", 500), **LOST_ID, **kw))
+
+        [created] = at_kie()
         assert (outcome.state, outcome.retried) == ("failed", False)
-        assert "Not enough Kie.ai credits" in str(outcome.error)
-        assert "Kie created nothing, but Airflow could not note that" in log()
+        assert f"No retry, it would not know the Kie task: Kie cannot cancel tasks: Kie task {created}" in str(
+            outcome.error
+        )
+        assert "under the key 'kie.1.1.settled'" in str(outcome.error)
+        assert sorted(journal()) == ["kie.1.1"]
+        assert f"'kie_task_id': '{created}'" in log()
+
+    def test_once_more_before_the_failure(self, at_kie, journal, monkeypatch):
+        """What fails until the alarm has rung can be written behind it."""
+
+        def pre_execute(context):
+            store = Store(context["task_state_store"], "kie.1.1.answer", store_error(500), 10**6)
+            context["task_state_store"] = store
+            from kie_provider.submission.journal import Journal
+
+            write_again = Journal.write_again
+
+            def back(journal):
+                store._times = 0
+                return write_again(journal)
+
+            monkeypatch.setattr(Journal, "write_again", back)
+
+        outcome = run_task(lambda **kw: flux2(pre_execute=at_first_try(pre_execute), **LOST_ID, **kw))
+
+        assert type(outcome.error).__name__ == "AirflowTaskTimeout"
+        assert (outcome.state, outcome.tries, at_kie()) == ("success", 2, [outcome.result])
 
     def test_after_the_answer_because_the_try_was_replaced_it_stops_with_the_id(self, at_kie, log):
-        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("submitted", 404), **kw))
+        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("kie.1.1.answer", 404), **kw))
 
         [created] = at_kie()
         assert (outcome.state, outcome.retried) == ("failed", False)
@@ -500,29 +684,54 @@ class TestStoreFails:
         assert f"while it created Kie task {created}, which goes on" in str(outcome.error)
         assert f"Kie task {created} was created" in log()
 
-    def test_after_the_answer_it_goes_on_with_the_id(self, at_kie, ledger, log):
-        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("submitted", 500), **kw))
-
-        assert (outcome.state, outcome.tries, [outcome.result]) == ("success", 1, at_kie())
-        assert f"Kie task {outcome.result} was created, but Airflow could not note it" in log()
-        assert (ledger()["phase"], ledger()["kie_task_id"]) == ("delivered", outcome.result)
-
-    @GENERATE
-    def test_after_the_answer_there_is_no_retry_that_would_not_know_the_id(self, operator, kie_emulator, at_kie):
-        kie_emulator.fault(STUCK)
-
-        outcome = run_task(lambda **kw: operator(pre_execute=failing_at("submitted", 500), timeout=0.2, **kw))
-
-        assert (outcome.state, outcome.retried) == ("failed", False)
-        assert f"No retry, it would not know the Kie task: Kie cannot cancel tasks: Kie task {at_kie()[0]}" in str(
-            outcome.error
-        )
-
     def test_at_the_end_the_result_is_not_lost(self, at_kie, log):
-        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("delivered", 500), **kw))
+        outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("kie.1.ok", 500), **kw))
 
         assert (outcome.state, outcome.tries, [outcome.result]) == ("success", 1, at_kie())
-        assert "Could not note that Kie task" in log()
+        assert "Not noted as a success" in log()
+
+    @pytest.mark.parametrize("status", [401, 500])
+    def test_that_cannot_be_read_pays_for_nothing(self, status, at_kie):
+        def pre_execute(context):
+            def get(key):
+                raise store_error(status)
+
+            context["task_state_store"].get = get
+
+        outcome = run_task(lambda **kw: flux2(pre_execute=pre_execute, **kw))
+
+        assert (outcome.state, at_kie()) == ("failed", [])
+
+    def test_whose_intent_is_not_there_when_it_is_read_back(self, at_kie):
+        """As if the try had been cleared while the write stood still in the database."""
+
+        def pre_execute(context):
+            context["task_state_store"].get = lambda key: None
+
+        outcome = run_task(lambda **kw: flux2(pre_execute=at_first_try(pre_execute), **kw))
+
+        assert "'kie.1.1'" in str(outcome.error)
+        assert "Nothing was sent" in str(outcome.error)
+        assert (outcome.state, outcome.tries, at_kie()) == ("success", 2, [outcome.result])
+
+    @OPERATORS
+    def test_that_answers_one_question_late(self, operator, at_kie):
+        """As the channel does after an alarm within a call to Airflow: every answer is that to the question before."""
+
+        def pre_execute(context):
+            store = context["task_state_store"]
+            get, answers = store.get, [None]
+
+            def late(key):
+                answers.append(get(key))
+                return answers.pop(0)
+
+            store.get = late
+
+        outcome = run_task(lambda **kw: operator(pre_execute=at_first_try(pre_execute), **kw))
+
+        assert "out of step" in str(outcome.error)
+        assert (outcome.state, outcome.tries, at_kie()) == ("success", 2, [kie_task_id(outcome.result)])
 
 
 def without_store(context):

@@ -128,27 +128,15 @@ def test_arguments_hold_no_secret(kie_emulator):
     assert kie_emulator.api_key not in repr(trigger)
 
 
-@pytest.mark.parametrize(
-    ("states", "says"),
-    [
-        ({"r": {"airflow_task": "failed"}}, ""),
-        ({"r": {"airflow_task": None}}, ""),
-        ({}, ""),
-        ({"r": {"airflow_task": "deferred"}}, "The wait goes on with another trigger. "),
-        (RuntimeError("no supervisor"), ""),
-    ],
-)
-async def test_on_kill_says_that_the_task_goes_on(states, says, monkeypatch, caplog, capsys):
-    def get_task_states(**where):
-        assert where == {"dag_id": "d", "task_ids": ["airflow_task"], "run_ids": ["r"], "map_index": -1}
-        if isinstance(states, Exception):
-            raise states
-        return states
+async def test_on_kill_says_that_the_task_goes_on_and_asks_nothing(monkeypatch, caplog, capsys):
+    """A question can take longer than Airflow gives a trigger that is ended, above all when many are."""
 
-    monkeypatch.setattr("airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states", get_task_states)
+    def ask(**where):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states", ask)
 
     await trigger_for("kie-1").on_kill()
 
     logged = caplog.text + capsys.readouterr().out
-    assert f"{says}Kie cannot cancel tasks: Kie task kie-1 goes on and is billed when it succeeds" in logged
-    assert ("another trigger" in logged) == bool(says)
+    assert "Kie cannot cancel tasks: Kie task kie-1 goes on and is billed when it succeeds" in logged

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kie_provider.batch.prompts import duplicate_problems, estimate, fingerprint, read_orders, read_prompts
+from kie_provider.batch.prompts import duplicate_problems, estimate, read_orders, read_prompts
 from kie_provider.client.prices import PriceTable
+from kie_provider.submission.record import fingerprint_of
 
 DEFAULTS = {"model": "flux-2/pro", "aspect_ratio": "1:1", "resolution": "1K", "input_images": None}
 
@@ -86,9 +87,9 @@ def test_fingerprints_tell_orders_apart_and_nothing_else():
         DEFAULTS,
     )
 
-    assert fingerprint(fox) == fingerprint(same)
-    assert len({fingerprint(each) for each in (fox, owl, large)}) == 3
-    assert duplicate_problems([fingerprint(each) for each in (fox, owl, same, same)]) == [
+    assert fingerprint_of(fox) == fingerprint_of(same)
+    assert len({fingerprint_of(each) for each in (fox, owl, large)}) == 3
+    assert duplicate_problems([fingerprint_of(each) for each in (fox, owl, same, same)]) == [
         "prompts[2]: is the same as prompts[0]; set allow_duplicates=True for an image of each",
         "prompts[3]: is the same as prompts[0]; set allow_duplicates=True for an image of each",
     ]

@@ -21,6 +21,11 @@ COMMON: dict[str, Any] = {
 PROMPT = "a red fox, {{ run_id }}"
 
 
+def fail_in_the_first_try(context: Any, result: Any) -> None:
+    if context["ti"].try_number == 1:
+        raise RuntimeError("behind the delivery")
+
+
 def dag(dag_id: str) -> DAG:
     start = pendulum.datetime(2026, 1, 1, tz="UTC")
     return DAG(dag_id, schedule=None, start_date=start, default_args=COMMON, max_active_runs=100, max_active_tasks=100)
@@ -32,6 +37,14 @@ with dag("chaos_generate"):
 with dag("chaos_save"):  # below the folder in which workers are started
     Flux2GenerateImageOperator(
         task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, target="saved/{{ run_id }}"
+    )
+
+with dag("chaos_no_retries"):
+    Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, retries=0)
+
+with dag("chaos_post_execute"):
+    Flux2GenerateImageOperator(
+        task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, retries=0, post_execute=fail_in_the_first_try
     )
 
 with dag("chaos_on_worker"):

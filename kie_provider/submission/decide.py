@@ -1,0 +1,150 @@
+"""What a try makes of the submissions before it. Pure.
+
+Items are matched to submissions by what was submitted, not by their place in the list, so a list that has got a new
+item at its top pays for one. A single image is a list of one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kie_provider.client.errors import storable
+from kie_provider.submission.record import SubmissionRecord
+
+#: Of several submissions for one item, the one that got furthest counts.
+_PREFERRED = ("submitted", "failed", "refused", "unknown")
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Create a Kie task."""
+
+
+@dataclass(frozen=True)
+class Reattach:
+    """Go on with the Kie task that was created.
+
+    :param has_changed: the inputs would now be submitted differently.
+    """
+
+    record: SubmissionRecord
+    has_changed: bool = False
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A Kie task may exist whose id nobody here knows."""
+
+    record: SubmissionRecord
+
+
+Step = Submit | Reattach | Unknown
+
+
+def next_step(
+    records: Sequence[SubmissionRecord],
+    fingerprint: str,
+    *,
+    max_tries: int | None,
+    resubmit_unknown: bool = False,
+) -> Step:
+    """Decide what a try that wants one image must do.
+
+    :param records: what is known of earlier submissions, in their order.
+    :param fingerprint: of what would be submitted now.
+    :param max_tries: Airflow's number of the last try, which tells a clear from a retry.
+    :param resubmit_unknown: submit again where a task may exist, and pay twice if it does.
+    """
+    states = ("submitted",) if resubmit_unknown else ("submitted", "unknown")
+    latest_first = [record for record in reversed(records) if record.state in states]
+    of_this_clear = [record for record in latest_first if not record.is_cleared_since(max_tries)]
+    the_same = [record for record in latest_first if record.state == "submitted" and record.fingerprint == fingerprint]
+    in_doubt = [record for record in latest_first if record.state == "unknown"]
+    record = next(iter(of_this_clear or the_same or in_doubt), None)
+    if record is None:
+        return Submit()
+    if record.state == "unknown":
+        return Unknown(record)
+    return Reattach(record, has_changed=record.fingerprint != fingerprint)
+
+
+def assign(
+    records: Sequence[SubmissionRecord],
+    fingerprints: Sequence[str],
+    *,
+    max_tries: int | None,
+    resubmit_unknown: bool = False,
+) -> tuple[list[SubmissionRecord | None], list[SubmissionRecord]]:
+    """Decide what a new try of a batch goes on with.
+
+    :param records: what is known of earlier submissions, in their order.
+    :param fingerprints: of the items, as they would be submitted now.
+    :return: for every item the submission that counts for it (None: submit), and all submissions that still count.
+    """
+    wanted = {record for record in records if _is_wanted(record, max_tries, resubmit_unknown)}
+    claimed = claim(records, fingerprints, max_tries=max_tries)
+    kept = [record for record in records if record in wanted]
+    return [record if record in wanted else None for record in claimed], kept
+
+
+def _is_wanted(record: SubmissionRecord, max_tries: int | None, resubmit_unknown: bool) -> bool:
+    match record.state:
+        case "submitted":
+            return True
+        case "unknown":
+            return not resubmit_unknown
+        case "failed":
+            return not (record.may_succeed_anew or record.is_cleared_since(max_tries))
+        case "refused":
+            return not record.is_cleared_since(max_tries)
+        case "nothing":
+            return False
+
+
+def claim(
+    records: Sequence[SubmissionRecord], fingerprints: Sequence[str], *, max_tries: int | None
+) -> list[SubmissionRecord | None]:
+    """Find the submission for every item of the list; None: there is none yet.
+
+    After a retry, items that have changed take over submissions that no other item claims, because the inputs of a
+    batch count as they were when they were first submitted. After a clear they are submitted anew, but what a clear has
+    left out is found again by a list that asks for the same.
+    """
+    known = [record for record in records if record.state in _PREFERRED]
+    before_clear = [record.is_cleared_since(max_tries) for record in known]
+    current = [record for record, is_before in zip(known, before_clear, strict=True) if not is_before]
+    earlier = [record for record, is_before in zip(known, before_clear, strict=True) if is_before]
+    claimed: list[SubmissionRecord | None] = [None] * len(fingerprints)
+    left = _claim_the_same(claimed, current, fingerprints)
+    rest = iter(sorted(left, key=lambda record: (record.try_number, record.number)))
+    claimed = [next(rest, None) if record is None else record for record in claimed]
+    _claim_the_same(claimed, earlier, fingerprints)
+    return claimed
+
+
+def _claim_the_same(
+    claimed: list[SubmissionRecord | None], records: Sequence[SubmissionRecord], fingerprints: Sequence[str]
+) -> list[SubmissionRecord]:
+    """Give items that have none a submission of the same; return the submissions that are left."""
+    by_fingerprint: dict[str, list[SubmissionRecord]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: _PREFERRED.index(record.state)):
+        by_fingerprint[record.fingerprint].append(record)
+    for index, fingerprint in enumerate(fingerprints):
+        if claimed[index] is None and by_fingerprint[fingerprint]:
+            claimed[index] = by_fingerprint[fingerprint].pop(0)
+    return [record for candidates in by_fingerprint.values() for record in candidates]
+
+
+def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the fields of createTask's body in which two requests differ."""
+    before, now = _flat(before), _flat(storable(now))
+    return sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
+
+
+def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
+    task_input = request.get("input")
+    rest = {name: value for name, value in request.items() if name != "input"}
+    return rest | (dict(task_input) if isinstance(task_input, Mapping) else {"input": task_input})

@@ -1,0 +1,497 @@
+"""The journal of a task instance: facts about its submissions, which are only ever added.
+
+A write to Airflow can be carried out long after the client gave up on it and sent it again; one that stood still in
+the database has landed 22 seconds late, and one of a cleared try has landed while the next try worked (both seen with
+Airflow 3.3.2 and PostgreSQL). So no key ever gets a second value: a late or repeated write changes nothing. The number
+of the try is part of every key, and within a try each intent or summary is written only after the one before was
+acknowledged, so whoever reads until a gap has read everything that counts.
+
+The intent is the fence before createTask, and it is read back before anything is sent. That proves three things: it
+is stored, the channel to Airflow gives the right answers, and this try had not been replaced when it was stored. So a
+later try, which begins after the replacement, sees it.
+
+Before Airflow 3.3 there is no store that outlives a try: the same facts are XComs of the try, and end with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from kie_provider.client.errors import LOGS_PAGE, KieJournalError
+from kie_provider.execution_timeout import Alarm, held
+from kie_provider.submission import record as facts
+from kie_provider.submission.record import Intent, SubmissionRecord, Summary
+from kie_provider.submission.store import is_replaced, open_store
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: A summary is written after this many submissions.
+SUBMISSIONS_PER_SUMMARY = 100
+#: A try that comes back later writes one only after this many.
+WORTH_A_SUMMARY = 20
+#: More submissions than this without a summary are none of ours.
+MAX_WITHOUT_SUMMARY = 3 * SUBMISSIONS_PER_SUMMARY
+MAX_SUMMARIES = 10_000
+#: Reads, and the intent, are tried this often; Airflow's client has tried each for some 15 seconds by then.
+ATTEMPTS = 3
+#: Seconds between attempts to write down an answer: doubled each time, up to the second.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
+#: What of an intent is looked at when it is read back.
+_READ_BACK = ("key", "fingerprint", "at")
+#: Where a value names another key, it is read again this often, to tell a wrong value from a wrong answer.
+REREADS = 10
+#: How often, and for how many seconds, facts are looked for that were there before the task was deferred.
+LATE_READS, LATE_PAUSE = 3, 5.0
+
+
+class OutOfStepError(RuntimeError):
+    """What Airflow answers about a fact is not what was written: nothing may be built on its answers any more."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"Airflow's answer about the key {key!r} of this task instance's state store is not the answer to that "
+            "question: the try was cleared or replaced, or its channel to Airflow is out of step. Nothing was sent to "
+            "Kie.ai, and nothing is lost: the next try goes on."
+        )
+
+
+class Journal:
+    """The journal of the running task instance. Only the main thread uses it; see :meth:`stop` for the exception.
+
+    :param context: of the running task instance.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._store = open_store(context)
+        ti: Any = context.get("ti")  # a DAG author's unit test may have none
+        self._try_number: int = getattr(ti, "try_number", 1)
+        self.max_tries: int | None = getattr(ti, "max_tries", None)
+        self._read_max_tries: int | None = self.max_tries
+        self._records: dict[tuple[int, int], SubmissionRecord] = {}
+        self._intents: dict[tuple[int, int], Intent] = {}
+        self._last = 0  # number of the last submission of this try
+        self._summarized = 0  # number of the last one that a summary covers
+        self._summaries = 0
+        self._news: dict[tuple[int, int], SubmissionRecord] = {}  # learnt since the last summary
+        self._unwritten: dict[str, tuple[SubmissionRecord, dict[str, Any]]] = {}  # answers that are not
+        self._pending: deque[tuple[str, dict[str, Any], Summary]] = deque()  # summaries that are not acknowledged
+        self._stopping = threading.Event()
+        self.begun_at = 0.0
+        self.estimate: float | None = None
+        self.is_complete = False
+        self.has_begun = False  # whether this try has written anything
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether it outlives the try (Airflow 3.3 and later)."""
+        return self._store.is_durable
+
+    @property
+    def is_cleared(self) -> bool:
+        """Whether the task was cleared since the last fact: that raises Airflow's ``max_tries``, a retry does not."""
+        return bool(self._records) and self._read_max_tries not in (None, self.max_tries)
+
+    @property
+    def records(self) -> list[SubmissionRecord]:
+        """What is known of the submissions that still count, in the order in which they were submitted."""
+        return list(self._records.values())
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the process is about to be killed."""
+        return self._stopping.is_set()
+
+    @property
+    def latest(self) -> SubmissionRecord | None:
+        """The last submission of this try, as far as this process knows it."""
+        return self._records.get((self._try_number, self._last))
+
+    @property
+    def submissions_of_this_try(self) -> list[SubmissionRecord]:
+        """Those of them that this try has submitted."""
+        return [record for record in self._records.values() if record.try_number == self._try_number]
+
+    @property
+    def position(self) -> list[int]:
+        """What a deferral carries, for :meth:`read`: the try, its summaries and its submissions."""
+        return [self._try_number, self._summaries, self._last]
+
+    # Reading
+
+    def read(self, expected: Sequence[int] | None = None) -> None:
+        """Read what earlier tries, or earlier phases of this one, have left.
+
+        :param expected: the :attr:`position` at the deferral; fewer facts are read again, as they must be there.
+        :raises KieJournalError: it makes no sense, so nobody knows what was submitted.
+        :raises OutOfStepError: Airflow answers other questions than were asked.
+        """
+        self._read_all()
+        if not expected or expected[0] != self._try_number:
+            return
+        for attempt in range(LATE_READS):
+            if _reaches(self.position, expected):
+                return
+            if attempt < LATE_READS - 1:
+                self._stopping.wait(LATE_PAUSE)
+                self._read_all()
+        raise KieJournalError(
+            f"this try had written {expected[1]} summaries and {expected[2]} submissions down before it was deferred, "
+            f"and now there are {self._summaries} and {self._last} in the state store"
+        )
+
+    def request_of(self, record: SubmissionRecord) -> Mapping[str, Any]:
+        """Return the body of createTask that was submitted; empty if its intent was removed."""
+        intent = self.intent_of(record)
+        return intent.request if intent else {}
+
+    def intent_of(self, record: SubmissionRecord) -> Intent | None:
+        """Return the intent of a submission; None if it was removed."""
+        key = (record.try_number, record.number)
+        if key not in self._intents:
+            intent = self._get_fact(record.key, lambda value: facts.read_intent(value, *key))
+            if intent is None:
+                return None
+            self._intents[key] = intent
+        return self._intents[key]
+
+    def _read_all(self) -> None:
+        first = 1 if self.is_durable else self._try_number
+        for try_number in range(self._try_number, first - 1, -1):
+            if self._read_try(try_number):
+                return
+
+    def _read_try(self, try_number: int) -> bool:
+        """Read the facts of a try; False: there are none that count."""
+        summaries = self._read_summaries(try_number)
+        intents = self._read_intents(try_number, max((summary.last for summary in summaries), default=0))
+        if summaries and summaries[0].part and sum(1 for each in summaries if each.part) < summaries[0].parts:
+            if not intents:
+                return False  # it died while it began, so the try before knows everything
+            raise self._nonsense(facts.summary_key(try_number, len(summaries) + 1), "is missing")
+        for intent in intents:
+            if intent.summaries > len(summaries):
+                raise self._nonsense(facts.summary_key(try_number, len(summaries) + 1), "is missing")
+        if not summaries and not intents:
+            return False
+        if try_number < self._try_number and self._get_fact(facts.success_key(try_number), dict) is not None:
+            return True  # and a person has cleared it since, and wants new images
+        known: dict[tuple[int, int], SubmissionRecord] = {}
+        for summary in summaries:
+            known = facts.replaced(known, summary.records)
+        known = facts.replaced(known, (intent.record for intent in intents))
+        known = facts.replaced(known, map(self._settled, known.values()))
+        self._records = known
+        self._intents = {(try_number, intent.record.number): intent for intent in intents}
+        self._read_max_tries = summaries[0].max_tries if summaries else intents[0].record.max_tries
+        self.is_complete = bool(summaries) and summaries[-1].is_complete
+        if try_number == self._try_number:
+            self.has_begun = True
+            self._summaries = len(summaries)
+            self._summarized = max((summary.last for summary in summaries), default=0)
+            self._last = self._summarized + len(intents)
+            self._news = {
+                (try_number, intent.record.number): known[try_number, intent.record.number] for intent in intents
+            }
+            if summaries and summaries[0].part:
+                self.begun_at, self.estimate = summaries[0].begun_at, summaries[0].estimate
+        return True
+
+    def _read_summaries(self, try_number: int) -> list[Summary]:
+        summaries: list[Summary] = []
+        for number in range(1, MAX_SUMMARIES):
+            key = facts.summary_key(try_number, number)
+            summary = self._get_fact(key, lambda value: facts.read_summary(value, try_number))
+            if summary is None:
+                return summaries
+            last = max((each.last for each in summaries), default=0)
+            if summary.part != (number if summary.part else 0) or (not summary.part and summary.first != last + 1):
+                raise self._nonsense(key, "does not follow the summary before it")
+            summaries.append(summary)
+        raise self._nonsense(facts.summary_key(try_number, MAX_SUMMARIES), "is one of too many")
+
+    def _read_intents(self, try_number: int, after: int) -> list[Intent]:
+        """Return the intents behind the last summary, up to the first gap."""
+        intents: list[Intent] = []
+        for number in range(after + 1, after + MAX_WITHOUT_SUMMARY + 2):
+            intent = self._read_intent(try_number, number)
+            if intent is None:
+                if (intents or after) and self._read_intent(try_number, number + 1) is not None:
+                    raise self._nonsense(f"kie.{try_number}.{number}", "is missing")
+                return intents
+            intents.append(intent)
+        raise self._nonsense(f"kie.{try_number}.{number}", "is one of too many without a summary")
+
+    def _read_intent(self, try_number: int, number: int) -> Intent | None:
+        return self._get_fact(f"kie.{try_number}.{number}", lambda value: facts.read_intent(value, try_number, number))
+
+    def _settled(self, record: SubmissionRecord) -> SubmissionRecord:
+        """Return the record with its answer, or with what a person has found out."""
+        if record.state != "unknown":
+            return record
+        answered = self._get_fact(record.answer_key, lambda value: facts.read_answer(record, value))
+        return answered or self._get(record.settled_key, lambda value: facts.read_settled(record, value)) or record
+
+    def _get_fact(self, key: str, read: Callable[[Any], T]) -> T | None:
+        """Read a value that names its key; None: there is none.
+
+        :raises KieJournalError: it makes no sense.
+        :raises OutOfStepError: it came in answer to another question.
+        """
+        for attempt in range(REREADS):
+            value = self._ask(key)
+            if value is None or (isinstance(value, Mapping) and value.get("key") == key):
+                if attempt:
+                    raise OutOfStepError(key)
+                return None if value is None else self._read(key, value, read)
+        why = "it names another key" if isinstance(value, Mapping) else "it is no object"
+        raise self._nonsense(key, f"holds {value!r:.200}: {why}")
+
+    def _get(self, key: str, read: Callable[[Any], T]) -> T | None:
+        value = self._ask(key)
+        return None if value is None else self._read(key, value, read)
+
+    def _read(self, key: str, value: Any, read: Callable[[Any], T]) -> T:
+        try:
+            return read(value)
+        except ValueError as error:
+            raise self._nonsense(key, f"holds {value!r:.200}: {error}") from None
+
+    def _ask(self, key: str) -> Any:
+        return self._persist(lambda: self._store.get(key))
+
+    def _nonsense(self, key: str, problem: str) -> KieJournalError:
+        return KieJournalError(
+            f"the key {key!r} of this task instance's state store {problem}. Put it right, or remove all keys there "
+            "that begin with 'kie.' to begin anew; then clear this task"
+        )
+
+    # Writing
+
+    def begin(
+        self,
+        kept: Iterable[SubmissionRecord],
+        claimed: Iterable[SubmissionRecord | None] = (),
+        *,
+        estimate: float | None = None,
+    ) -> None:
+        """Write down what this try knows, so that the next one need not read the tries before.
+
+        :param kept: the submissions that still count.
+        :param claimed: those that this try goes on with.
+        :raises Exception: it cannot be written, so nothing may be sent.
+        """
+        self.begun_at, self.estimate = time.time(), estimate
+        goes_on = [replace(record, max_tries=self.max_tries) for record in claimed if record is not None]
+        self._records = facts.replaced(facts.replaced({}, kept), goes_on)
+        self._add_summary(Summary(tuple(self._records.values()), self.max_tries, 1, 1, self.begun_at, estimate))
+        self._write_summaries()
+        self.has_begun = True
+
+    def intend(
+        self, request: Mapping[str, Any], fingerprint: str, *, item: int, conn_id: str, host: str
+    ) -> SubmissionRecord:
+        """Put up the fence: write the intent, and read it back. Whatever this raises, createTask must not be sent.
+
+        A try that was cleared or replaced reads an empty store, and cannot write to it.
+        """
+        record = SubmissionRecord(self._try_number, self._last + 1, fingerprint, item, self.max_tries, at=time.time())
+        intent = Intent(record, request, conn_id, host, self._summaries)
+        fact = facts.intent_fact(intent)
+        # True until the fence stands, and then it is not written.
+        not_sent = facts.refused_fact(record, InterruptedError("createTask was not sent"))
+        self._unwritten[record.answer_key] = (facts.read_answer(record, not_sent), not_sent)
+        self._learn(facts.read_answer(record, not_sent))
+        self._last = record.number
+        self._persist(lambda: self._store.set(record.key, fact))
+        with held():
+            stored = self._store.get(record.key)
+        if not isinstance(stored, Mapping) or any(stored.get(name) != fact[name] for name in _READ_BACK):
+            raise OutOfStepError(record.key)
+        del self._unwritten[record.answer_key]
+        self._intents[record.try_number, record.number] = intent
+        self._learn(record)
+        return record
+
+    def created(self, record: SubmissionRecord, kie_task_id: str, alarm: Alarm) -> SubmissionRecord:
+        """Write down the id of the new Kie task. The very first thing to do with an answer.
+
+        :param alarm: of ``execution_timeout``, which is held meanwhile.
+        :raises AirflowFailException: this try has been replaced by another one and must stop.
+        """
+        log.info("Kie task %s was created; all tasks and charges: %s", kie_task_id, LOGS_PAGE)
+        answered = replace(record, state="submitted", kie_task_id=kie_task_id, at=time.time())
+        self._answer(answered, facts.created_fact(record, kie_task_id), alarm)
+        return answered
+
+    def refused(self, record: SubmissionRecord, error: Exception, alarm: Alarm) -> SubmissionRecord:
+        """Write down that nothing was created; before anything waits for the next attempt.
+
+        :raises AirflowFailException: this try has been replaced by another one and must stop.
+        """
+        fact = facts.refused_fact(record, error)
+        answered = facts.read_answer(record, fact)
+        self._answer(answered, fact, alarm)
+        return answered
+
+    def failed(self, record: SubmissionRecord, reason: str, *, may_succeed_anew: bool) -> SubmissionRecord:
+        """Note that a Kie task has failed; it is written with the next summary, and a later try can find it out."""
+        failed = record.failed(reason, may_succeed_anew=may_succeed_anew)
+        self._learn(failed)
+        return failed
+
+    def summarize(self, *, at_least: int = 0, is_complete: bool = False) -> None:
+        """Write down what was learnt since the last summary, so that nobody has to read it one by one.
+
+        Nothing is lost if that fails: it stands in the facts before.
+
+        :param at_least: not for fewer submissions than this.
+        :param is_complete: the operator is about to return.
+        """
+        if not is_complete and (not self._news or self._last - self._summarized < at_least):
+            return
+        try:
+            self._write_summaries()  # what could not be written before comes first, as it was
+            news = tuple(record for _, record in sorted(self._news.items()))
+            first, last = self._summarized + 1, self._last
+            self._add_summary(Summary(news, self.max_tries, first=first, last=last, is_complete=is_complete))
+            self._write_summaries()
+        except Exception as error:
+            covered = self._pending[0][2].first - 1 if self._pending else self._summarized
+            if self._last - covered > MAX_WITHOUT_SUMMARY - SUBMISSIONS_PER_SUMMARY:
+                raise  # the next try would not read so many one by one
+            log.warning("A summary of the submissions could not be written: %s", error)
+
+    def write_again(self) -> list[SubmissionRecord]:
+        """Try once more to write down what could not be written; return the Kie tasks of which it still is not."""
+        for key, (_, fact) in list(self._unwritten.items()):
+            try:
+                with held():
+                    self._store.set(key, fact)
+                del self._unwritten[key]
+            except Exception as error:  # noqa: BLE001, PERF203
+                log.warning("Airflow could not note %s under the key %r (%s)", fact, key, error)
+        return [record for record, _ in self._unwritten.values() if record.kie_task_id]
+
+    def stop(self) -> None:
+        """Give up writing: the process is about to be killed. A signal handler may call this."""
+        self._stopping.set()
+
+    def _learn(self, record: SubmissionRecord) -> None:
+        self._records[record.try_number, record.number] = record
+        self._news[record.try_number, record.number] = record
+
+    def _answer(self, record: SubmissionRecord, fact: dict[str, Any], alarm: Alarm) -> None:
+        self._learn(record)
+        self._unwritten[record.answer_key] = (record, fact)
+        if self._write_until_acknowledged(record, fact, alarm):
+            del self._unwritten[record.answer_key]
+        if self._last - self._summarized >= SUBMISSIONS_PER_SUMMARY:
+            self.summarize()
+
+    def _write_until_acknowledged(self, record: SubmissionRecord, fact: dict[str, Any], alarm: Alarm) -> bool:
+        """Write an answer; False: it could not be written before the process has to end.
+
+        Airflow ends a try that is without an API server for about a minute, so there is no other limit here.
+        """
+        pause, is_last = FIRST_PAUSE, False
+        while True:
+            try:
+                self._store.set(record.answer_key, fact)
+            except Exception as error:  # noqa: BLE001
+                if is_replaced(error):
+                    raise AirflowFailException(_replaced_message(record)) from None
+                log.warning("Airflow could not note %s (%s)", _told(record), error)
+            else:
+                return True
+            if is_last or self._stopping.wait(pause):
+                return False
+            is_last = alarm.has_rung
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _add_summary(self, summary: Summary) -> None:
+        self._pending.extend(facts.summary_facts(self._try_number, self._summaries + 1, summary))
+        self._summarized = max(self._summarized, summary.last)
+        self._news = {}
+
+    def _write_summaries(self) -> None:
+        """Write the summaries that are not acknowledged yet, each with the one value that it has for ever."""
+        while self._pending:
+            key, fact, _ = self._pending[0]
+            self._persist(lambda key=key, fact=fact: self._store.set(key, fact))  # type: ignore[misc]
+            self._pending.popleft()
+            self._summaries += 1
+
+    def _persist(self, call: Callable[[], T]) -> T:
+        """Make a call to Airflow, again if that may help. ``execution_timeout`` cuts in only between two attempts."""
+        attempt, pause = 1, FIRST_PAUSE
+        while True:
+            try:
+                with held():
+                    return call()
+            except Exception as error:
+                if attempt >= ATTEMPTS or is_replaced(error):
+                    raise
+                log.warning("Airflow did not answer (%s); asking again", error)
+            if self._stopping.wait(pause):
+                raise InterruptedError("the task is being killed")
+            attempt, pause = attempt + 1, 2 * pause
+
+
+def note_success(operator: Any) -> None:
+    """Have an operator's success written down, behind the callbacks of its author."""
+    if record_success not in operator.on_success_callback:
+        operator.on_success_callback = [*operator.on_success_callback, record_success]
+
+
+def record_success(context: Context) -> None:
+    """Write down that Airflow has accepted this task's success. A callback for ``on_success_callback``.
+
+    Airflow calls it after it has tried to record the success, so it is asked for the state: had the task been marked
+    otherwise meanwhile, the success would not count. Without this fact, clearing the task goes on with what was paid.
+    """
+    ti: Any = context["ti"]
+    store = open_store(context)
+    if not store.is_durable:
+        return
+    try:
+        states = ti.get_task_states(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+        )
+        if any("success" in by_task.values() for by_task in states.values()):
+            store.set(facts.success_key(ti.try_number), facts.success_fact(ti.try_number))
+            return
+        problem: object = f"Airflow's state of the task is {states}"
+    except Exception as error:  # noqa: BLE001
+        problem = error
+    log.warning("Not noted as a success: %s. Clearing this task would go on with the same Kie task.", problem)
+
+
+def _reaches(position: Sequence[int], expected: Sequence[int]) -> bool:
+    return all(here >= there for here, there in zip(position, expected, strict=True))
+
+
+def _told(record: SubmissionRecord) -> str:
+    return f"Kie task {record.kie_task_id}" if record.kie_task_id else "that Kie created nothing"
+
+
+def _replaced_message(record: SubmissionRecord) -> str:
+    if record.kie_task_id is None:
+        return f"This try was cleared or replaced. Kie refused its createTask, so nothing was created: {record.reason}"
+    return (
+        f"This try was cleared or replaced while it created Kie task {record.kie_task_id}, which goes on at Kie and "
+        f"will be billed. The next try does not know it: add the id, as a JSON string, under the key "
+        f"{record.settled_key!r} to this task instance's state store, and clear the task."
+    )

@@ -1,0 +1,83 @@
+"""Where facts are kept: Airflow's task state store, or this try's XComs where Airflow has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class Store(Protocol):
+    """Keeps JSON under keys. Its calls go to Airflow, so only the main thread makes them."""
+
+    is_durable: bool
+
+    def get(self, key: str) -> Any:
+        """Return a value; None: there is none."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Write a value."""
+
+
+def open_store(context: Context) -> Store:
+    """Return the store of the running task instance."""
+    store = context.get("task_state_store")
+    if store is not None:
+        return _TaskStateStore(store)
+    ti = context.get("ti")
+    return _Memory() if ti is None else _TryXComs(ti)
+
+
+def is_replaced(error: Exception) -> bool:
+    """Whether Airflow says that this try no longer exists: HTTP 404 from its execution API."""
+    detail = getattr(getattr(error, "error", None), "detail", None)
+    return isinstance(detail, Mapping) and detail.get("status_code") == 404
+
+
+class _TaskStateStore:
+    """Airflow's own store (3.3 and later). It outlives tries, deferrals and clears, and goes with the DAG run."""
+
+    is_durable = True
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def get(self, key: str) -> Any:
+        return self._store.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        from airflow.sdk.execution_time.context import NEVER_EXPIRE
+
+        self._store.set(key, value, retention=NEVER_EXPIRE)
+
+
+class _TryXComs:
+    """This try's XComs: they survive deferrals, and Airflow deletes them when the next try begins."""
+
+    is_durable = False
+
+    def __init__(self, ti: Any) -> None:
+        self._ti = ti
+
+    def get(self, key: str) -> Any:
+        return self._ti.xcom_pull(task_ids=self._ti.task_id, map_indexes=self._ti.map_index, key=key)
+
+    def set(self, key: str, value: Any) -> None:
+        self._ti.xcom_push(key, value)
+
+
+class _Memory:
+    """Nothing: a DAG author's unit test calls ``execute`` without a task instance."""
+
+    is_durable = False
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def get(self, key: str) -> Any:
+        return self._values.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        self._values[key] = value
