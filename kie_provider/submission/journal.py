@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -190,9 +191,9 @@ class Journal:
             return True  # and a person has cleared it since, and wants new images
         known: dict[tuple[int, int], SubmissionRecord] = {}
         for summary in summaries:
-            known = facts.replaced(known, summary.records)
-        known = facts.replaced(known, (intent.record for intent in intents))
-        known = facts.replaced(known, map(self._settled, known.values()))
+            known = facts.merge(known, summary.records)
+        known = facts.merge(known, (intent.record for intent in intents))
+        known = facts.merge(known, map(self._settled, known.values()))
         self._records = known
         self._intents = {(try_number, intent.record.number): intent for intent in intents}
         self._read_max_tries = summaries[0].max_tries if summaries else intents[0].record.max_tries
@@ -270,7 +271,7 @@ class Journal:
             raise self._nonsense(key, f"holds {value!r:.200}: {error}") from None
 
     def _ask(self, key: str) -> Any:
-        return self._persist(lambda: self._store.get(key))
+        return self._persist(partial(self._store.get, key))
 
     def _nonsense(self, key: str, problem: str) -> KieJournalError:
         return KieJournalError(
@@ -295,7 +296,7 @@ class Journal:
         """
         self.begun_at, self.estimate = time.time(), estimate
         goes_on = [replace(record, max_tries=self.max_tries) for record in claimed if record is not None]
-        self._records = facts.replaced(facts.replaced({}, kept), goes_on)
+        self._records = facts.merge(facts.merge({}, kept), goes_on)
         self._add_summary(Summary(tuple(self._records.values()), self.max_tries, 1, 1, self.begun_at, estimate))
         self._write_summaries()
         self.has_begun = True
@@ -315,7 +316,7 @@ class Journal:
         self._unwritten[record.answer_key] = (facts.read_answer(record, not_sent), not_sent)
         self._learn(facts.read_answer(record, not_sent))
         self._last = record.number
-        self._persist(lambda: self._store.set(record.key, fact))
+        self._persist(partial(self._store.set, record.key, fact))
         with held():
             stored = self._store.get(record.key)
         if not isinstance(stored, Mapping) or any(stored.get(name) != fact[name] for name in _READ_BACK):
@@ -430,7 +431,7 @@ class Journal:
         """Write the summaries that are not acknowledged yet, each with the one value that it has for ever."""
         while self._pending:
             key, fact, _ = self._pending[0]
-            self._persist(lambda key=key, fact=fact: self._store.set(key, fact))  # type: ignore[misc]
+            self._persist(partial(self._store.set, key, fact))
             self._pending.popleft()
             self._summaries += 1
 

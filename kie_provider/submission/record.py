@@ -425,7 +425,7 @@ def _epoch(text: str) -> float:
     return at.timestamp() if isinstance(at, pendulum.DateTime) else 0.0
 
 
-def replaced(
+def merge(
     records: Mapping[tuple[int, int], SubmissionRecord], newer: Iterable[SubmissionRecord]
 ) -> dict[tuple[int, int], SubmissionRecord]:
     """Return the records with what has become known since, in the order in which they were submitted."""
