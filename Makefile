@@ -69,7 +69,8 @@ lock: $(UV) ## Write the lock files again after a change of the requirements
 	$(COMPILE) requirements/airflow-3.1.in $(COMPILE_OPTIONS) -o requirements/airflow-3.1.lock \
 		--exclude-newer 2025-10-15 \
 		--exclude-newer-package apache-airflow-providers-common-compat=2026-10-31 \
-		--exclude-newer-package asgiref=2026-10-31
+		--exclude-newer-package asgiref=2026-10-31 \
+		--exclude-newer-package urllib3=2026-10-31
 	$(COMPILE) requirements/airflow-3.3.in $(COMPILE_OPTIONS) -o requirements/bench.lock \
 		--group bench --constraint requirements/airflow-3.3.lock
 
