@@ -24,6 +24,11 @@ COMPILE := $(UV) pip compile -q --python $(BIN)/python pyproject.toml
 COMPILE_OPTIONS := --group dev --extra emulator --extra redis --universal --python-version 3.10 --no-emit-index-url \
 	--no-emit-find-links --no-header
 
+AS_OF_3_1 := --exclude-newer 2025-10-15 \
+	--exclude-newer-package apache-airflow-providers-common-compat=2026-10-31 \
+	--exclude-newer-package asgiref=2026-10-31 \
+	--exclude-newer-package urllib3=2026-10-31
+
 .DEFAULT_GOAL := help
 .PHONY: help demo airflow test chaos bench ready lint types docs lock clean
 
@@ -66,10 +71,8 @@ docs: $(READY) ## Build the documentation into build/docs
 
 lock: $(UV) ## Write the lock files again after a change of the requirements
 	$(COMPILE) requirements/airflow-3.3.in $(COMPILE_OPTIONS) -o requirements/airflow-3.3.lock
-	$(COMPILE) requirements/airflow-3.1.in $(COMPILE_OPTIONS) -o requirements/airflow-3.1.lock \
-		--exclude-newer 2025-10-15 \
-		--exclude-newer-package apache-airflow-providers-common-compat=2026-10-31 \
-		--exclude-newer-package asgiref=2026-10-31
+	$(COMPILE) requirements/airflow-3.1.in $(COMPILE_OPTIONS) -o requirements/airflow-3.1.lock $(AS_OF_3_1)
+	$(COMPILE) requirements/lowest.in $(COMPILE_OPTIONS) -o requirements/lowest.lock $(AS_OF_3_1)
 	$(COMPILE) requirements/airflow-3.3.in $(COMPILE_OPTIONS) -o requirements/bench.lock \
 		--group bench --constraint requirements/airflow-3.3.lock
 
