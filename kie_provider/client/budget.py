@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kie_provider.client.errors import KieBudgetError
-from kie_provider.client.models import shorten
-from kie_provider.client.prices import is_amount
 
 
 @dataclass(frozen=True)
@@ -20,14 +18,6 @@ class Budget:
 
     max_credits: float | None = None
     min_credits_left: float | None = None
-
-    def problems(self) -> list[str]:
-        """Say which of the two is no number of credits."""
-        return [
-            f"{name}: must be a number of credits, at least 0, or None, got {shorten(value)}"
-            for name, value in (("max_credits", self.max_credits), ("min_credits_left", self.min_credits_left))
-            if value is not None and not is_amount(value)
-        ]
 
     def check(self, what: str, estimate: float | None, get_credits: Callable[[], float], *, spent: float = 0.0) -> None:
         """Allow an order, or not.

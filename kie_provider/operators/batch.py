@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from kie_provider import parameters
 from kie_provider.airflow_errors import operator_failure
 from kie_provider.assets import tell_assets
 from kie_provider.client.errors import (
@@ -30,7 +31,6 @@ from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
 from kie_provider.links import KieLogsLink
 from kie_provider.operators.flux2 import DEFAULT_MODEL
-from kie_provider.operators.kie import UNKNOWN_SUBMIT_CHOICES
 from kie_provider.operators.results import SavingOperator
 from kie_provider.submission.journal import WORTH_A_SUMMARY, Journal, note_success
 from kie_provider.waiting import (
@@ -81,18 +81,20 @@ class Flux2BatchOperator(SavingOperator):
     :param target: folder for the images, their JSON files and the manifest (templated).
     :param model: for items that do not name one; so are ``aspect_ratio``, ``resolution``, ``input_images`` (templated)
         and ``nsfw_checker``.
-    :param min_success: the task succeeds if this share of the images is saved, default 1.0: all.
+    :param min_success: the task succeeds if this share of the images is saved, default 1.0: all (templated).
     :param allow_duplicates: order an image for each of several equal items. Default: refuse the list.
     :param max_credits: fail, before anything is sent, if the whole batch costs more credits than this. Default: no
-        limit.
+        limit (templated).
     :param min_credits_left: fail, before anything is sent, if fewer credits than this would be left on the account.
-        Default: no limit; the balance is not asked for.
+        Default: no limit (templated).
     :param on_unknown_submit: what a later try does about items of which nobody knows whether a task was created:
         ``fail`` (default) leaves them alone, ``resubmit`` orders them anew and can pay twice.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
-    :param poll_interval: seconds between two looks at a Kie task, default 3; grows to 15 after the first minute.
-    :param timeout: seconds that one image may take, default 900, from its submission or the start of the try. What is
-        not done then goes on at Kie, and a retry waits for it again. ``execution_timeout`` ends the whole batch.
+    :param poll_interval: seconds or timedelta between two looks at a Kie task, default 3, at least 1; grows to 15 s
+        after the first minute (templated).
+    :param timeout: seconds or timedelta that one image may take, default 900 s, from its submission or the start of the
+        try. What is not done then goes on at Kie, and a retry waits for it again. ``execution_timeout`` ends the whole
+        batch (templated).
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
     """
 
@@ -103,6 +105,11 @@ class Flux2BatchOperator(SavingOperator):
         "resolution",
         "input_images",
         *SavingOperator.template_fields,
+        "min_success",
+        "max_credits",
+        "min_credits_left",
+        "poll_interval",
+        "timeout",
         "kie_conn_id",
     )
     template_fields_renderers = {"prompts": "json"}  # noqa: RUF012  # as BaseOperator declares it
@@ -119,14 +126,14 @@ class Flux2BatchOperator(SavingOperator):
         resolution: str = "1K",
         input_images: Any = None,
         nsfw_checker: bool | None = None,
-        min_success: float = 1.0,
+        min_success: float | str = 1.0,
         allow_duplicates: bool = False,
-        max_credits: float | None = None,
-        min_credits_left: float | None = None,
+        max_credits: float | str | None = None,
+        min_credits_left: float | str | None = None,
         on_unknown_submit: str = "fail",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
-        timeout: timedelta | float = DEFAULT_TIMEOUT,
+        poll_interval: timedelta | float | str = DEFAULT_POLL_INTERVAL,
+        timeout: timedelta | float | str = DEFAULT_TIMEOUT,
         kie_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -137,17 +144,18 @@ class Flux2BatchOperator(SavingOperator):
         self.resolution = resolution
         self.input_images = input_images
         self.nsfw_checker = nsfw_checker
-        self.min_success = min_success
+        self.min_success: Any = min_success
         self.allow_duplicates = allow_duplicates
-        self.max_credits = max_credits
-        self.min_credits_left = min_credits_left
+        self.max_credits: Any = max_credits
+        self.min_credits_left: Any = min_credits_left
         self.on_unknown_submit = on_unknown_submit
         self.deferrable = deferrable
-        self.poll_interval = poll_interval
-        self.timeout = timeout
+        self.poll_interval: Any = poll_interval
+        self.timeout: Any = timeout
         self.kie_conn_id = kie_conn_id
         self._run: BatchRun | None = None
         self._reported: dict[str, Any] | None = None
+        parameters.check_constants(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check the whole list, then order, wait and save until every image is there."""
@@ -191,11 +199,12 @@ class Flux2BatchOperator(SavingOperator):
         from kie_provider.submission.decide import assign, claim
 
         items, problems = self._read_items()
+        parameter_problems = parameters.problems(self)
         budget = Budget(self.max_credits, self.min_credits_left)
         orders, order_problems = read_orders([item.fields for item in items])
         has_submitted = any(record.state in ("submitted", "unknown") for record in journal.records)
         raise_for_problems(
-            [*self._problems(), *budget.problems(), *problems, *order_problems],
+            [*parameter_problems, *problems, *order_problems],
             "no more was sent; the Kie tasks of earlier tries go on." if has_submitted else "nothing was sent.",
         )
         # A try that comes back later has begun; one whose success was not recorded returns the same again.
@@ -233,6 +242,7 @@ class Flux2BatchOperator(SavingOperator):
     def _resume(
         self, context: Context, trigger_error: Exception, position: Sequence[int] | None = None
     ) -> dict[str, Any]:
+        from kie_provider.client.models import raise_for_problems
         from kie_provider.submission.decide import claim
 
         with self._at_work(context) as (journal, hook):
@@ -242,6 +252,7 @@ class Flux2BatchOperator(SavingOperator):
                     "The journal of this batch has gone while it was deferred, so nobody knows what was submitted. "
                     "Nothing more was sent; clear this task to begin anew."
                 )
+            raise_for_problems(parameters.problems(self), "no more was sent; the Kie tasks that are there go on.")
             items, _ = self._read_items()
             claimed = claim(journal.records, [item.fingerprint for item in items], max_tries=journal.max_tries)
             run = self._new_run(items, claimed, journal, hook, context)
@@ -331,18 +342,6 @@ class Flux2BatchOperator(SavingOperator):
         if not self.allow_duplicates:
             problems += duplicate_problems([item.fingerprint for item in items])
         return items, problems
-
-    def _problems(self) -> list[str]:
-        from kie_provider.client.models import shorten
-        from kie_provider.client.prices import is_amount
-
-        problems = []
-        if not is_amount(self.min_success) or not 0 < self.min_success <= 1:
-            problems.append(f"min_success: must be a share above 0, up to 1, got {shorten(self.min_success)}")
-        if self.on_unknown_submit not in UNKNOWN_SUBMIT_CHOICES:
-            choices = " or ".join(map(repr, UNKNOWN_SUBMIT_CHOICES))
-            problems.append(f"on_unknown_submit: must be {choices}, got {shorten(self.on_unknown_submit)}")
-        return problems
 
     def _new_run(
         self,

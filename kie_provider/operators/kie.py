@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import (
     BaseOperatorLink,
 )
 
+from kie_provider import parameters
 from kie_provider.airflow_errors import operator_failure
 from kie_provider.client.errors import (
     LOGS_PAGE,
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from kie_provider.submission.record import SubmissionRecord
-
-UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
 
 
 class KieCreateTaskOperator(BaseOperator):
@@ -82,6 +81,7 @@ class KieCreateTaskOperator(BaseOperator):
         self.kie_conn_id = kie_conn_id
         self._submitted_id: str | None = None
         self._journal: Journal | None = None
+        parameters.check_constants(self)
 
     def execute(self, context: Context) -> Any:
         """Check the rendered fields, create the task unless an earlier try has, return its Kie task id."""
@@ -109,7 +109,13 @@ class KieCreateTaskOperator(BaseOperator):
         return journal
 
     def _order(self) -> tuple[str, Mapping[str, Any]]:
-        """Return createTask's ``model`` and ``input`` from the rendered fields."""
+        """Return createTask's ``model`` and ``input`` from the rendered fields, all parameters checked.
+
+        :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
+        """
+        from kie_provider.client.models import raise_for_problems
+
+        raise_for_problems(parameters.problems(self))
         return self.model, self.input
 
     def _make_ready(self, hook: KieHook, request: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
@@ -150,16 +156,11 @@ class KieCreateTaskOperator(BaseOperator):
 
         :raises KieValidationError: the rendered fields cannot be sent.
         """
-        from kie_provider.client.models import raise_for_problems, shorten
-
         try:
-            if self.on_unknown_submit not in UNKNOWN_SUBMIT_CHOICES:
-                choices = " or ".join(map(repr, UNKNOWN_SUBMIT_CHOICES))
-                raise_for_problems([f"on_unknown_submit: must be {choices}, got {shorten(self.on_unknown_submit)}"])
             return self._new_request()
         except KieValidationError as error:
             recorded = self._recorded_request(journal)
-            if not recorded or journal.is_cleared:
+            if not recorded or journal.is_cleared or parameters.problems(self):
                 raise
             self.log.warning("The inputs are not valid any more, but were submitted before, so this goes on: %s", error)
             return recorded

@@ -135,14 +135,14 @@ def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:
     :raises KieValidationError: it is neither.
     :raises KieError: Kie does not know the task, or it has not ended well.
     """
-    from kie_provider.client.models import from_text, is_blank, raise_for_problems, shorten
+    from kie_provider.client.models import from_text, got, is_blank, raise_for_problems
 
     value = from_text(value)
     if isinstance(value, str) and re.fullmatch(r"[\w-]+", value.strip()) and not is_blank(value):
         return _finished(hook.get_task(value.strip())).to_result()
     urls = value.get("urls") if isinstance(value, Mapping) else None
     if not isinstance(urls, Sequence) or isinstance(urls, str) or not isinstance(value.get("kie_task_id"), str):
-        raise_for_problems([f"result: must be a Kie task id or a result dict, got {shorten(value)}"])
+        raise_for_problems([f"result: must be a Kie task id or a result dict, {got(value)}"])
     return dict(value)
 
 

@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from kie_provider import parameters
 from kie_provider.airflow_errors import sensor_failure
 from kie_provider.client.errors import KieError, KieValidationError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
@@ -51,7 +52,8 @@ class KieTaskSensor(BaseSensorOperator):
 
     :param kie_task_id: what the creating operator returned (templated).
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
-    :param poke_interval: seconds between two looks, default 3; a deferred wait slows down to 15 after a minute.
+    :param poke_interval: seconds or timedelta between two looks, default 3, at least 1; a deferred wait slows down to
+        15 s after a minute.
     :param timeout: seconds from the start of the try, default 900; after them one last look is taken.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
     """
@@ -75,6 +77,7 @@ class KieTaskSensor(BaseSensorOperator):
         self.kie_conn_id = kie_conn_id
         self.deferrable = deferrable
         self._waiting: Waiting | None = None
+        parameters.check_constants(self)
 
     def execute(self, context: Context) -> Any:
         """Look once; defer if the task is still running. Without ``deferrable``, poke as every sensor does."""
@@ -118,15 +121,12 @@ class KieTaskSensor(BaseSensorOperator):
 
         :raises KieError: the wait is over without a result.
         """
-        from kie_provider.client.models import is_blank, shorten
+        from kie_provider.client.models import got, is_blank
         from kie_provider.client.polling import Done
 
         kie_task_id = self.kie_task_id
         if is_blank(kie_task_id) or not isinstance(kie_task_id, str):
-            raise KieValidationError(
-                f"kie_task_id: must be the id that createTask returned, got {shorten(kie_task_id)}; did the task "
-                "upstream return it?"
-            )
+            raise KieValidationError(f"kie_task_id: must be the id that createTask returned, {got(kie_task_id)}")
         verdict = look(self.kie_conn_id, kie_task_id, waiting)
         if isinstance(verdict, Done):
             return self._finish(verdict.record.to_result())

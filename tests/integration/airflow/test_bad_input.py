@@ -119,6 +119,14 @@ CREATE = {
         flux2(prompt="x" * 5001),
     ),
     "prompt not text": Case(INVALID + "  - prompt: must be text, got int 42", flux2(prompt=42)),
+    "prompt that the upstream task did not return": Case(
+        INVALID + "  - prompt: must be text, got 'None': the upstream task returned nothing", flux2(prompt="None")
+    ),
+    "rendered numbers": Case(
+        INVALID + "  - max_credits: must be a number of credits, at least 0, or None, got 'many'\n"
+        "  - aspect_ratio: '5:4' is not allowed; allowed: " + RATIOS,
+        flux2(aspect_ratio="5:4", max_credits="{{ 'many' }}"),
+    ),
     "bad ratio and resolution, together": Case(
         INVALID + f"  - aspect_ratio: '5:4' is not allowed; allowed: {RATIOS}\n"
         "  - resolution: '8K' is not allowed; allowed: 1K, 2K",
@@ -238,8 +246,8 @@ UNKNOWN_TASK = (
 )
 WAIT = {
     "nothing from upstream": Case(
-        "Kie.ai request is not valid: kie_task_id: must be the id that createTask returned, got 'None'; did the task "
-        "upstream return it?",
+        "Kie.ai request is not valid: kie_task_id: must be the id that createTask returned, got 'None': the upstream "
+        "task returned nothing",
         {"kie_task_id": "None"},
     ),
     "wrong key": Case(

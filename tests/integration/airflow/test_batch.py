@@ -203,7 +203,7 @@ class TestBadInput:
                 ["prompts[3].prompt: 'x' has 1 characters", "prompts[499].prompt: 'x' has 1 characters"],
             ),
             ({"prompts": ["a red fox", "an owl", "a red fox"]}, ["prompts[2]: is the same as prompts[0]; set allow"]),
-            ({"prompts": [{"prompt": "a red fox", "seed": 1}]}, ["prompts[0].seed: Flux-2 has no such field"]),
+            ({"prompts": [{"prompt": "a red fox", "seed": 1}]}, ["prompts[0].seed: there is no such field"]),
             ({"model": "flux-3", "resolution": "8K"}, ["prompts[0].model: 'flux-3'", "prompts[5].resolution: '8K'"]),
             ({"prompts": [{"prompt": "a red fox", "input_images": "/not/there.png"}]}, ["prompts[0].input_images: "]),
             ({"min_success": 1.5}, ["min_success: must be a share above 0, up to 1, got 1.5"]),
