@@ -39,13 +39,13 @@ def problems(operator: Any) -> list[str]:
 
 
 def check_constants(operator: Any) -> None:
-    """Check, when the DAG is parsed, the parameters that no template fills in later.
+    """Check, when the DAG is parsed, the numbers that no template fills in later.
 
     :raises AirflowFailException: one of them makes no sense. Not ValueError: the worker makes mapped tasks, and a
         retry would fare no better.
     """
     found = []
-    for name, read in _READERS.items():
+    for name, read in _NUMBERS.items():
         value = getattr(operator, name, "{{")
         if not _is_filled_in_later(value):
             try:
@@ -127,12 +127,12 @@ def _refused(allowed: str, value: Any) -> ValueError:
     return ValueError(f"{allowed}, {got(value) if isinstance(value, str) else f'got {shorten(value)}'}")
 
 
-_READERS: Mapping[str, Callable[[Any], Any]] = {
+_NUMBERS: Mapping[str, Callable[[Any], Any]] = {
     "poll_interval": _poll_interval,
     "poke_interval": _poll_interval,
     "timeout": _timeout,
     "max_credits": _credits,
     "min_credits_left": _credits,
     "min_success": _share,
-    "on_unknown_submit": _unknown_submit,
 }
+_READERS: Mapping[str, Callable[[Any], Any]] = {**_NUMBERS, "on_unknown_submit": _unknown_submit}

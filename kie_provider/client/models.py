@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pendulum
 
 from kie_provider.client.errors import KieValidationError, clean_text, storable
+from kie_provider.client.wording import counted
 
 #: Flux-2 model id -> whether it takes images.
 FLUX2_MODELS: Mapping[str, bool] = {
@@ -253,7 +254,8 @@ class Flux2Input:
             problems.append(f"prompt: must be text, got {type(prompt).__name__} {shorten(prompt)}")
         elif not shortest <= len(prompt := prompt.strip()) <= longest:
             problems.append(
-                f"prompt: {shorten(prompt)} has {len(prompt)} characters; {shortest} to {longest} are allowed"
+                f"prompt: {shorten(prompt)} has {counted(len(prompt), 'character')}; "
+                f"{shortest} to {longest} are allowed"
             )
 
         aspect_ratio = _or_default(fields.get("aspect_ratio"), FLUX2_ASPECT_RATIOS[0])

@@ -11,22 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
-    AirflowTaskTimeout,
     BaseOperatorLink,
     TaskDeferred,
     conf,
 )
 
 from kie_provider import parameters
-from kie_provider.airflow_errors import operator_failure
+from kie_provider.airflow_errors import Facts, failures, operator_failure
 from kie_provider.assets import tell_assets
 from kie_provider.client.errors import (
     KieBatchError,
-    KieError,
     KieRateLimitError,
     KieSubmitUnknownError,
     KieTargetError,
 )
+from kie_provider.client.wording import counted, sentence
 from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
 from kie_provider.links import KieLogsLink
@@ -155,6 +154,7 @@ class Flux2BatchOperator(SavingOperator):
         self.kie_conn_id = kie_conn_id
         self._run: BatchRun | None = None
         self._reported: dict[str, Any] | None = None
+        self._is_hopeless = False  # a retry would save no more images
         parameters.check_constants(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -227,14 +227,18 @@ class Flux2BatchOperator(SavingOperator):
             self._saver(hook).check_target()
             to_pay = [order for item, order in zip(items, orders, strict=True) if not item.is_settled]
             credits_to_pay, words = estimate(to_pay, price_table())
-            budget.check(f"{len(to_pay)} images ({words})", credits_to_pay, hook.get_credits, spent=run.credits)
+            budget.check(
+                f"{counted(len(to_pay), 'image')} ({words})", credits_to_pay, hook.get_credits, spent=run.credits
+            )
             if not journal.is_durable:
                 self.log.info(
                     "There is no task state store (Airflow 3.3 brought it). If this try dies, the next one creates and "
                     "pays for all images again. Use retries=0 here."
                 )
         credits_in_all, words = estimate(orders, price_table())
-        self.log.info("%d images, %s credits by the price table: %s", len(items), _credits(credits_in_all), words)
+        self.log.info(
+            "%s, %s credits by the price table: %s", counted(len(items), "image"), _credits(credits_in_all), words
+        )
         if not journal.has_begun:
             journal.begin(kept, claimed, estimate=credits_in_all)
         return run
@@ -290,16 +294,19 @@ class Flux2BatchOperator(SavingOperator):
             "%g credits were charged, %s were estimated; see %s", run.credits, _credits(estimated), run.manifest
         )
         if counts["saved"] < len(run.items):
-            self.log.warning("%d images are missing:\n%s", len(run.items) - counts["saved"], run.named_failures())
+            self.log.warning("%s missing:", counted(len(run.items) - counts["saved"], "image"))
+            for line in run.named_failures().splitlines():
+                self.log.warning(line)
         if counts["saved"] < needed:
-            halted = f"No more was ordered: {run.halted}. " if run.halted else ""
+            halted = f"{sentence(f'No more was ordered: {run.halted}')} " if run.halted else ""
             error = KieBatchError(
                 f"{counts['saved']} of {len(run.items)} are saved, and min_success={self.min_success:g} asks for "
                 f"{needed}. {halted}{run.manifest} lists them.\n{run.named_failures()}\n{run.settle_advice()}"
             )
             run.journal.summarize()
             may_help = any(item.may_succeed_later for item in run.items) or (run.halted and run.halted.is_transient)
-            raise error if may_help else AirflowFailException(str(error))
+            self._is_hopeless = not may_help
+            raise error
         run.journal.summarize(is_complete=True)
         result = {**run.progress(), "manifest": str(run.manifest), "estimated_credits": estimated}
         tell_assets(self, context, result)
@@ -389,15 +396,23 @@ class Flux2BatchOperator(SavingOperator):
 
     @contextlib.contextmanager
     def _at_work(self, context: Context) -> Iterator[tuple[Journal, KieHook]]:
-        """Open the journal and the hook, and turn Kie errors into what Airflow understands."""
+        """Open the journal and the hook; log what goes wrong, and turn Kie errors into what Airflow understands."""
         journal = Journal(context)
         note_success(self)
-        try:
-            with KieHook(self.kie_conn_id) as hook:
-                yield journal, hook
-        except (Exception, AirflowTaskTimeout) as error:  # noqa: BLE001  # raised again
-            failure = self._failure(error, journal)
-            raise failure from (None if failure is error else error)
+        with (
+            failures(self.log, self._facts, lambda error: self._failure(error, journal)),
+            KieHook(self.kie_conn_id) as hook,
+        ):
+            yield journal, hook
+
+    def _facts(self) -> Facts:
+        run = self._run
+        if run is None:
+            return Facts(self.kie_conn_id)
+        charged = f"{counted(run.credits, 'credit')} for {counted(run.counts()['saved'], 'image')} saved"
+        if running := len(run.running):
+            charged += f"; {counted(running, 'Kie task')} more at work, charged on success"
+        return Facts(self.kie_conn_id, charged=charged)
 
     def _failure(self, error: BaseException, journal: Journal) -> BaseException:
         unwritten = journal.write_again()
@@ -406,18 +421,17 @@ class Flux2BatchOperator(SavingOperator):
         if unwritten:
             advice = " ".join(f"Kie task {record.kie_task_id}: key {record.settled_key!r}." for record in unwritten)
             return AirflowFailException(
-                f"{error}. No retry, it would not know all Kie tasks. Add their ids, as JSON strings, to this task "
-                f"instance's state store, and clear this task. {advice}"
+                f"{sentence(str(error))} No retry, it would not know all Kie tasks. Add their ids, as JSON strings, to "
+                f"this task instance's state store, and clear this task. {advice}"
             )
         if not journal.is_durable and any(each.kie_task_id or each.state == "unknown" for each in journal.records):
             running = sum(record.state == "submitted" for record in journal.records)
-            return AirflowFailException(f"{error}. No retry, it would order all images again. {go_on(running)}.")
+            return AirflowFailException(
+                f"{sentence(str(error))} No retry, it would order all images again. {go_on(running)}."
+            )
         if isinstance(error, KieSubmitUnknownError):
             return AirflowFailException(str(error))
-        # A batch that a retry cannot complete was turned into an AirflowFailException before.
-        return (
-            operator_failure(error) if isinstance(error, KieError) and not isinstance(error, KieBatchError) else error
-        )
+        return error if isinstance(error, KieBatchError) and not self._is_hopeless else operator_failure(error)
 
 
 def _credits(number: float | None) -> str:

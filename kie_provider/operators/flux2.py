@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from kie_provider.waiting import (
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from kie_provider.airflow_errors import Facts
     from kie_provider.client.budget import Budget
     from kie_provider.files.inputs import InputImage
 
@@ -266,7 +268,11 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
             self._saver(hook).check_target()
         return super()._make_ready(hook, request)
 
+    def _facts(self) -> Facts:
+        return replace(super()._facts(), charged=self._charged())
+
     def _finish(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        self._result = result
         log_success(self.log, require_image(result))
         if self._saves:
             with KieHook(self.kie_conn_id) as hook:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from kie_provider.airflow_errors import operator_failures
+from kie_provider.airflow_errors import Facts, failures
 from kie_provider.assets import tell_assets
 from kie_provider.client.errors import KieTaskFailedError, KieTaskTimeoutError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
@@ -57,6 +57,12 @@ class SavingOperator(BaseOperator):
         self.redact_prompt = redact_prompt
         self.max_bytes = max_bytes
         self.max_pixels = max_pixels
+        self._result: Mapping[str, Any] = {}
+
+    def _charged(self) -> float | None:
+        """Return what the result has cost, as far as Kie says; None: not known, or no result yet."""
+        charged = self._result.get("credits_consumed")
+        return charged if isinstance(charged, int | float) and charged > 0 else None
 
     def _saver(self, hook: KieHook) -> ResultSaver:
         """Return what saves; making it checks the rendered parameters."""
@@ -70,6 +76,7 @@ class SavingOperator(BaseOperator):
         """Save the files of a result, tell the assets among the outlets, and return the result with ``files``."""
         from kie_provider.files.provenance import RunFacts
 
+        self._result = result
         saved = saver.save(result, RunFacts.of(context["ti"]))
         tell_assets(self, context, {name: saved[name] for name in ("kie_task_id", "model", "files")})
         return saved
@@ -124,9 +131,12 @@ class KieSaveResultOperator(SavingOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Save every file that is not there yet."""
-        with operator_failures(), KieHook(self.kie_conn_id) as hook:
+        with failures(self.log, self._facts), KieHook(self.kie_conn_id) as hook:
             saver = self._saver(hook)
             return self._save(_read_result(self.result, hook), saver, context)
+
+    def _facts(self) -> Facts:
+        return Facts(self.kie_conn_id, self._result.get("kie_task_id"), self._charged())
 
 
 def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:

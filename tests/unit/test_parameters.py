@@ -92,7 +92,6 @@ OPERATORS = {
         ("max_credits", -1),
         ("min_credits_left", "few"),
         ("min_success", 90),
-        ("on_unknown_submit", "retry"),
     ],
 )
 def test_a_wrong_constant_fails_when_the_dag_is_parsed(operator, name, value):

@@ -259,7 +259,7 @@ WAIT = {
     ),
     "task failed": Case(
         "The Kie.ai task failed: Your prompt was flagged [Kie code 400, Kie task {id}] -> Kie does not charge failed "
-        "tasks; details are at https://kie.ai/logs. To order another one, clear the Airflow task that created it.",
+        "tasks. Change the prompt or the input images, then clear the Airflow task that created the Kie task.",
         faults=({"on": "createTask", "do": "fail", "failCode": "400", "failMsg": "Your prompt was flagged"},),
     ),
     "success without URLs": Case(
