@@ -10,10 +10,13 @@ from kie_provider.client.errors import KieValidationError
 from kie_provider.client.models import Flux2Input, from_text, got, is_blank
 from kie_provider.files.inputs import InputImage, read_input_images
 from kie_provider.orders import read_order
+from kie_provider.parameters import ORDER_FIELDS
 
 if TYPE_CHECKING:
     from kie_provider.client.prices import PriceTable
 
+#: What an item may have.
+ITEM_FIELDS = (*ORDER_FIELDS, "file_name")
 #: Blank, these mean the default; the other fields mean nothing.
 _LEFT_OUT_IF_BLANK = ("model", "aspect_ratio", "resolution")
 
@@ -65,7 +68,7 @@ def read_orders(items: Sequence[Mapping[str, Any]]) -> tuple[list[Order], list[s
     orders, problems = [], []
     for index, fields in enumerate(items):
         try:
-            orders.append(read_order(fields, read_images=read_images))
+            orders.append(read_order(fields, allowed=ITEM_FIELDS, read_images=read_images))
         except KieValidationError as error:  # noqa: PERF203  # all of them are wanted
             problems += [f"prompts[{index}].{problem}" for problem in error.problems]
     return orders, problems

@@ -7,7 +7,7 @@ import re
 
 def counted(number: float, noun: str) -> str:
     """Return a number with its noun: ``1 image``, ``2 images``."""
-    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
+    return f"{number:.12g} {noun}" if number == 1 else f"{number:.12g} {noun}s"
 
 
 def sentence(text: str) -> str:

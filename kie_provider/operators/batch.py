@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,14 +24,13 @@ from kie_provider.client.errors import (
     KieBatchError,
     KieRateLimitError,
     KieSubmitUnknownError,
-    KieTargetError,
 )
 from kie_provider.client.wording import counted, sentence
 from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
 from kie_provider.links import KieLogsLink
 from kie_provider.operators.flux2 import DEFAULT_MODEL
-from kie_provider.operators.results import SavingOperator
+from kie_provider.operators.results import DEFAULT_FILE_NAME, SavingOperator
 from kie_provider.submission.journal import WORTH_A_SUMMARY, Journal, note_success
 from kie_provider.waiting import (
     DEFERRAL_MARGIN,
@@ -71,12 +71,13 @@ class Flux2BatchOperator(SavingOperator):
     and ``estimated_credits``. While the batch runs, XCom ``progress`` has the counts.
 
     The parameters that are not listed here are those of :class:`~kie_provider.operators.results.KieSaveResultOperator`;
-    ``file_name`` must contain ``{kie_task_id}``.
+    in ``file_name``, ``{item}`` is the place in the list, from 0, and ``{prompt_slug}`` the prompt as part of a name.
+    Two images of one name are refused before anything is sent, and so is a batch that the account cannot pay.
 
     :param prompts: a list whose items are prompts, or dicts with ``prompt`` and any of ``model``, ``aspect_ratio``,
         ``resolution``, ``input_images``, ``input_urls`` and ``nsfw_checker``, as
-        :class:`~kie_provider.operators.flux2.Flux2CreateTaskOperator` takes them (templated). All are checked before
-        the first is sent.
+        :class:`~kie_provider.operators.flux2.Flux2CreateTaskOperator` takes them, and ``file_name`` (templated). All
+        are checked before the first is sent.
     :param target: folder for the images, their JSON files and the manifest (templated).
     :param model: for items that do not name one; so are ``aspect_ratio``, ``resolution``, ``input_images`` (templated)
         and ``nsfw_checker``.
@@ -193,8 +194,9 @@ class Flux2BatchOperator(SavingOperator):
 
         :raises KieError: nothing more was sent.
         """
+        from kie_provider.batch.names import refuse_taken
         from kie_provider.batch.prompts import estimate, read_orders
-        from kie_provider.client.budget import Budget
+        from kie_provider.client.budget import Budget, refuse_unpayable
         from kie_provider.client.models import raise_for_problems
         from kie_provider.submission.decide import assign, claim
 
@@ -224,12 +226,16 @@ class Flux2BatchOperator(SavingOperator):
                 item.settle(item.outcome)
         self._warn_of_changes(run)
         if run.to_order:
-            self._saver(hook).check_target()
+            self._saver(hook, file_name=DEFAULT_FILE_NAME).check_target()
+            if not self.overwrite:
+                refuse_taken(run.target, [item.file_name for item in run.to_order])
             to_pay = [order for item, order in zip(items, orders, strict=True) if not item.is_settled]
             credits_to_pay, words = estimate(to_pay, price_table())
-            budget.check(
-                f"{counted(len(to_pay), 'image')} ({words})", credits_to_pay, hook.get_credits, spent=run.credits
-            )
+            what = f"{counted(len(to_pay), 'image')} ({words})"
+            get_credits = functools.cache(hook.get_credits)
+            budget.check(what, credits_to_pay, get_credits, spent=run.credits)
+            if not has_submitted:
+                refuse_unpayable(what, credits_to_pay, get_credits)
             if not journal.is_durable:
                 self.log.info(
                     "There is no task state store (Airflow 3.3 brought it). If this try dies, the next one creates and "
@@ -340,12 +346,20 @@ class Flux2BatchOperator(SavingOperator):
         )
 
     def _read_items(self) -> tuple[list[Item], list[str]]:
+        from kie_provider.batch.names import read_names
         from kie_provider.batch.prompts import duplicate_problems, read_prompts
         from kie_provider.batch.run import Item
         from kie_provider.submission.record import fingerprint_of
 
         fields, problems = read_prompts(self.prompts, {name: getattr(self, name) for name in _DEFAULTS})
-        items = [Item(index, each, fingerprint_of(each)) for index, each in enumerate(fields)]
+        # The name is no part of what is ordered: another one orders nothing anew.
+        rows = [(each.pop("file_name", None), each.get("prompt")) for each in fields]
+        names, name_problems = read_names(rows, self.file_name, redact_prompt=self.redact_prompt is True)
+        problems += name_problems
+        items = [
+            Item(index, each, fingerprint_of(each), name or DEFAULT_FILE_NAME)
+            for index, (each, name) in enumerate(zip(fields, names, strict=True))
+        ]
         if not self.allow_duplicates:
             problems += duplicate_problems([item.fingerprint for item in items])
         return items, problems
@@ -362,11 +376,7 @@ class Flux2BatchOperator(SavingOperator):
         from kie_provider.files.provenance import RunFacts
         from kie_provider.files.storage import storage_path
 
-        saver = self._saver(hook)
-        if "{kie_task_id}" not in self.file_name:
-            raise KieTargetError(
-                f"file_name={self.file_name!r} would give all images of the batch one name; put {{kie_task_id}} into it"
-            )
+        saver = self._saver(hook, file_name=DEFAULT_FILE_NAME)  # every item has a name of its own
         for item, record in zip(items, claimed, strict=True):
             item.record = record
         run = BatchRun(

@@ -64,12 +64,15 @@ class SavingOperator(BaseOperator):
         charged = self._result.get("credits_consumed")
         return charged if isinstance(charged, int | float) and charged > 0 else None
 
-    def _saver(self, hook: KieHook) -> ResultSaver:
-        """Return what saves; making it checks the rendered parameters."""
+    def _saver(self, hook: KieHook, **changes: Any) -> ResultSaver:
+        """Return what saves; making it checks the rendered parameters.
+
+        :param changes: parameters to put in the place of those of the author.
+        """
         from kie_provider.config import price_table
         from kie_provider.files.saving import ResultSaver, SaveOptions
 
-        options = SaveOptions(**{field.name: getattr(self, field.name) for field in fields(SaveOptions)})
+        options = SaveOptions(**{field.name: getattr(self, field.name) for field in fields(SaveOptions)} | changes)
         return ResultSaver(options, hook, price_table())
 
     def _save(self, result: Mapping[str, Any], saver: ResultSaver, context: Context) -> dict[str, Any]:
