@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kie_provider.operators.flux2 import Flux2CreateTaskOperator
+from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.kie import KieCreateTaskOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from tests.support.airflow_inprocess import run_task
@@ -207,6 +207,24 @@ def test_create(case, kie_emulator, monkeypatch):
     assert (outcome.state, outcome.retried) == ("failed", case.retried)
     assert sent(kie_emulator) == case.sent
     assert kie_emulator.bill()["charged_total"] == case.charged
+
+
+def test_the_log_says_it_in_short_lines(kie_emulator, capsys, caplog):
+    kie_emulator.fault({"on": "createTask", "do": "fail", "failCode": "400", "failMsg": "Your prompt was flagged"})
+
+    outcome = run_task(lambda **kw: Flux2GenerateImageOperator(prompt="a bad fox", poll_interval=0.1, **kw))
+
+    log = capsys.readouterr().out + caplog.text
+    for line in (
+        "Failed: The Kie.ai task failed",
+        "Kie says: Your prompt was flagged (Kie code 400)",
+        "With: connection 'kie_default', Kie task ",
+        "Charged: nothing; Kie does not charge failed tasks",
+        "Change the prompt or the input images, then clear",
+    ):
+        assert line in log
+    assert outcome.error.__cause__ is None
+    assert outcome.error.__suppress_context__
 
 
 def test_create_with_an_unknown_market_model(kie_emulator):
