@@ -10,7 +10,7 @@ from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-from kie_provider.airflow_errors import operator_failure, sensor_failure
+from kie_provider.airflow_errors import Facts, operator_failure, sensor_failure, told
 from kie_provider.client import errors
 
 if TYPE_CHECKING:
@@ -103,22 +103,36 @@ class ErrorExample(SphinxDirective):
         "task": directives.unchanged,
     }
 
-    def run(self) -> list[nodes.Node]:
-        """Return a literal block and a line of text."""
-        error = getattr(errors, self.arguments[0])
-        example = error(
+    def example(self) -> errors.KieError:
+        """Return the error that the options and the body describe."""
+        error: errors.KieError = getattr(errors, self.arguments[0])(
             "\n".join(self.content),
             code=self.options.get("code"),
             http_status=self.options.get("http"),
             kie_task_id=self.options.get("task"),
         )
+        return error
+
+    def run(self) -> list[nodes.Node]:
+        """Return a literal block and a line of text."""
+        error, example = getattr(errors, self.arguments[0]), self.example()
         block = nodes.literal_block(str(example), str(example), language="text", classes=["wrap"])
         ends = f"Create operator: {create_ends(error)}. Sensor: {sensor_ends(error)}. Saving: {saving_ends(error)}."
         return [block, nodes.paragraph(ends, ends)]
+
+
+class LogExample(ErrorExample):
+    """``{kie-log} Class``: what the log of a task says that fails so."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a literal block."""
+        lines = "\n".join(told(self.example(), Facts("kie_default")))
+        return [nodes.literal_block(lines, lines, language="text", classes=["wrap"])]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("kie-errors", ErrorTable)
     app.add_directive("kie-error", ErrorExample)
+    app.add_directive("kie-log", LogExample)
     return {"parallel_read_safe": True}

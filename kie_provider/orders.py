@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kie_provider.client.models import Flux2Input, is_blank, is_upload_reference, raise_for_problems
 from kie_provider.files.inputs import InputImage, read_input_images, upload
+from kie_provider.parameters import ORDER_FIELDS
 
 if TYPE_CHECKING:
     from kie_provider.hooks.kie import KieHook
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
 def read_order(
     fields: Mapping[str, Any],
     problems: Iterable[str] = (),
+    allowed: Sequence[str] = ORDER_FIELDS,
     read_images: Callable[[Any], tuple[Sequence[InputImage], list[str]]] = read_input_images,
 ) -> tuple[Flux2Input, Sequence[InputImage]]:
     """Check the fields of one image, all at once, and look at its input images.
 
     :param fields: ``model``, those of :meth:`~kie_provider.client.models.Flux2Input.parse`, and ``input_images``.
     :param problems: what is known to be wrong already, to be reported with the rest.
+    :param allowed: all fields that the author can give, for the message.
     :return: the order, in whose input a file stands as its sha256, and the input images.
     :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
     :raises KieStorageError: the storage of an input image failed; it may work later.
@@ -28,13 +31,16 @@ def read_order(
     flux2_fields = {name: value for name, value in fields.items() if name not in ("model", "input_images")}
     input_images = fields.get("input_images")
     if is_blank(input_images):
-        return Flux2Input.parse(fields["model"], flux2_fields, problems=problems), ()
+        return Flux2Input.parse(fields["model"], flux2_fields, allowed=allowed, problems=problems), ()
     images, image_problems = read_images(input_images)
     problems = [*problems, *image_problems]
     if not is_blank(fields.get("input_urls")):
         problems.append("input_urls: cannot be used together with input_images")
     flux2_fields["input_urls"] = [image.reference for image in images]
-    return Flux2Input.parse(fields["model"], flux2_fields, images_field="input_images", problems=problems), images
+    flux2 = Flux2Input.parse(
+        fields["model"], flux2_fields, images_field="input_images", allowed=allowed, problems=problems
+    )
+    return flux2, images
 
 
 def upload_files(

@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 _AIRFLOW_HOME = tempfile.TemporaryDirectory(prefix="kie-tests-")
 
 for name in [name for name in os.environ if name.startswith("AIRFLOW") or name.lower().endswith("_proxy")]:
@@ -15,6 +17,13 @@ os.environ |= {
     "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
 }
 tempfile.tempdir = None
+
+
+@pytest.fixture(autouse=True)
+def _in_a_hurry(monkeypatch):
+    """Images of the emulator take milliseconds: look as often, and do not wait for a scheduler that is not there."""
+    monkeypatch.setattr("kie_provider.parameters.SHORTEST_POLL_INTERVAL", 0.01)
+    monkeypatch.setattr("kie_provider.triggers.kie.FIRST_LOOK_AFTER", 0.0)
 
 
 def pytest_unconfigure() -> None:

@@ -7,12 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kie_provider.client.errors import KieValidationError
-from kie_provider.client.models import Flux2Input, from_text, shorten
+from kie_provider.client.models import Flux2Input, from_text, got, is_blank
 from kie_provider.files.inputs import InputImage, read_input_images
 from kie_provider.orders import read_order
+from kie_provider.parameters import ORDER_FIELDS
 
 if TYPE_CHECKING:
     from kie_provider.client.prices import PriceTable
+
+#: What an item may have.
+ITEM_FIELDS = (*ORDER_FIELDS, "file_name")
+#: Blank, these mean the default; the other fields mean nothing.
+_LEFT_OUT_IF_BLANK = ("model", "aspect_ratio", "resolution")
 
 Order = tuple[Flux2Input, Sequence[InputImage]]
 
@@ -25,9 +31,14 @@ def read_prompts(value: Any, defaults: Mapping[str, Any]) -> tuple[list[dict[str
     """
     value = from_text(value)
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
-        return [], [f"prompts: must be a list of prompts or dicts, got {shorten(value)}"]
-    items = [{**defaults, **(item if isinstance(item, Mapping) else {"prompt": item})} for item in value]
+        return [], [f"prompts: must be a list of prompts or dicts, {got(value)}"]
+    items = [{**defaults, **_given(item if isinstance(item, Mapping) else {"prompt": item})} for item in value]
     return items, [] if items else ["prompts: is empty; give at least one"]
+
+
+def _given(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an item without those that an empty cell leaves to the batch."""
+    return {name: value for name, value in item.items() if name not in _LEFT_OUT_IF_BLANK or not is_blank(value)}
 
 
 def duplicate_problems(fingerprints: Sequence[str]) -> list[str]:
@@ -57,7 +68,7 @@ def read_orders(items: Sequence[Mapping[str, Any]]) -> tuple[list[Order], list[s
     orders, problems = [], []
     for index, fields in enumerate(items):
         try:
-            orders.append(read_order(fields, read_images=read_images))
+            orders.append(read_order(fields, allowed=ITEM_FIELDS, read_images=read_images))
         except KieValidationError as error:  # noqa: PERF203  # all of them are wanted
             problems += [f"prompts[{index}].{problem}" for problem in error.problems]
     return orders, problems

@@ -62,6 +62,7 @@ OUTCOMES: tuple[Outcome, ...] = ("saved", "failed", "unknown", "running", "not_o
 class Item:
     """One image of the batch.
 
+    :param file_name: pattern of its name below the target.
     :param record: what is known of its submission; None: there is none yet.
     :param reason: why it is not saved, for people.
     :param is_settled: nothing more is done about it in this try.
@@ -71,6 +72,7 @@ class Item:
     index: int
     fields: Mapping[str, Any]
     fingerprint: str
+    file_name: str
     record: SubmissionRecord | None = None
     order: Order | None = None
     outcome: Outcome = "not_ordered"
@@ -140,6 +142,7 @@ class BatchRun:
         self.journal = journal
         self.manifest = manifest.manifest_path(target, run)
         self.halted: KieError | None = None
+        self.target = target
         self._hook = hook
         self._saver = saver
         self._prices = prices
@@ -309,7 +312,7 @@ class BatchRun:
             was_charged = isinstance(observation, TaskRecord) and bool(observation.credits_consumed)
             return Look(error=verdict.error, is_at_kie=True, was_charged=was_charged)
         try:
-            return Look(self._saver.save(verdict.record.to_result(), self._run))
+            return Look(self._saver.named(item.file_name).save(verdict.record.to_result(), self._run))
         except KieError as error:
             return Look(error=error)
 
@@ -319,6 +322,13 @@ class BatchRun:
         if look.result is not None:
             item.result = look.result
             item.settle("saved")
+            log.info(
+                "prompts[%d] saved (%d of %d): %s",
+                item.index,
+                self.counts()["saved"],
+                len(self.items),
+                ", ".join(self._name(file["path"]) for file in look.result["files"]),
+            )
         elif error is None:
             return None
         elif isinstance(error, KieTaskTimeoutError):
@@ -369,6 +379,10 @@ class BatchRun:
         if charged is None:
             charged = self._prices.credits_for(result.get("model"), (result.get("input") or {}).get("resolution"))
         return float(charged or 0.0)
+
+    def _name(self, path: str) -> str:
+        """Return a path as it is named below the target."""
+        return path.removeprefix(str(self.target)).lstrip("/")
 
     def _prompt(self, item: Item) -> Any:
         prompt = item.fields.get("prompt")

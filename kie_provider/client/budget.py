@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kie_provider.client.errors import KieBudgetError
-from kie_provider.client.models import shorten
-from kie_provider.client.prices import is_amount
+from kie_provider.client.errors import KieBudgetError, KieError, KieInsufficientCreditsError
+from kie_provider.client.wording import counted
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,14 +22,6 @@ class Budget:
 
     max_credits: float | None = None
     min_credits_left: float | None = None
-
-    def problems(self) -> list[str]:
-        """Say which of the two is no number of credits."""
-        return [
-            f"{name}: must be a number of credits, at least 0, or None, got {shorten(value)}"
-            for name, value in (("max_credits", self.max_credits), ("min_credits_left", self.min_credits_left))
-            if value is not None and not is_amount(value)
-        ]
 
     def check(self, what: str, estimate: float | None, get_credits: Callable[[], float], *, spent: float = 0.0) -> None:
         """Allow an order, or not.
@@ -43,12 +37,38 @@ class Budget:
         if estimate is None:
             raise KieBudgetError(f"{what} has no price in the table; put one into [kie] prices")
         if self.max_credits is not None and spent + estimate > self.max_credits:
-            beside = f" beside the {spent:g} that are spent" if spent else ""
-            raise KieBudgetError(f"{what} costs {estimate:g} credits{beside}, and max_credits={self.max_credits:g}")
+            beside = f" beside the {spent:.12g} that are spent" if spent else ""
+            raise KieBudgetError(
+                f"{what} costs {estimate:.12g} credits{beside}, and max_credits={self.max_credits:.12g}"
+            )
         if self.min_credits_left is not None:
             balance = get_credits()
             if balance - estimate < self.min_credits_left:
                 raise KieBudgetError(
-                    f"{what} costs {estimate:g} credits of the {balance:g} that are left, which leaves "
-                    f"{balance - estimate:g}, and min_credits_left={self.min_credits_left:g}"
+                    f"{what} costs {estimate:.12g} credits of the {balance:.12g} that are left, which leaves "
+                    f"{balance - estimate:.12g}, and min_credits_left={self.min_credits_left:.12g}"
                 )
+
+
+def refuse_unpayable(what: str, price: float | None, get_credits: Callable[[], float]) -> None:
+    """Refuse an order that the account cannot pay as a whole.
+
+    :param what: the order, for the message.
+    :param price: credits that it costs; None: not known, so nothing is asked.
+    :param get_credits: asks for the balance, which is free of charge.
+    :raises KieInsufficientCreditsError: there are too few credits.
+    """
+    if not price:
+        return
+    try:
+        balance = get_credits()
+    except KieError as error:
+        if not error.is_transient:
+            raise
+        log.warning("The balance is not known, so whether it is enough shows when it is spent: %s", error)
+        return
+    if balance < price:
+        raise KieInsufficientCreditsError(
+            f"{what} would cost {counted(price, 'credit')}, and {balance:.12g} are left: {price - balance:.12g} too "
+            "few. Nothing was sent"
+        )

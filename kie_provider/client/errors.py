@@ -55,8 +55,8 @@ class KieError(Exception):
 
     #: What went wrong, for people; stands before the message.
     summary: ClassVar[str] = "Kie.ai call failed"
-    #: What to do about it; stands after the message.
-    advice: ClassVar[str] = ""
+    #: What to do about it; stands after the message. An error that knows more replaces it.
+    advice: str = ""
     #: Whether the same request may succeed later without anybody changing anything.
     is_transient: ClassVar[bool] = False
 
@@ -144,6 +144,11 @@ class KieValidationError(KieError):
     summary = "Kie.ai request is not valid"
     #: What is wrong, one by one, if it was found before anything was sent.
     problems: tuple[str, ...] = ()
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        if self.code is not None and _REFUSED_CONTENT.search(self.message):
+            self.advice = "Nothing was charged. Change the prompt, then clear this task."
 
 
 class KieNotFoundError(KieError):
@@ -234,6 +239,18 @@ class KieTaskFailedError(KieError):
         "that created it."
     )
 
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        if self._is_refused_content:
+            self.advice = (
+                "Kie does not charge failed tasks. Change the prompt or the input images, then clear the Airflow task "
+                "that created the Kie task."
+            )
+
+    @property
+    def _is_refused_content(self) -> bool:
+        return bool(_REFUSED_CONTENT.search(self.message))
+
     @property
     def may_succeed_anew(self) -> bool:
         """Whether the same input, submitted as a new task, may well succeed: Kie had trouble, not the input.
@@ -241,7 +258,7 @@ class KieTaskFailedError(KieError):
         Kie charges nothing for such a task. Seen in the wild: ``failCode`` 500 with "Internal Error, Please try again
         later." for whole models at a time.
         """
-        if _REFUSED_CONTENT.search(self.message) or str(self.code) in ("400", "401", "402", "422", "433", "505"):
+        if self._is_refused_content or str(self.code) in ("400", "401", "402", "422", "433", "505"):
             return False
         return str(self.code) in ("408", "429", "455", "500") or bool(_TROUBLE_AT_KIE.search(self.message))
 
@@ -250,7 +267,10 @@ class KieTaskTimeoutError(KieError):
     """The task had not finished by the deadline. It goes on at Kie and will be charged when it succeeds."""
 
     summary = "Gave up waiting for the Kie.ai task"
-    advice = f"The task goes on at Kie and is not lost: wait for the same id again, or see {LOGS_PAGE}."
+    advice = (
+        "The task goes on at Kie and is not lost. Clear this task to wait for the same id again, which costs nothing, "
+        f"or see {LOGS_PAGE}."
+    )
     is_transient = True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import pendulum
 
 from kie_provider.client.errors import KieValidationError, clean_text, storable
+from kie_provider.client.wording import counted
 
 #: Flux-2 model id -> whether it takes images.
 FLUX2_MODELS: Mapping[str, bool] = {
@@ -204,28 +206,37 @@ class Flux2Input:
 
     @classmethod
     def parse(
-        cls, model: Any, fields: Mapping[str, Any], *, images_field: str = "input_urls", problems: Iterable[str] = ()
+        cls,
+        model: Any,
+        fields: Mapping[str, Any],
+        *,
+        images_field: str = "input_urls",
+        allowed: Sequence[str] = (),
+        problems: Iterable[str] = (),
     ) -> Flux2Input:
         """Check a model and its input fields, all at once.
 
         Values may come from templates, so text is accepted where it plainly means the value: ``"true"``, a list
         written as text, and ``"None"`` or ``""`` for an optional field.
 
-        :param model: one of :data:`FLUX2_MODELS`, or of :data:`FLUX2_TIERS`, which is then completed.
+        :param model: one of :data:`FLUX2_MODELS`, or of :data:`FLUX2_TIERS` (default: the first), which is then
+            completed.
         :param fields: ``prompt`` (3 to 5000 characters, not counting white space around it), ``aspect_ratio``
             (default ``1:1``), ``resolution`` (default ``1K``), ``input_urls`` (1 to 8 http(s) URLs, or
             :func:`upload_reference` of files; image-to-image models only) and ``nsfw_checker`` (boolean, default: not
             sent).
         :param images_field: what the author calls ``input_urls``.
+        :param allowed: all fields that the author can give, for the message; default: those of ``fields``.
         :param problems: what is known to be wrong already, to be reported with the rest.
         :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
         """
         problems = list(problems)
         problems += [
-            f"{name}: Flux-2 has no such field; it has {', '.join(_FLUX2_FIELDS)}"
+            f"{name}: there is no such field; allowed: {', '.join(allowed or _FLUX2_FIELDS)}"
             for name in fields
             if name not in _FLUX2_FIELDS
         ]
+        model = _or_default(model, FLUX2_TIERS[0])
         input_urls = _url_list(fields.get("input_urls"))
         if model in FLUX2_TIERS:
             model = f"{model}-image-to-image" if input_urls else f"{model}-text-to-image"
@@ -237,14 +248,17 @@ class Flux2Input:
 
         prompt = fields.get("prompt")
         shortest, longest = FLUX2_PROMPT_LENGTH
-        if not isinstance(prompt, str):
+        if prompt is None or prompt == "None":
+            problems.append(f"prompt: must be text, {got(prompt)}")
+        elif not isinstance(prompt, str):
             problems.append(f"prompt: must be text, got {type(prompt).__name__} {shorten(prompt)}")
         elif not shortest <= len(prompt := prompt.strip()) <= longest:
             problems.append(
-                f"prompt: {shorten(prompt)} has {len(prompt)} characters; {shortest} to {longest} are allowed"
+                f"prompt: {shorten(prompt)} has {counted(len(prompt), 'character')}; "
+                f"{shortest} to {longest} are allowed"
             )
 
-        aspect_ratio = fields.get("aspect_ratio", FLUX2_ASPECT_RATIOS[0])
+        aspect_ratio = _or_default(fields.get("aspect_ratio"), FLUX2_ASPECT_RATIOS[0])
         ratios = FLUX2_ASPECT_RATIOS if takes_images is False else (*FLUX2_ASPECT_RATIOS, FLUX2_ASPECT_RATIO_AUTO)
         if aspect_ratio == FLUX2_ASPECT_RATIO_AUTO and takes_images is False:
             problems.append(
@@ -254,7 +268,7 @@ class Flux2Input:
         elif aspect_ratio not in ratios:
             problems.append(f"aspect_ratio: {shorten(aspect_ratio)} is not allowed; allowed: {', '.join(ratios)}")
 
-        resolution = fields.get("resolution", FLUX2_RESOLUTIONS[0])
+        resolution = _or_default(fields.get("resolution"), FLUX2_RESOLUTIONS[0])
         if resolution not in FLUX2_RESOLUTIONS:
             problems.append(
                 f"resolution: {shorten(resolution)} is not allowed; allowed: {', '.join(FLUX2_RESOLUTIONS)}"
@@ -310,9 +324,22 @@ def shorten(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
+def got(value: Any) -> str:
+    """Say what came in the place of a value, for an error message."""
+    if value is None or value == "None":
+        return f"got {value!r}: the upstream task returned nothing"
+    return f"got {shorten(value)}"
+
+
 def is_blank(value: Any) -> bool:
-    """Whether ``value`` is nothing, or what a template makes of nothing."""
+    """Whether ``value`` is nothing, or what a template or an empty cell of a CSV file makes of nothing."""
+    if isinstance(value, float):
+        return math.isnan(value)  # pandas
     return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+def _or_default(value: Any, default: Any) -> Any:
+    return default if is_blank(value) else value
 
 
 def _boolean(value: Any) -> Any:

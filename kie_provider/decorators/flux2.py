@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -12,8 +14,11 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
+from kie_provider import parameters
 from kie_provider.client.errors import KieValidationError
-from kie_provider.operators.flux2 import ORDER_FIELDS, Flux2GenerateImageOperator
+from kie_provider.decorators.map_label import MapLabel
+from kie_provider.operators.flux2 import Flux2GenerateImageOperator
+from kie_provider.parameters import ORDER_FIELDS
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
@@ -61,12 +66,23 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
     def execute(self, context: Context) -> Any:
         """Call the function unless an earlier try has submitted its prompt; then create, wait and save."""
         context_merge(context, self.op_kwargs)
+        self._label = MapLabel(context)
         self.op_kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         return super().execute(context)
 
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the deferral, with the context as it was before."""
+        context_merge(context, self.op_kwargs)
+        MapLabel(context).recall()
+        return super().resume_execution(next_method, next_kwargs, context)
+
     def _request(self, journal: Journal) -> Mapping[str, Any]:
+        from kie_provider.client.models import raise_for_problems
+
         if recorded := self._recorded_request(journal):
+            raise_for_problems(parameters.problems(self), "nothing more was sent.")
             self.log.info("An earlier try has submitted a prompt; the function is not called again")
+            self._label.recall()
             return recorded
         return super()._request(journal)
 
@@ -87,6 +103,9 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
         from kie_provider.client.models import raise_for_problems, shorten
 
         returned = self.python_callable(*self.op_args, **self.op_kwargs)
+        if inspect.isawaitable(returned):
+            returned = asyncio.run(_result_of(returned))
+        self._label.keep()
         if isinstance(returned, str):
             returned = {"prompt": returned}
         if not isinstance(returned, Mapping) or "prompt" not in returned:
@@ -103,6 +122,10 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
         )
         for name, value in returned.items():
             setattr(self, name, value)
+
+
+async def _result_of(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
 
 
 def flux2_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from string import Formatter
+from types import MappingProxyType
 
 from kie_provider.client.models import shorten
 
@@ -12,10 +14,11 @@ _ENDING = ".{extension}"
 _LONGEST_NAME = 200  # bytes of one part; file systems allow 255, and temporary names are longer
 
 
-def pattern_problem(pattern: object) -> str | None:
+def pattern_problem(pattern: object, more_fields: Mapping[str, object] = MappingProxyType({})) -> str | None:
     """Say what is wrong with a file name pattern; None: nothing.
 
     :param pattern: a path below the target, whose fields are :data:`FIELDS`; ``{index:03}`` gives index a width.
+    :param more_fields: further fields that it may have, with their values.
     """
     if not isinstance(pattern, str) or not pattern.endswith(_ENDING):
         return f"must end with '{_ENDING}', so that the name tells what the file is, got {shorten(pattern)}"
@@ -25,12 +28,13 @@ def pattern_problem(pattern: object) -> str | None:
         parts = list(Formatter().parse(pattern))
     except ValueError as error:
         return f"{shorten(pattern)} is not a pattern ({error})"
+    fields = (*FIELDS, *more_fields)
     for _, name, spec, conversion in parts:
-        if name is not None and (name not in FIELDS or conversion or not re.fullmatch(r"(0?\d)?", spec or "")):
-            return f"{shorten(pattern)} has a field {name!r} that is not one of {', '.join(FIELDS)}"
-        if name != "index" and spec:
-            return f"{shorten(pattern)}: only index can have a width"
-    return path_problem(file_name(pattern, "0" * 32, 0, "png"))
+        if name is not None and (name not in fields or conversion or not re.fullmatch(r"(0?\d)?", spec or "")):
+            return f"{shorten(pattern)} has a field {name!r} that is not one of {', '.join(fields)}"
+        if name not in ("index", "item") and spec:
+            return f"{shorten(pattern)}: only a number can have a width"
+    return path_problem(pattern.format(kie_task_id="0" * 32, index=0, extension="png", **more_fields))
 
 
 def path_problem(name: str) -> str | None:

@@ -8,6 +8,7 @@ import logging
 import tempfile
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,12 @@ class ResultSaver:
         self._hook = hook
         self._prices = prices
         self._folder = storage.storage_path("target", options.target)
+
+    def named(self, file_name: str) -> ResultSaver:
+        """Return one that saves in the same way under another, checked, name."""
+        other = copy(self)
+        other._options = replace(self._options, file_name=file_name)  # noqa: SLF001  # a copy of this one
+        return other
 
     def check_target(self) -> None:
         """Find out whether the results of a new task could be saved, before it is paid for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,27 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
-    AirflowTaskTimeout,
     BaseOperatorLink,
     TaskDeferred,
     conf,
 )
 
-from kie_provider.airflow_errors import operator_failure
+from kie_provider import parameters
+from kie_provider.airflow_errors import Facts, failures, operator_failure
 from kie_provider.assets import tell_assets
 from kie_provider.client.errors import (
     KieBatchError,
-    KieError,
     KieRateLimitError,
     KieSubmitUnknownError,
-    KieTargetError,
 )
+from kie_provider.client.wording import counted, sentence
 from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
 from kie_provider.links import KieLogsLink
 from kie_provider.operators.flux2 import DEFAULT_MODEL
-from kie_provider.operators.kie import UNKNOWN_SUBMIT_CHOICES
-from kie_provider.operators.results import SavingOperator
+from kie_provider.operators.results import DEFAULT_FILE_NAME, SavingOperator
 from kie_provider.submission.journal import WORTH_A_SUMMARY, Journal, note_success
 from kie_provider.waiting import (
     DEFERRAL_MARGIN,
@@ -72,27 +71,30 @@ class Flux2BatchOperator(SavingOperator):
     and ``estimated_credits``. While the batch runs, XCom ``progress`` has the counts.
 
     The parameters that are not listed here are those of :class:`~kie_provider.operators.results.KieSaveResultOperator`;
-    ``file_name`` must contain ``{kie_task_id}``.
+    in ``file_name``, ``{item}`` is the place in the list, from 0, and ``{prompt_slug}`` the prompt as part of a name.
+    Two images of one name are refused before anything is sent, and so is a batch that the account cannot pay.
 
     :param prompts: a list whose items are prompts, or dicts with ``prompt`` and any of ``model``, ``aspect_ratio``,
         ``resolution``, ``input_images``, ``input_urls`` and ``nsfw_checker``, as
-        :class:`~kie_provider.operators.flux2.Flux2CreateTaskOperator` takes them (templated). All are checked before
-        the first is sent.
+        :class:`~kie_provider.operators.flux2.Flux2CreateTaskOperator` takes them, and ``file_name`` (templated). All
+        are checked before the first is sent.
     :param target: folder for the images, their JSON files and the manifest (templated).
     :param model: for items that do not name one; so are ``aspect_ratio``, ``resolution``, ``input_images`` (templated)
         and ``nsfw_checker``.
-    :param min_success: the task succeeds if this share of the images is saved, default 1.0: all.
+    :param min_success: the task succeeds if this share of the images is saved, default 1.0: all (templated).
     :param allow_duplicates: order an image for each of several equal items. Default: refuse the list.
     :param max_credits: fail, before anything is sent, if the whole batch costs more credits than this. Default: no
-        limit.
+        limit (templated).
     :param min_credits_left: fail, before anything is sent, if fewer credits than this would be left on the account.
-        Default: no limit; the balance is not asked for.
+        Default: no limit (templated).
     :param on_unknown_submit: what a later try does about items of which nobody knows whether a task was created:
         ``fail`` (default) leaves them alone, ``resubmit`` orders them anew and can pay twice.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
-    :param poll_interval: seconds between two looks at a Kie task, default 3; grows to 15 after the first minute.
-    :param timeout: seconds that one image may take, default 900, from its submission or the start of the try. What is
-        not done then goes on at Kie, and a retry waits for it again. ``execution_timeout`` ends the whole batch.
+    :param poll_interval: seconds or timedelta between two looks at a Kie task, default 3, at least 1; grows to 15 s
+        after the first minute (templated).
+    :param timeout: seconds or timedelta that one image may take, default 900 s, from its submission or the start of the
+        try. What is not done then goes on at Kie, and a retry waits for it again. ``execution_timeout`` ends the whole
+        batch (templated).
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
     """
 
@@ -103,6 +105,11 @@ class Flux2BatchOperator(SavingOperator):
         "resolution",
         "input_images",
         *SavingOperator.template_fields,
+        "min_success",
+        "max_credits",
+        "min_credits_left",
+        "poll_interval",
+        "timeout",
         "kie_conn_id",
     )
     template_fields_renderers = {"prompts": "json"}  # noqa: RUF012  # as BaseOperator declares it
@@ -119,14 +126,14 @@ class Flux2BatchOperator(SavingOperator):
         resolution: str = "1K",
         input_images: Any = None,
         nsfw_checker: bool | None = None,
-        min_success: float = 1.0,
+        min_success: float | str = 1.0,
         allow_duplicates: bool = False,
-        max_credits: float | None = None,
-        min_credits_left: float | None = None,
+        max_credits: float | str | None = None,
+        min_credits_left: float | str | None = None,
         on_unknown_submit: str = "fail",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
-        timeout: timedelta | float = DEFAULT_TIMEOUT,
+        poll_interval: timedelta | float | str = DEFAULT_POLL_INTERVAL,
+        timeout: timedelta | float | str = DEFAULT_TIMEOUT,
         kie_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
@@ -137,17 +144,19 @@ class Flux2BatchOperator(SavingOperator):
         self.resolution = resolution
         self.input_images = input_images
         self.nsfw_checker = nsfw_checker
-        self.min_success = min_success
+        self.min_success: Any = min_success
         self.allow_duplicates = allow_duplicates
-        self.max_credits = max_credits
-        self.min_credits_left = min_credits_left
+        self.max_credits: Any = max_credits
+        self.min_credits_left: Any = min_credits_left
         self.on_unknown_submit = on_unknown_submit
         self.deferrable = deferrable
-        self.poll_interval = poll_interval
-        self.timeout = timeout
+        self.poll_interval: Any = poll_interval
+        self.timeout: Any = timeout
         self.kie_conn_id = kie_conn_id
         self._run: BatchRun | None = None
         self._reported: dict[str, Any] | None = None
+        self._is_hopeless = False  # a retry would save no more images
+        parameters.check_constants(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Check the whole list, then order, wait and save until every image is there."""
@@ -185,17 +194,19 @@ class Flux2BatchOperator(SavingOperator):
 
         :raises KieError: nothing more was sent.
         """
+        from kie_provider.batch.names import refuse_taken
         from kie_provider.batch.prompts import estimate, read_orders
-        from kie_provider.client.budget import Budget
+        from kie_provider.client.budget import Budget, refuse_unpayable
         from kie_provider.client.models import raise_for_problems
         from kie_provider.submission.decide import assign, claim
 
         items, problems = self._read_items()
+        parameter_problems = parameters.problems(self)
         budget = Budget(self.max_credits, self.min_credits_left)
         orders, order_problems = read_orders([item.fields for item in items])
         has_submitted = any(record.state in ("submitted", "unknown") for record in journal.records)
         raise_for_problems(
-            [*self._problems(), *budget.problems(), *problems, *order_problems],
+            [*parameter_problems, *problems, *order_problems],
             "no more was sent; the Kie tasks of earlier tries go on." if has_submitted else "nothing was sent.",
         )
         # A try that comes back later has begun; one whose success was not recorded returns the same again.
@@ -215,17 +226,25 @@ class Flux2BatchOperator(SavingOperator):
                 item.settle(item.outcome)
         self._warn_of_changes(run)
         if run.to_order:
-            self._saver(hook).check_target()
+            self._saver(hook, file_name=DEFAULT_FILE_NAME).check_target()
+            if not self.overwrite:
+                refuse_taken(run.target, [item.file_name for item in run.to_order])
             to_pay = [order for item, order in zip(items, orders, strict=True) if not item.is_settled]
             credits_to_pay, words = estimate(to_pay, price_table())
-            budget.check(f"{len(to_pay)} images ({words})", credits_to_pay, hook.get_credits, spent=run.credits)
+            what = f"{counted(len(to_pay), 'image')} ({words})"
+            get_credits = functools.cache(hook.get_credits)
+            budget.check(what, credits_to_pay, get_credits, spent=run.credits)
+            if not has_submitted:
+                refuse_unpayable(what, credits_to_pay, get_credits)
             if not journal.is_durable:
                 self.log.info(
                     "There is no task state store (Airflow 3.3 brought it). If this try dies, the next one creates and "
                     "pays for all images again. Use retries=0 here."
                 )
         credits_in_all, words = estimate(orders, price_table())
-        self.log.info("%d images, %s credits by the price table: %s", len(items), _credits(credits_in_all), words)
+        self.log.info(
+            "%s, %s credits by the price table: %s", counted(len(items), "image"), _credits(credits_in_all), words
+        )
         if not journal.has_begun:
             journal.begin(kept, claimed, estimate=credits_in_all)
         return run
@@ -233,6 +252,7 @@ class Flux2BatchOperator(SavingOperator):
     def _resume(
         self, context: Context, trigger_error: Exception, position: Sequence[int] | None = None
     ) -> dict[str, Any]:
+        from kie_provider.client.models import raise_for_problems
         from kie_provider.submission.decide import claim
 
         with self._at_work(context) as (journal, hook):
@@ -242,6 +262,7 @@ class Flux2BatchOperator(SavingOperator):
                     "The journal of this batch has gone while it was deferred, so nobody knows what was submitted. "
                     "Nothing more was sent; clear this task to begin anew."
                 )
+            raise_for_problems(parameters.problems(self), "no more was sent; the Kie tasks that are there go on.")
             items, _ = self._read_items()
             claimed = claim(journal.records, [item.fingerprint for item in items], max_tries=journal.max_tries)
             run = self._new_run(items, claimed, journal, hook, context)
@@ -279,16 +300,19 @@ class Flux2BatchOperator(SavingOperator):
             "%g credits were charged, %s were estimated; see %s", run.credits, _credits(estimated), run.manifest
         )
         if counts["saved"] < len(run.items):
-            self.log.warning("%d images are missing:\n%s", len(run.items) - counts["saved"], run.named_failures())
+            self.log.warning("%s missing:", counted(len(run.items) - counts["saved"], "image"))
+            for line in run.named_failures().splitlines():
+                self.log.warning(line)
         if counts["saved"] < needed:
-            halted = f"No more was ordered: {run.halted}. " if run.halted else ""
+            halted = f"{sentence(f'No more was ordered: {run.halted}')} " if run.halted else ""
             error = KieBatchError(
                 f"{counts['saved']} of {len(run.items)} are saved, and min_success={self.min_success:g} asks for "
                 f"{needed}. {halted}{run.manifest} lists them.\n{run.named_failures()}\n{run.settle_advice()}"
             )
             run.journal.summarize()
             may_help = any(item.may_succeed_later for item in run.items) or (run.halted and run.halted.is_transient)
-            raise error if may_help else AirflowFailException(str(error))
+            self._is_hopeless = not may_help
+            raise error
         run.journal.summarize(is_complete=True)
         result = {**run.progress(), "manifest": str(run.manifest), "estimated_credits": estimated}
         tell_assets(self, context, result)
@@ -322,27 +346,23 @@ class Flux2BatchOperator(SavingOperator):
         )
 
     def _read_items(self) -> tuple[list[Item], list[str]]:
+        from kie_provider.batch.names import read_names
         from kie_provider.batch.prompts import duplicate_problems, read_prompts
         from kie_provider.batch.run import Item
         from kie_provider.submission.record import fingerprint_of
 
         fields, problems = read_prompts(self.prompts, {name: getattr(self, name) for name in _DEFAULTS})
-        items = [Item(index, each, fingerprint_of(each)) for index, each in enumerate(fields)]
+        # The name is no part of what is ordered: another one orders nothing anew.
+        rows = [(each.pop("file_name", None), each.get("prompt")) for each in fields]
+        names, name_problems = read_names(rows, self.file_name, redact_prompt=self.redact_prompt is True)
+        problems += name_problems
+        items = [
+            Item(index, each, fingerprint_of(each), name or DEFAULT_FILE_NAME)
+            for index, (each, name) in enumerate(zip(fields, names, strict=True))
+        ]
         if not self.allow_duplicates:
             problems += duplicate_problems([item.fingerprint for item in items])
         return items, problems
-
-    def _problems(self) -> list[str]:
-        from kie_provider.client.models import shorten
-        from kie_provider.client.prices import is_amount
-
-        problems = []
-        if not is_amount(self.min_success) or not 0 < self.min_success <= 1:
-            problems.append(f"min_success: must be a share above 0, up to 1, got {shorten(self.min_success)}")
-        if self.on_unknown_submit not in UNKNOWN_SUBMIT_CHOICES:
-            choices = " or ".join(map(repr, UNKNOWN_SUBMIT_CHOICES))
-            problems.append(f"on_unknown_submit: must be {choices}, got {shorten(self.on_unknown_submit)}")
-        return problems
 
     def _new_run(
         self,
@@ -356,11 +376,7 @@ class Flux2BatchOperator(SavingOperator):
         from kie_provider.files.provenance import RunFacts
         from kie_provider.files.storage import storage_path
 
-        saver = self._saver(hook)
-        if "{kie_task_id}" not in self.file_name:
-            raise KieTargetError(
-                f"file_name={self.file_name!r} would give all images of the batch one name; put {{kie_task_id}} into it"
-            )
+        saver = self._saver(hook, file_name=DEFAULT_FILE_NAME)  # every item has a name of its own
         for item, record in zip(items, claimed, strict=True):
             item.record = record
         run = BatchRun(
@@ -390,15 +406,23 @@ class Flux2BatchOperator(SavingOperator):
 
     @contextlib.contextmanager
     def _at_work(self, context: Context) -> Iterator[tuple[Journal, KieHook]]:
-        """Open the journal and the hook, and turn Kie errors into what Airflow understands."""
+        """Open the journal and the hook; log what goes wrong, and turn Kie errors into what Airflow understands."""
         journal = Journal(context)
         note_success(self)
-        try:
-            with KieHook(self.kie_conn_id) as hook:
-                yield journal, hook
-        except (Exception, AirflowTaskTimeout) as error:  # noqa: BLE001  # raised again
-            failure = self._failure(error, journal)
-            raise failure from (None if failure is error else error)
+        with (
+            failures(self.log, self._facts, lambda error: self._failure(error, journal)),
+            KieHook(self.kie_conn_id) as hook,
+        ):
+            yield journal, hook
+
+    def _facts(self) -> Facts:
+        run = self._run
+        if run is None:
+            return Facts(self.kie_conn_id)
+        charged = f"{counted(run.credits, 'credit')} for {counted(run.counts()['saved'], 'image')} saved"
+        if running := len(run.running):
+            charged += f"; {counted(running, 'Kie task')} more at work, charged on success"
+        return Facts(self.kie_conn_id, charged=charged)
 
     def _failure(self, error: BaseException, journal: Journal) -> BaseException:
         unwritten = journal.write_again()
@@ -407,18 +431,17 @@ class Flux2BatchOperator(SavingOperator):
         if unwritten:
             advice = " ".join(f"Kie task {record.kie_task_id}: key {record.settled_key!r}." for record in unwritten)
             return AirflowFailException(
-                f"{error}. No retry, it would not know all Kie tasks. Add their ids, as JSON strings, to this task "
-                f"instance's state store, and clear this task. {advice}"
+                f"{sentence(str(error))} No retry, it would not know all Kie tasks. Add their ids, as JSON strings, to "
+                f"this task instance's state store, and clear this task. {advice}"
             )
         if not journal.is_durable and any(each.kie_task_id or each.state == "unknown" for each in journal.records):
             running = sum(record.state == "submitted" for record in journal.records)
-            return AirflowFailException(f"{error}. No retry, it would order all images again. {go_on(running)}.")
+            return AirflowFailException(
+                f"{sentence(str(error))} No retry, it would order all images again. {go_on(running)}."
+            )
         if isinstance(error, KieSubmitUnknownError):
             return AirflowFailException(str(error))
-        # A batch that a retry cannot complete was turned into an AirflowFailException before.
-        return (
-            operator_failure(error) if isinstance(error, KieError) and not isinstance(error, KieBatchError) else error
-        )
+        return error if isinstance(error, KieBatchError) and not self._is_hopeless else operator_failure(error)
 
 
 def _credits(number: float | None) -> str:

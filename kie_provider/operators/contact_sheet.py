@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
-from kie_provider.airflow_errors import operator_failures
+from kie_provider.airflow_errors import Facts, failures
 from kie_provider.assets import tell_assets
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class KieContactSheetOperator(BaseOperator):
         from kie_provider.contact_sheet.results import result_dicts
         from kie_provider.files.storage import storage_path
 
-        with operator_failures():
+        with failures(self.log, lambda: Facts(charged="nothing")):
             results, prompts = _read_results(self.results), _read_prompts(self.prompts)
             if _is_batch(results):
                 items = read_items(storage_path("results", results["manifest"]))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import conf
 
+from kie_provider import parameters
 from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
 from kie_provider.links import KieLogsLink, KieResultLink
 from kie_provider.operators.kie import KieCreateTaskOperator
 from kie_provider.operators.results import SavingOperator
+from kie_provider.parameters import ORDER_FIELDS
 from kie_provider.waiting import (
     count_trigger_restart,
     deadline_seconds,
@@ -29,12 +32,11 @@ from kie_provider.waiting import (
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from kie_provider.airflow_errors import Facts
     from kie_provider.client.budget import Budget
     from kie_provider.files.inputs import InputImage
 
 DEFAULT_MODEL = "flux-2/pro"
-#: What makes one image.
-ORDER_FIELDS = ("prompt", "model", "aspect_ratio", "resolution", "input_images", "input_urls", "nsfw_checker")
 #: XCom key under which a try keeps the Kie task id while it is deferred.
 KIE_TASK_ID_KEY = "kie_task_id"
 
@@ -58,15 +60,22 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
     :param input_urls: Kie's own field, in place of ``input_images``: URLs only (templated).
     :param nsfw_checker: switch Kie's filter on or off; default: not sent (templated).
     :param callback_url: public URL that Kie calls when the task ends; optional (templated).
-    :param max_credits: fail, before anything is sent, if the image costs more credits than this. Default: no limit.
+    :param max_credits: fail, before anything is sent, if the image costs more credits than this. Default: no limit
+        (templated).
     :param min_credits_left: fail, before anything is sent, if fewer credits than this would be left on the account.
-        Default: no limit; the balance is not asked for.
+        Default: no limit; the balance is not asked for (templated).
     :param on_unknown_submit: ``fail`` (default) or ``resubmit``, when an earlier try may have created a task and nobody
         knows its id.
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
     """
 
-    template_fields: Sequence[str] = (*ORDER_FIELDS, "callback_url", "kie_conn_id")
+    template_fields: Sequence[str] = (
+        *ORDER_FIELDS,
+        "callback_url",
+        "max_credits",
+        "min_credits_left",
+        "kie_conn_id",
+    )
     template_fields_renderers = {}  # noqa: RUF012  # as BaseOperator declares it
 
     def __init__(
@@ -80,8 +89,8 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         input_urls: Sequence[str] | None = None,
         nsfw_checker: bool | None = None,
         callback_url: str | None = None,
-        max_credits: float | None = None,
-        min_credits_left: float | None = None,
+        max_credits: float | str | None = None,
+        min_credits_left: float | str | None = None,
         on_unknown_submit: str = "fail",
         kie_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
@@ -100,15 +109,16 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         self.input_images = input_images
         self.input_urls = input_urls
         self.nsfw_checker = nsfw_checker
-        self.max_credits = max_credits
-        self.min_credits_left = min_credits_left
+        self.max_credits: Any = max_credits
+        self.min_credits_left: Any = min_credits_left
         self._images: Sequence[InputImage] = ()
+        parameters.check_constants(self)
 
     def _order(self) -> tuple[str, Mapping[str, Any]]:
         from kie_provider.orders import read_order
 
         fields = {name: getattr(self, name) for name in ORDER_FIELDS}
-        order, self._images = read_order(fields, problems=self._budget.problems())
+        order, self._images = read_order(fields, problems=parameters.problems(self))
         return order.model, order.to_payload()
 
     def _make_ready(self, hook: KieHook, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -151,26 +161,33 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
     :param target: folder for the image and the JSON file that says where it comes from (templated). Default: not
         saved, and Kie's link may die within 24 hours.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
-    :param poll_interval: seconds between two looks, default 3; grows to 15 after the first minute.
-    :param timeout: seconds from the start of the try, default 900; after them one last look is taken. The shorter of
-        this and ``execution_timeout`` counts.
+    :param poll_interval: seconds or timedelta between two looks, default 3, at least 1; grows to 15 s after the first
+        minute (templated).
+    :param timeout: seconds or timedelta from the start of the try, default 900 s; after them one last look is taken.
+        The shorter of this and ``execution_timeout`` counts (templated).
     """
 
-    template_fields: Sequence[str] = (*Flux2CreateTaskOperator.template_fields, *SavingOperator.template_fields)
+    template_fields: Sequence[str] = (
+        *Flux2CreateTaskOperator.template_fields,
+        *SavingOperator.template_fields,
+        "poll_interval",
+        "timeout",
+    )
     operator_extra_links = (KieLogsLink(), KieResultLink())
 
     def __init__(
         self,
         *,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
-        timeout: timedelta | float = DEFAULT_TIMEOUT,
+        poll_interval: timedelta | float | str = DEFAULT_POLL_INTERVAL,
+        timeout: timedelta | float | str = DEFAULT_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.deferrable = deferrable
-        self.poll_interval = poll_interval
-        self.timeout = timeout
+        self.poll_interval: Any = poll_interval
+        self.timeout: Any = timeout
+        parameters.check_constants(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Create the task unless an earlier try has, wait for it, and save the image."""
@@ -208,8 +225,10 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
 
         :param trigger_error: how the trigger that waited has ended, if it should not have.
         """
+        from kie_provider.client.models import raise_for_problems
         from kie_provider.client.polling import Done, Waiting
 
+        raise_for_problems(parameters.problems(self), "nothing more was sent.")
         started_at = self._try_started_at(context)
         waiting = Waiting(
             started_at,
@@ -249,7 +268,11 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
             self._saver(hook).check_target()
         return super()._make_ready(hook, request)
 
+    def _facts(self) -> Facts:
+        return replace(super()._facts(), charged=self._charged())
+
     def _finish(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        self._result = result
         log_success(self.log, require_image(result))
         if self._saves:
             with KieHook(self.kie_conn_id) as hook:

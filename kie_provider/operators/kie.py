@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
-    AirflowTaskTimeout,
     BaseOperator,
     BaseOperatorLink,
 )
 
-from kie_provider.airflow_errors import operator_failure
+from kie_provider import parameters
+from kie_provider.airflow_errors import Facts, failures, operator_failure
 from kie_provider.client.errors import (
     LOGS_PAGE,
     KieError,
@@ -25,6 +25,7 @@ from kie_provider.client.errors import (
     KieTaskFailedError,
     KieValidationError,
 )
+from kie_provider.client.wording import counted, sentence
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.links import KieLogsLink
 from kie_provider.submission.decide import Reattach, Unknown, changed_fields, next_step
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from kie_provider.submission.record import SubmissionRecord
-
-UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
 
 
 class KieCreateTaskOperator(BaseOperator):
@@ -82,12 +81,22 @@ class KieCreateTaskOperator(BaseOperator):
         self.kie_conn_id = kie_conn_id
         self._submitted_id: str | None = None
         self._journal: Journal | None = None
+        parameters.check_constants(self)
 
     def execute(self, context: Context) -> Any:
         """Check the rendered fields, create the task unless an earlier try has, return its Kie task id."""
         journal = self._open_journal(context)
         with self._failures(journal):
             return self._create_once(journal)
+
+    def _failures(self, journal: Journal) -> contextlib.AbstractContextManager[None]:
+        """Log what goes wrong, and turn Kie errors into what Airflow understands."""
+        return failures(self.log, self._facts, lambda error: self._failure(error, journal))
+
+    def _facts(self) -> Facts:
+        """Return what is known, for the log of a failure."""
+        latest = self._journal and self._journal.latest
+        return Facts(self.kie_conn_id, self._known_id(), is_in_doubt=bool(latest and latest.state == "unknown"))
 
     def on_kill(self) -> None:
         """Say in the log that the Kie task goes on. Nothing else: the signal may come within a call to Airflow."""
@@ -109,7 +118,13 @@ class KieCreateTaskOperator(BaseOperator):
         return journal
 
     def _order(self) -> tuple[str, Mapping[str, Any]]:
-        """Return createTask's ``model`` and ``input`` from the rendered fields."""
+        """Return createTask's ``model`` and ``input`` from the rendered fields, all parameters checked.
+
+        :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
+        """
+        from kie_provider.client.models import raise_for_problems
+
+        raise_for_problems(parameters.problems(self))
         return self.model, self.input
 
     def _make_ready(self, hook: KieHook, request: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
@@ -150,16 +165,11 @@ class KieCreateTaskOperator(BaseOperator):
 
         :raises KieValidationError: the rendered fields cannot be sent.
         """
-        from kie_provider.client.models import raise_for_problems, shorten
-
         try:
-            if self.on_unknown_submit not in UNKNOWN_SUBMIT_CHOICES:
-                choices = " or ".join(map(repr, UNKNOWN_SUBMIT_CHOICES))
-                raise_for_problems([f"on_unknown_submit: must be {choices}, got {shorten(self.on_unknown_submit)}"])
             return self._new_request()
         except KieValidationError as error:
             recorded = self._recorded_request(journal)
-            if not recorded or journal.is_cleared:
+            if not recorded or journal.is_cleared or parameters.problems(self):
                 raise
             self.log.warning("The inputs are not valid any more, but were submitted before, so this goes on: %s", error)
             return recorded
@@ -231,8 +241,8 @@ class KieCreateTaskOperator(BaseOperator):
             reason = f"Kie task {kie_task_id} failed ({task.fail_message or 'Kie gave no reason'})"
             if task.credits_consumed and not is_cleared:
                 raise AirflowFailException(
-                    f"{reason}, but {task.credits_consumed:g} credits were charged; see {LOGS_PAGE}. No new one was "
-                    "created: to order one, clear this task."
+                    f"{reason}, but was charged {counted(task.credits_consumed, 'credit')}; see {LOGS_PAGE}. No new "
+                    "one was created: to order one, clear this task."
                 )
             self.log.warning("%s; creating a new one", reason)
             return False
@@ -258,15 +268,6 @@ class KieCreateTaskOperator(BaseOperator):
         self._submitted_id = record.kie_task_id
         return str(record.kie_task_id)
 
-    @contextlib.contextmanager
-    def _failures(self, journal: Journal) -> Iterator[None]:
-        """Turn Kie errors into what Airflow understands."""
-        try:
-            yield
-        except (Exception, AirflowTaskTimeout) as error:  # noqa: BLE001  # raised again
-            failure = self._failure(error, journal)
-            raise failure from (None if failure is error else error)
-
     def _failure(self, error: BaseException, journal: Journal) -> BaseException:
         unwritten = journal.write_again()
         if isinstance(error, KieJournalError):
@@ -275,16 +276,18 @@ class KieCreateTaskOperator(BaseOperator):
             if self.on_unknown_submit == "resubmit":
                 return error  # the next try sends it again
             doubt = [record for record in journal.records if record.state == "unknown"]
-            return AirflowFailException(
-                f"{error} {doubt[-1].settle_advice()}" if journal.is_durable and doubt else str(error)
-            )
+            if journal.is_durable and doubt:
+                error.advice += f" {doubt[-1].settle_advice()}"
+            return AirflowFailException(str(error))
         if isinstance(error, AirflowFailException) or (
             isinstance(error, KieTaskFailedError) and error.may_succeed_anew
         ):
             return error
         if (kie_task_id := self._known_id()) and (unwritten or not journal.is_durable):
             advice = f" {unwritten[-1].settle_advice()}" if unwritten else ""
-            return AirflowFailException(
-                f"{error}. No retry, it would not know the Kie task: {goes_on(kie_task_id)}.{advice}"
-            )
-        return operator_failure(error) if isinstance(error, KieError) else error
+            advice = f"No retry, it would not know the Kie task: {goes_on(kie_task_id)}.{advice}"
+            if isinstance(error, KieError):
+                error.advice = advice
+                return AirflowFailException(str(error))
+            return AirflowFailException(f"{sentence(str(error))} {advice}")
+        return operator_failure(error)

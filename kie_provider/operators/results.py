@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from kie_provider.airflow_errors import operator_failures
+from kie_provider.airflow_errors import Facts, failures
 from kie_provider.assets import tell_assets
 from kie_provider.client.errors import KieTaskFailedError, KieTaskTimeoutError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
@@ -57,19 +57,29 @@ class SavingOperator(BaseOperator):
         self.redact_prompt = redact_prompt
         self.max_bytes = max_bytes
         self.max_pixels = max_pixels
+        self._result: Mapping[str, Any] = {}
 
-    def _saver(self, hook: KieHook) -> ResultSaver:
-        """Return what saves; making it checks the rendered parameters."""
+    def _charged(self) -> float | None:
+        """Return what the result has cost, as far as Kie says; None: not known, or no result yet."""
+        charged = self._result.get("credits_consumed")
+        return charged if isinstance(charged, int | float) and charged > 0 else None
+
+    def _saver(self, hook: KieHook, **changes: Any) -> ResultSaver:
+        """Return what saves; making it checks the rendered parameters.
+
+        :param changes: parameters to put in the place of those of the author.
+        """
         from kie_provider.config import price_table
         from kie_provider.files.saving import ResultSaver, SaveOptions
 
-        options = SaveOptions(**{field.name: getattr(self, field.name) for field in fields(SaveOptions)})
+        options = SaveOptions(**{field.name: getattr(self, field.name) for field in fields(SaveOptions)} | changes)
         return ResultSaver(options, hook, price_table())
 
     def _save(self, result: Mapping[str, Any], saver: ResultSaver, context: Context) -> dict[str, Any]:
         """Save the files of a result, tell the assets among the outlets, and return the result with ``files``."""
         from kie_provider.files.provenance import RunFacts
 
+        self._result = result
         saved = saver.save(result, RunFacts.of(context["ti"]))
         tell_assets(self, context, {name: saved[name] for name in ("kie_task_id", "model", "files")})
         return saved
@@ -124,9 +134,12 @@ class KieSaveResultOperator(SavingOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Save every file that is not there yet."""
-        with operator_failures(), KieHook(self.kie_conn_id) as hook:
+        with failures(self.log, self._facts), KieHook(self.kie_conn_id) as hook:
             saver = self._saver(hook)
             return self._save(_read_result(self.result, hook), saver, context)
+
+    def _facts(self) -> Facts:
+        return Facts(self.kie_conn_id, self._result.get("kie_task_id"), self._charged())
 
 
 def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:
@@ -135,14 +148,14 @@ def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:
     :raises KieValidationError: it is neither.
     :raises KieError: Kie does not know the task, or it has not ended well.
     """
-    from kie_provider.client.models import from_text, is_blank, raise_for_problems, shorten
+    from kie_provider.client.models import from_text, got, is_blank, raise_for_problems
 
     value = from_text(value)
     if isinstance(value, str) and re.fullmatch(r"[\w-]+", value.strip()) and not is_blank(value):
         return _finished(hook.get_task(value.strip())).to_result()
     urls = value.get("urls") if isinstance(value, Mapping) else None
     if not isinstance(urls, Sequence) or isinstance(urls, str) or not isinstance(value.get("kie_task_id"), str):
-        raise_for_problems([f"result: must be a Kie task id or a result dict, got {shorten(value)}"])
+        raise_for_problems([f"result: must be a Kie task id or a result dict, {got(value)}"])
     return dict(value)
 
 

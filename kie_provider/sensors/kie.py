@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
+    AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
 )
 
-from kie_provider.airflow_errors import sensor_failure
-from kie_provider.client.errors import KieError, KieValidationError
+from kie_provider import parameters
+from kie_provider.airflow_errors import Facts, failures, sensor_failure
+from kie_provider.client.errors import KieError, KieTaskTimeoutError, KieValidationError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from kie_provider.links import KieLogsLink, KieResultLink
 from kie_provider.waiting import (
@@ -51,7 +53,8 @@ class KieTaskSensor(BaseSensorOperator):
 
     :param kie_task_id: what the creating operator returned (templated).
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
-    :param poke_interval: seconds between two looks, default 3; a deferred wait slows down to 15 after a minute.
+    :param poke_interval: seconds or timedelta between two looks, default 3, at least 1; a deferred wait slows down to
+        15 s after a minute.
     :param timeout: seconds from the start of the try, default 900; after them one last look is taken.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
     """
@@ -75,21 +78,25 @@ class KieTaskSensor(BaseSensorOperator):
         self.kie_conn_id = kie_conn_id
         self.deferrable = deferrable
         self._waiting: Waiting | None = None
+        self._reason = "still running"
+        parameters.check_constants(self)
 
     def execute(self, context: Context) -> Any:
         """Look once; defer if the task is still running. Without ``deferrable``, poke as every sensor does."""
         if not self.deferrable:
-            return super().execute(context)
+            try:
+                return super().execute(context)
+            except AirflowSensorTimeout:
+                with failures(self.log, self._facts, sensor_failure):
+                    reason = f"{self._reason} after {self.timeout:g} seconds of this wait"
+                    raise KieTaskTimeoutError(reason, kie_task_id=self.kie_task_id) from None
         with self._failures():
             return self._look_or_defer(context)
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
-        try:
+        with failures(self.log, self._facts, sensor_failure):
             result = self._look(self._waiting or self._new_wait(context))
-        except KieError as error:
-            failure = sensor_failure(error)
-            raise failure from (None if failure is error else error)
         return PokeReturnValue(is_done=result is not None, xcom_value=result)
 
     def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:  # noqa: ARG002
@@ -118,20 +125,17 @@ class KieTaskSensor(BaseSensorOperator):
 
         :raises KieError: the wait is over without a result.
         """
-        from kie_provider.client.models import is_blank, shorten
+        from kie_provider.client.models import got, is_blank
         from kie_provider.client.polling import Done
 
         kie_task_id = self.kie_task_id
         if is_blank(kie_task_id) or not isinstance(kie_task_id, str):
-            raise KieValidationError(
-                f"kie_task_id: must be the id that createTask returned, got {shorten(kie_task_id)}; did the task "
-                "upstream return it?"
-            )
+            raise KieValidationError(f"kie_task_id: must be the id that createTask returned, {got(kie_task_id)}")
         verdict = look(self.kie_conn_id, kie_task_id, waiting)
         if isinstance(verdict, Done):
             return self._finish(verdict.record.to_result())
         self.log.info("Kie task %s: %s", kie_task_id, verdict.reason)
-        self._waiting = verdict.waiting
+        self._waiting, self._reason = verdict.waiting, verdict.reason
         return None
 
     def _new_wait(self, context: Context, timeout: float | None = None) -> Waiting:
@@ -174,17 +178,22 @@ class KieTaskSensor(BaseSensorOperator):
         log_success(self.log, result)
         return result
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Turn the errors of a deferred wait into what BaseSensorOperator raises for those of a poke."""
-        try:
-            yield
-        except AirflowSkipException:
-            raise
-        except (KieError, AirflowException) as error:
-            failure = sensor_failure(error) if isinstance(error, KieError) else error
-            is_final = not isinstance(failure, KieError)
-            if self.never_fail or (self.soft_fail and is_final):
-                flag = "never_fail" if self.never_fail else "soft_fail"
-                raise AirflowSkipException(f"Skipped because {flag} is set: {error}") from error
-            raise failure from (None if failure is error else error)
+    def _failures(self) -> contextlib.AbstractContextManager[None]:
+        """Log what goes wrong in a deferred wait, and raise what BaseSensorOperator raises for the errors of a poke."""
+        return failures(self.log, self._facts, self._failure)
+
+    def _failure(self, error: BaseException) -> BaseException:
+        if isinstance(error, AirflowSkipException) or not isinstance(error, KieError | AirflowException):
+            return error
+        failure = sensor_failure(error)
+        is_final = not isinstance(failure, KieError)
+        if self.never_fail or (self.soft_fail and is_final):
+            flag = "never_fail" if self.never_fail else "soft_fail"
+            return AirflowSkipException(f"Skipped because {flag} is set: {error}")
+        return failure
+
+    def _facts(self) -> Facts:
+        from kie_provider.client.models import is_blank
+
+        is_id = isinstance(self.kie_task_id, str) and not is_blank(self.kie_task_id)
+        return Facts(self.kie_conn_id, self.kie_task_id if is_id else None)

@@ -68,6 +68,7 @@ class KieBatchTrigger(KieTrigger):
     async def _watch(self) -> dict[str, Any]:
         gate = asyncio.Semaphore(LOOKS_AT_ONCE)
         started_at = time.monotonic()
+        await self.settle()
         waits = [asyncio.ensure_future(self._wait(kie_task_id, gate)) for kie_task_id in self.kie_task_ids]
         running = set(waits)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from kie_provider.client.models import TaskRecord
 
 
+#: No trigger fires earlier than so many seconds after it began to run. Airflow's scheduler learns of the end of the
+#: worker's process some time after the triggerer can begin; if the trigger has fired by then, the task is queued once
+#: more, and the scheduler takes the old end for that of the new process and marks the task failed. Tests lower it.
+FIRST_LOOK_AFTER = 3.0
+
+
 class KieTrigger(BaseTrigger):
     """What triggers that wait for Kie tasks have in common."""
 
@@ -24,6 +31,10 @@ class KieTrigger(BaseTrigger):
     def what_goes_on(self) -> str:
         """Say what it means to stop waiting."""
         raise NotImplementedError
+
+    async def settle(self) -> None:
+        """Wait until it is time for the first look."""
+        await asyncio.sleep(FIRST_LOOK_AFTER)
 
     async def on_kill(self) -> None:
         """Say in the task's log that the Kie tasks go on. Called by Airflow 3.3 and later, which bounds its time.
@@ -80,6 +91,7 @@ class KieTaskTrigger(KieTrigger):
         return goes_on(self.kie_task_id)
 
     async def _wait(self) -> dict[str, Any]:
+        await self.settle()
         try:
             record = await KieHook(self.kie_conn_id).await_task(
                 self.kie_task_id, poll_interval=self.poll_interval, deadline=self.deadline

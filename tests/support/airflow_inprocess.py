@@ -49,8 +49,13 @@ class Outcome:
         return self.retries > 0
 
 
-def run_dag(dag: DAG, conf: dict[str, Any] | None = None) -> dict[tuple[str, int], Outcome]:
-    """Run ``dag`` once, with the run's ``conf``, and return every outcome by (task id, map index)."""
+def run_dag(
+    dag: DAG, conf: dict[str, Any] | None = None, labels: dict[tuple[str, int], str] | None = None
+) -> dict[tuple[str, int], Outcome]:
+    """Run ``dag`` once, with the run's ``conf``, and return every outcome by (task id, map index).
+
+    :param labels: takes up what ``map_index_template`` was rendered to.
+    """
     from airflow.sdk.execution_time.supervisor import run_task_in_process
 
     outcomes: dict[tuple[str, int], Outcome] = {}
@@ -68,6 +73,8 @@ def run_dag(dag: DAG, conf: dict[str, Any] | None = None) -> dict[tuple[str, int
     for ti in run.get_task_instances():
         outcome = outcomes.setdefault((ti.task_id, ti.map_index), Outcome())
         outcome.state, outcome.tries = ti.state, ti.try_number
+        if labels is not None:
+            labels[ti.task_id, ti.map_index] = ti.rendered_map_index
         outcome.result = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index)
     return outcomes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kie_provider.operators.flux2 import Flux2CreateTaskOperator
+from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.kie import KieCreateTaskOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from tests.support.airflow_inprocess import run_task
@@ -119,6 +119,14 @@ CREATE = {
         flux2(prompt="x" * 5001),
     ),
     "prompt not text": Case(INVALID + "  - prompt: must be text, got int 42", flux2(prompt=42)),
+    "prompt that the upstream task did not return": Case(
+        INVALID + "  - prompt: must be text, got 'None': the upstream task returned nothing", flux2(prompt="None")
+    ),
+    "rendered numbers": Case(
+        INVALID + "  - max_credits: must be a number of credits, at least 0, or None, got 'many'\n"
+        "  - aspect_ratio: '5:4' is not allowed; allowed: " + RATIOS,
+        flux2(aspect_ratio="5:4", max_credits="{{ 'many' }}"),
+    ),
     "bad ratio and resolution, together": Case(
         INVALID + f"  - aspect_ratio: '5:4' is not allowed; allowed: {RATIOS}\n"
         "  - resolution: '8K' is not allowed; allowed: 1K, 2K",
@@ -201,6 +209,24 @@ def test_create(case, kie_emulator, monkeypatch):
     assert kie_emulator.bill()["charged_total"] == case.charged
 
 
+def test_the_log_says_it_in_short_lines(kie_emulator, capsys, caplog):
+    kie_emulator.fault({"on": "createTask", "do": "fail", "failCode": "400", "failMsg": "Your prompt was flagged"})
+
+    outcome = run_task(lambda **kw: Flux2GenerateImageOperator(prompt="a bad fox", poll_interval=0.1, **kw))
+
+    log = capsys.readouterr().out + caplog.text
+    for line in (
+        "Failed: The Kie.ai task failed",
+        "Kie says: Your prompt was flagged (Kie code 400)",
+        "With: connection 'kie_default', Kie task ",
+        "Charged: nothing; Kie does not charge failed tasks",
+        "Change the prompt or the input images, then clear",
+    ):
+        assert line in log
+    assert outcome.error.__cause__ is None
+    assert outcome.error.__suppress_context__
+
+
 def test_create_with_an_unknown_market_model(kie_emulator):
     outcome = run_task(lambda **kw: KieCreateTaskOperator(model="acme/painter", input={"prompt": "a fox"}, **kw))
 
@@ -238,8 +264,8 @@ UNKNOWN_TASK = (
 )
 WAIT = {
     "nothing from upstream": Case(
-        "Kie.ai request is not valid: kie_task_id: must be the id that createTask returned, got 'None'; did the task "
-        "upstream return it?",
+        "Kie.ai request is not valid: kie_task_id: must be the id that createTask returned, got 'None': the upstream "
+        "task returned nothing",
         {"kie_task_id": "None"},
     ),
     "wrong key": Case(
@@ -251,7 +277,7 @@ WAIT = {
     ),
     "task failed": Case(
         "The Kie.ai task failed: Your prompt was flagged [Kie code 400, Kie task {id}] -> Kie does not charge failed "
-        "tasks; details are at https://kie.ai/logs. To order another one, clear the Airflow task that created it.",
+        "tasks. Change the prompt or the input images, then clear the Airflow task that created the Kie task.",
         faults=({"on": "createTask", "do": "fail", "failCode": "400", "failMsg": "Your prompt was flagged"},),
     ),
     "success without URLs": Case(

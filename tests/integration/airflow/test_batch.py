@@ -28,12 +28,12 @@ FOXES = [f"a red fox, number {number}" for number in range(6)]
 
 
 @pytest.fixture
-def kie(monkeypatch):
-    """An account without a limit on new tasks."""
+def kie(monkeypatch, request):
+    """An account without a limit on new tasks; a parameter says how many credits it has."""
     from kie_provider.client.submit_window import forget_windows
 
     forget_windows()
-    with KieEmulator(generating_seconds=0.05, create_limit=10_000) as kie:
+    with KieEmulator(generating_seconds=0.05, create_limit=10_000, credits=getattr(request, "param", 1000.0)) as kie:
         connection = {**kie.connection, "extra": {**kie.connection["extra"], "submit_limit": 10_000}}
         monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
         yield kie
@@ -191,6 +191,67 @@ class TestAllIsWell:
         assert len({item["prompt_sha256"] for item in manifest_in(tmp_path)["items"]}) == 6
 
 
+class TestNames:
+    def test_every_item_has_the_name_it_asks_for(self, run, kie, tmp_path, capsys, caplog):
+        prompts = [
+            {"prompt": "A red fox, at dawn!", "file_name": "sku-17.{extension}"},
+            {"prompt": "an owl", "file_name": "birds/{prompt_slug}-{item:03}.{extension}"},
+            {"prompt": "A Blue Hare", "file_name": ""},
+        ]
+
+        outcome = run(prompts, file_name="{item}-{prompt_slug}.{extension}", deferrable=True)
+
+        assert outcome.state == "success", outcome.error
+        assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")) == [
+            "2-a-blue-hare.png",
+            "birds/an-owl-001.png",
+            "sku-17.png",
+        ]
+        log = capsys.readouterr().out + caplog.text
+        for line in ("prompts[0] saved (1 of 3): sku-17.png", "prompts[1] saved (2 of 3): birds/an-owl-001.png"):
+            assert line in log
+
+    def test_a_name_that_is_taken_is_refused_before_anything_is_sent(self, run, kie, tmp_path):
+        (tmp_path / "3.png").write_text("somebody's")
+
+        outcome = run(file_name="{item}.{extension}")
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert f"'3.png' in {tmp_path} exist already. Nothing was ordered." in str(outcome.error)
+        assert not sent(kie)
+
+    @durable
+    def test_another_name_orders_nothing_anew(self, run, kie, tmp_path):
+        def crash(context, result=None):
+            if context["ti"].try_number == 1:
+                raise RuntimeError("the worker died")
+
+        outcome = run(file_name=by_try("a-{item}.{extension}", "b-{item}.{extension}"), post_execute=crash)
+
+        assert outcome.state == "success", outcome.error
+        assert len(sent(kie)) == 6
+        assert len(list(tmp_path.glob("b-*.png"))) in (0, 6)
+
+
+class TestBalance:
+    @pytest.mark.parametrize("kie", [29], indirect=True)
+    def test_what_the_account_cannot_pay_is_refused_as_a_whole(self, run, kie):
+        outcome = run()
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert (
+            "6 images (6 x flux-2/pro-text-to-image at 1K for 5) would cost 30 credits, and 29 are left: 1 too few"
+            in str(outcome.error)
+        )
+        assert not sent(kie)
+        assert sum(each["path"].endswith("/credit") for each in kie.requests()) == 1
+
+    @pytest.mark.parametrize("kie", [30], indirect=True)
+    def test_just_enough(self, run, kie):
+        assert run(min_credits_left=0).state == "success"
+        assert sum(each["path"].endswith("/credit") for each in kie.requests()) == 1
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("fields", "messages"),
@@ -200,18 +261,42 @@ class TestBadInput:
             ({"prompts": ["a red fox", 7]}, ["prompts[1].prompt: must be text, got int 7"]),
             (
                 {"prompts": [f"a red fox {n}" if n not in (3, 499) else "x" for n in range(500)]},
-                ["prompts[3].prompt: 'x' has 1 characters", "prompts[499].prompt: 'x' has 1 characters"],
+                ["prompts[3].prompt: 'x' has 1 character;", "prompts[499].prompt: 'x' has 1 character;"],
             ),
             ({"prompts": ["a red fox", "an owl", "a red fox"]}, ["prompts[2]: is the same as prompts[0]; set allow"]),
-            ({"prompts": [{"prompt": "a red fox", "seed": 1}]}, ["prompts[0].seed: Flux-2 has no such field"]),
+            ({"prompts": [{"prompt": "a red fox", "seed": 1}]}, ["prompts[0].seed: there is no such field"]),
             ({"model": "flux-3", "resolution": "8K"}, ["prompts[0].model: 'flux-3'", "prompts[5].resolution: '8K'"]),
             ({"prompts": [{"prompt": "a red fox", "input_images": "/not/there.png"}]}, ["prompts[0].input_images: "]),
-            ({"min_success": 1.5}, ["min_success: must be a share above 0, up to 1, got 1.5"]),
-            ({"min_success": "all"}, ["min_success: must be a share above 0, up to 1, got 'all'"]),
-            ({"min_success": 0}, ["min_success: must be a share above 0, up to 1, got 0"]),
+            ({"min_success": "{{ 1.5 }}"}, ["min_success: must be a share above 0, up to 1, got '1.5'"]),
+            ({"min_success": "{{ 'all' }}"}, ["min_success: must be a share above 0, up to 1, got 'all'"]),
+            (
+                {"timeout": "{{ none }}", "poll_interval": "{{ 0 }}"},
+                ["poll_interval: must be a number", "timeout: must be"],
+            ),
             ({"on_unknown_submit": "hope"}, ["on_unknown_submit: must be 'fail' or 'resubmit', got 'hope'"]),
-            ({"max_credits": "9"}, ["max_credits: must be a number of credits"]),
-            ({"file_name": "{index}.{extension}"}, ["put {kie_task_id} into it"]),
+            ({"max_credits": "{{ 'nine' }}"}, ["max_credits: must be a number of credits"]),
+            (
+                {"file_name": "{index}.{extension}"},
+                ["prompts[1].file_name: would be '0.png', as that of prompts[0]; put {item}, {prompt_slug} or"],
+            ),
+            (
+                {"file_name": "{number}.{extension}"},
+                [
+                    "  - file_name: '{number}.{extension}' has a field 'number' that is not one of kie_task_id, index, "
+                    "extension, item, prompt_slug"
+                ],
+            ),
+            (
+                {
+                    "prompts": [{"prompt": "a red fox", "file_name": name} for name in ("a.png", "../a.{extension}")],
+                    "allow_duplicates": True,
+                },
+                ["prompts[0].file_name: must end with '.{extension}'", "prompts[1].file_name: '../a.png' leads out"],
+            ),
+            (
+                {"file_name": "{prompt_slug}.{extension}", "redact_prompt": True},
+                ["file_name: must not have {prompt_slug}"],
+            ),
             ({"target": ""}, ["target: must be a path"]),
             ({"on_wrong_size": "shrug"}, ["on_wrong_size: must be 'warn' or 'fail'"]),
             (
@@ -239,8 +324,8 @@ class TestBadInput:
         outcome = run()
 
         assert (outcome.state, outcome.retried) == ("failed", False)
-        assert "0 of 6 are saved" in str(outcome.error)
-        assert "No more was ordered: Kie.ai did not accept the API key" in str(outcome.error)
+        assert "Kie.ai did not accept the API key" in str(outcome.error)
+        assert not sent(kie)
         assert kie.bill()["tasks"] == []
 
 
@@ -315,8 +400,8 @@ class TestPartialSuccess:
 
         outcome = run()
 
-        assert (outcome.state, outcomes_in(tmp_path)) == ("failed", ["saved"] * 4 + ["not_ordered"] * 2)
-        assert kie.bill()["charged_total"] == 1000
+        assert "would cost 30 credits, and 20 are left: 10 too few" in str(outcome.error)
+        assert kie.bill()["charged_total"] == 980
 
     def test_one_that_never_ends(self, run, kie, tmp_path):
         kie.fault({"on": "createTask", "do": "stuck", "match": {"prompt": "number 3"}})

@@ -17,7 +17,11 @@ from tests.support.airflow_inprocess import run_task
             "flux-2/pro-text-to-image at 2K costs 7 credits of the 1000 that are left, which leaves 993, "
             "and min_credits_left=994",
         ),
-        ({"max_credits": "6"}, "max_credits: must be a number of credits, at least 0, or None, got '6'"),
+        ({"max_credits": "6"}, "flux-2/pro-text-to-image at 2K costs 7 credits, and max_credits=6"),
+        (
+            {"max_credits": "{{ 'six' }}"},
+            "max_credits: must be a number of credits, at least 0, or None, got 'six'",
+        ),
     ],
 )
 def test_too_small_by_one_credit(kie_emulator, budget, message):

@@ -237,7 +237,7 @@ class TestRetry:
         outcome = run_after(submission("f" * 32), operator)
 
         assert (outcome.state, outcome.retried) == ("failed", False)
-        assert "Internal Error), but 5 credits were charged" in str(outcome.error)
+        assert "Internal Error), but was charged 5 credits" in str(outcome.error)
         assert at_kie() == []
 
     @OPERATORS

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from airflow.sdk import task
+from airflow.sdk import get_current_context, task
 from PIL import Image
 
 from kie_provider.decorators.flux2 import Flux2DecoratedOperator
@@ -141,6 +143,54 @@ def test_after_trouble_at_kie_the_same_is_ordered_again(kie_emulator, tmp_path, 
     assert first == second
     assert all(url.startswith("http") for url in second["input"].get("input_urls", []))
     assert kie_emulator.bill()["charged_total"] == 5
+
+
+@pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "in the worker"])
+def test_an_async_function_is_awaited(kie_emulator, deferrable):
+    async def prompt(topic="fox"):
+        await asyncio.sleep(0)
+        return {"prompt": f"a red {topic}"}
+
+    outcome = run(prompt, deferrable=deferrable)
+
+    assert outcome.state == "success", outcome.error
+    assert orders(kie_emulator)[0]["input"]["prompt"] == "a red fox"
+
+
+@pytest.mark.parametrize(
+    ("deferrable", "retried", "template"),
+    [
+        (True, False, "{{ label }}"),
+        (True, True, "{{ label }} of {{ ti.task_id }}"),
+        (False, True, "{{ label }}"),
+        (True, False, "{{ topic }}"),
+    ],
+)
+def test_map_index_template_as_with_task(kie_emulator, tmp_path, deferrable, retried, template):
+    if retried:
+        pytest.importorskip("airflow.models.task_state_store", reason="nothing outlives a try before Airflow 3.3")
+        kie_emulator.fault({"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>", "times": 2})
+    labels = {}
+
+    with new_dag() as dag:
+
+        @task.flux2(
+            map_index_template=template, target=str(tmp_path), deferrable=deferrable, retries=3, task_id="it", **OPTIONS
+        )
+        def illustrate(topic):
+            get_current_context()["label"] = f"the {topic}"
+            return f"a red {topic}"
+
+        illustrate.expand(topic=["fox", "owl"])
+    outcomes = run_dag(dag, labels=labels)
+
+    assert {outcome.state for outcome in outcomes.values()} == {"success"}, outcomes
+    expected = [
+        template.replace("{{ label }}", f"the {topic}").replace("{{ topic }}", topic).replace("{{ ti.task_id }}", "it")
+        for topic in ("fox", "owl")
+    ]
+    assert [labels["it", index] for index in (0, 1)] == expected
+    assert kie_emulator.bill()["charged_total"] == 10
 
 
 @pytest.mark.parametrize(

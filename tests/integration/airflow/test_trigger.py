@@ -12,7 +12,8 @@ import pytest
 
 from kie_provider.client import transport
 from kie_provider.hooks.kie import KieHook
-from kie_provider.triggers.kie import KieTaskTrigger, read_event
+from kie_provider.triggers.batch import KieBatchTrigger
+from kie_provider.triggers.kie import FIRST_LOOK_AFTER, KieTaskTrigger, read_event
 
 
 @pytest.fixture
@@ -61,6 +62,20 @@ async def test_success(create):
 
     assert read_event(event, kie_task_id)["kie_task_id"] == kie_task_id
     assert not transport._shared_sessions
+
+
+@pytest.mark.parametrize("make", [KieTaskTrigger, lambda conn, id_, **kw: KieBatchTrigger(conn, [id_], **kw)])
+@pytest.mark.parametrize("seconds", [30.0, 0.0])
+async def test_no_trigger_fires_before_the_scheduler_has_seen_the_worker_end(create, monkeypatch, make, seconds):
+    assert FIRST_LOOK_AFTER == 3.0
+    monkeypatch.setattr("kie_provider.triggers.kie.FIRST_LOOK_AFTER", 0.5)
+    kie_task_id = create()
+    started_at = time.monotonic()
+
+    event = await fire(make("kie_default", kie_task_id, poll_interval=0.01, deadline=time.time() + seconds))
+
+    assert event["status"] in ("success", "ended")
+    assert time.monotonic() - started_at >= 0.5
 
 
 async def test_without_task_instance_as_under_dag_test(create):

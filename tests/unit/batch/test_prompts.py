@@ -32,7 +32,9 @@ def test_lists_in_any_shape(value):
 
 @pytest.mark.parametrize("value", ["a fox", None, 7, {"prompt": "a fox"}, b"a fox"])
 def test_what_is_no_list(value):
-    assert prompts(value) == ([], [f"prompts: must be a list of prompts or dicts, got {value!r}"])
+    items, [problem] = prompts(value)
+    assert items == []
+    assert problem.startswith(f"prompts: must be a list of prompts or dicts, got {value!r}")
 
 
 @pytest.mark.parametrize("value", [[], "[]", ()])
@@ -46,6 +48,18 @@ def test_an_item_speaks_for_itself():
     assert items == [{**DEFAULTS, "prompt": "a fox", "resolution": "2K"}, {**DEFAULTS, "prompt": "an owl"}]
 
 
+@pytest.mark.parametrize("blank", ["", " ", "None", None, float("nan")])
+def test_an_empty_cell_means_the_default_of_the_batch(blank):
+    defaults = {**DEFAULTS, "aspect_ratio": "16:9", "resolution": "2K"}
+    row = {"prompt": "a fox", "model": blank, "aspect_ratio": blank, "resolution": blank, "nsfw_checker": blank}
+    items, _ = read_prompts([row], defaults)
+    [(order, _)], problems = read_orders(items)
+
+    assert not problems
+    assert (order.model, order.aspect_ratio, order.resolution) == ("flux-2/pro-text-to-image", "16:9", "2K")
+    assert order.nsfw_checker is None
+
+
 def test_all_that_is_wrong_is_named_at_once():
     items, _ = read_prompts(["a fox", "x", {"prompt": "an owl", "resolution": "9K", "seed": 1}, None, 7], DEFAULTS)
 
@@ -53,10 +67,10 @@ def test_all_that_is_wrong_is_named_at_once():
 
     text = "\n".join(problems)
     for start in (
-        "prompts[1].prompt: 'x' has 1 characters",
+        "prompts[1].prompt: 'x' has 1 character;",
         "prompts[2].resolution: '9K' is not allowed",
-        "prompts[2].seed: Flux-2 has no such field",
-        "prompts[3].prompt: must be text, got NoneType",
+        "prompts[2].seed: there is no such field",
+        "prompts[3].prompt: must be text, got None: the upstream task returned nothing",
         "prompts[4].prompt: must be text, got int 7",
     ):
         assert start in text

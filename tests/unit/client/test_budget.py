@@ -34,13 +34,3 @@ def test_what_is_left_on_the_account():
 
 def test_what_has_no_price_is_not_guessed():
     assert refusal(Budget(max_credits=5), None) == "the order has no price in the table; put one into [kie] prices"
-
-
-@pytest.mark.parametrize("value", [-1, "5", True, float("nan"), float("inf"), [5]])
-def test_bad_amounts_are_named(value):
-    problems = Budget(value, value).problems()
-    assert [problem.partition(":")[0] for problem in problems] == ["max_credits", "min_credits_left"]
-
-
-def test_good_amounts():
-    assert Budget(0, 2.5).problems() == []

@@ -361,7 +361,7 @@ def test_prompt_lengths():
 @pytest.mark.parametrize(
     ("prompt", "problem"),
     [
-        (None, "prompt: must be text, got NoneType None"),
+        (None, "prompt: must be text, got None: the upstream task returned nothing"),
         (7, "prompt: must be text, got int 7"),
         (["a cat"], "prompt: must be text, got list ['a cat']"),
         (b"a cat", "prompt: must be text, got bytes b'a cat'"),
@@ -378,11 +378,11 @@ def test_a_prompt_that_is_a_mapped_xcom():
 
 
 def test_the_prompt_is_not_optional():
-    with pytest.raises(KieValidationError, match="prompt: must be text, got NoneType None"):
+    with pytest.raises(KieValidationError, match="prompt: must be text, got None: the upstream task returned nothing"):
         Flux2Input.parse(PRO, {})
 
 
-@pytest.mark.parametrize("model", ["", "flux-2", "flux-2/max", f" {PRO}", "None", None, 7, [PRO]])
+@pytest.mark.parametrize("model", ["flux-2", "flux-2/max", f" {PRO}", 7, [PRO]])
 def test_unknown_models(model):
     assert problems(model) == [
         f"model: {model!r} is not a Flux-2 model; allowed: flux-2/pro, flux-2/flex, flux-2/pro-text-to-image, "
@@ -396,11 +396,17 @@ def test_a_tier_is_completed(tier):
     assert Flux2Input.parse(tier, {"prompt": "a red fox", "input_urls": [URL]}).model == f"{tier}-image-to-image"
 
 
-@pytest.mark.parametrize("ratio", ["5:4", "", "None", None, 1, "1:1 ", ["1:1"], {}])
+@pytest.mark.parametrize("ratio", ["5:4", 1, "1:1 ", ["1:1"], {}])
 def test_bad_ratios(ratio):
     assert problems(aspect_ratio=ratio) == [
         f"aspect_ratio: {ratio!r} is not allowed; allowed: 1:1, 4:3, 3:4, 16:9, 9:16, 3:2, 2:3"
     ]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "None", None, float("nan")])
+def test_blank_means_the_default(blank):
+    order = Flux2Input.parse(blank, {"prompt": "a red fox", "aspect_ratio": blank, "resolution": blank})
+    assert order == Flux2Input(PRO, "a red fox", "1:1", "1K")
 
 
 def test_a_bad_ratio_with_images_may_be_auto():
@@ -416,7 +422,7 @@ def test_auto_needs_images(model):
     ]
 
 
-@pytest.mark.parametrize("resolution", ["4K", "1k", "", "None", None, 1, ["1K"]])
+@pytest.mark.parametrize("resolution", ["4K", "1k", 1, ["1K"]])
 def test_bad_resolutions(resolution):
     assert problems(resolution=resolution) == [f"resolution: {resolution!r} is not allowed; allowed: 1K, 2K"]
 
@@ -499,7 +505,7 @@ def test_bad_nsfw_checker(value):
 @pytest.mark.parametrize("name", ["seed", "steps", "negative_prompt", "Prompt", "callBackUrl", ""])
 def test_unknown_fields_are_named(name):
     assert problems(**{name: 1}) == [
-        f"{name}: Flux-2 has no such field; it has prompt, aspect_ratio, resolution, input_urls, nsfw_checker"
+        f"{name}: there is no such field; allowed: prompt, aspect_ratio, resolution, input_urls, nsfw_checker"
     ]
 
 

@@ -1,0 +1,138 @@
+"""The numbers that operators and sensors take: read once, from constants and from what templates make of them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+#: Kie allows ten looks per second at one task; a look per second is plenty for images that take ten. Tests lower it.
+SHORTEST_POLL_INTERVAL = 1.0
+#: Seconds; Kie forgets a task after two months, and a year from now is still a date.
+LONGEST_WAIT = 366 * 86_400.0
+#: What makes one image.
+ORDER_FIELDS = ("prompt", "model", "aspect_ratio", "resolution", "input_images", "input_urls", "nsfw_checker")
+UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
+_DURATION = re.compile(r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+
+
+def problems(operator: Any) -> list[str]:
+    """Check the rendered parameters of an operator, and put numbers in the place of what was understood as one.
+
+    :return: for every parameter that makes no sense its name, its value, and what is allowed.
+    """
+    found = []
+    for name, read in _READERS.items():
+        if hasattr(operator, name):
+            try:
+                value = read(getattr(operator, name))
+            except ValueError as error:
+                found.append(f"{name}: {error}")
+            else:
+                setattr(operator, name, value)
+    return found
+
+
+def check_constants(operator: Any) -> None:
+    """Check, when the DAG is parsed, the numbers that no template fills in later.
+
+    :raises AirflowFailException: one of them makes no sense. Not ValueError: the worker makes mapped tasks, and a
+        retry would fare no better.
+    """
+    found = []
+    for name, read in _NUMBERS.items():
+        value = getattr(operator, name, "{{")
+        if not _is_filled_in_later(value):
+            try:
+                read(value)
+            except ValueError as error:
+                found.append(f"{name}: {error}")
+    if found:
+        raise AirflowFailException(
+            "\n".join([f"task {operator.task_id!r} has wrong parameters.", *(f"  - {problem}" for problem in found)])
+        )
+
+
+def _is_filled_in_later(value: Any) -> bool:
+    """Whether this is a template, or a reference to what another task returns."""
+    return hasattr(value, "resolve") or (isinstance(value, str) and re.search(r"\{[{%#]", value) is not None)
+
+
+def _seconds(value: Any) -> float:
+    """Return seconds: of a number, a timedelta, or of their texts; not a number, if it is none of these."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return _number(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | numbers.Real):
+        return math.nan
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+    return int(number) if number.is_integer() else number
+
+
+def _poll_interval(value: Any) -> float:
+    seconds, shortest = _seconds(value), SHORTEST_POLL_INTERVAL
+    if shortest <= seconds <= LONGEST_WAIT:
+        return seconds
+    raise _refused(f"must be a number of seconds or a timedelta, at least {shortest:g}", value)
+
+
+def _timeout(value: Any) -> float:
+    seconds = _seconds(value)
+    if 0 <= seconds <= LONGEST_WAIT:
+        return seconds
+    raise _refused(f"must be a number of seconds or a timedelta, from 0 to {LONGEST_WAIT:.0f} (a year)", value)
+
+
+def _credits(value: Any) -> float | None:
+    from kie_provider.client.models import is_blank
+
+    if is_blank(value):
+        return None
+    number = _number(value)
+    if 0 <= number < math.inf:
+        return number
+    raise _refused("must be a number of credits, at least 0, or None", value)
+
+
+def _share(value: Any) -> float:
+    number = _number(value)
+    if 0 < number <= 1:
+        return number
+    raise _refused("must be a share above 0, up to 1", value)
+
+
+def _unknown_submit(value: Any) -> Any:
+    if value in UNKNOWN_SUBMIT_CHOICES:
+        return value
+    raise _refused(f"must be {' or '.join(map(repr, UNKNOWN_SUBMIT_CHOICES))}", value)
+
+
+def _refused(allowed: str, value: Any) -> ValueError:
+    from kie_provider.client.models import got, shorten
+
+    return ValueError(f"{allowed}, {got(value) if isinstance(value, str) else f'got {shorten(value)}'}")
+
+
+_NUMBERS: Mapping[str, Callable[[Any], Any]] = {
+    "poll_interval": _poll_interval,
+    "poke_interval": _poll_interval,
+    "timeout": _timeout,
+    "max_credits": _credits,
+    "min_credits_left": _credits,
+    "min_success": _share,
+}
+_READERS: Mapping[str, Callable[[Any], Any]] = {**_NUMBERS, "on_unknown_submit": _unknown_submit}
