@@ -158,6 +158,7 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
 
     template_fields: Sequence[str] = (*Flux2CreateTaskOperator.template_fields, *SavingOperator.template_fields)
     operator_extra_links = (KieLogsLink(), KieResultLink())
+    _makes_images = True
 
     def __init__(
         self,
