@@ -583,7 +583,7 @@ class TestWhatStandsInTheManifest:
                 content = json.loads(path.read_text())
                 change(content["items"][0], tmp_path)
                 path.write_text(json.dumps(content))
-                (tmp_path / f"{kie.bill()['tasks'][0]['taskId']}-0.png").unlink()
+                (tmp_path / f"{kie.bill()['tasks'][0]['taskId']}-0.png").unlink(missing_ok=True)
 
         outcome = run(pre_execute=forge, deferrable=deferrable)
 
