@@ -1,7 +1,7 @@
 """The manifest of a batch: one JSON file beside the images that says what became of every item.
 
-It is written anew whenever something was saved, so it is also where a later phase finds the results it need not save
-again.
+It is written anew whenever something was saved, so a later phase learns from it which results it need not look at. It
+is no more than a hint: anybody may have changed it, or removed an image.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kie_provider.files import storage
+from kie_provider.files.provenance import plain
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -34,13 +35,14 @@ def manifest_path(folder: ObjectStoragePath, run: RunFacts) -> ObjectStoragePath
 
 
 def read_items(path: ObjectStoragePath) -> list[dict[str, Any]]:
-    """Return what a manifest says of every item; of a saved one, its result dict. None, if there is no manifest."""
+    """Return what a manifest says of every item; of a saved one, its result dict. Nothing, if it makes no sense."""
     content = storage.read_bytes(path, _LARGEST)
     try:
-        items = json.loads(content or b"{}").get("items", [])
-        return [dict(item) for item in items]
-    except (ValueError, TypeError, AttributeError):
+        told = json.loads(content or b"{}")
+    except (ValueError, RecursionError):
         return []
+    items = told.get("items") if isinstance(told, dict) else None
+    return [plain(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def is_saved(item: Mapping[str, Any]) -> bool:
@@ -54,8 +56,8 @@ def write(path: ObjectStoragePath, content: Mapping[str, Any]) -> None:
     :raises KieTargetError: it cannot be written there.
     :raises KieStorageError: the storage failed.
     """
-    text = json.dumps({"v": FORMAT, **content}, indent=1, ensure_ascii=False, default=str) + "\n"
-    with tempfile.TemporaryDirectory(prefix="kie-") as folder:
+    text = json.dumps(plain({"v": FORMAT, **content}), indent=1, ensure_ascii=False) + "\n"
+    with storage.storage_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="kie-") as folder:
         local = Path(folder, "manifest.json")
-        local.write_text(text, encoding="utf-8", errors="replace")
+        local.write_text(text, encoding="utf-8")
         storage.put(local, path)

@@ -25,11 +25,10 @@ from kie_provider.client.errors import (
     KieTaskFailedError,
     KieTaskTimeoutError,
     KieValidationError,
-    storable,
 )
 from kie_provider.client.models import TaskRecord, shorten
 from kie_provider.client.polling import Again, Raise, Waiting, judge
-from kie_provider.files.provenance import prompt_sha256
+from kie_provider.files.provenance import credits_of, input_of, prompt_sha256
 from kie_provider.orders import read_order, upload_files
 from kie_provider.submission.journal import Journal
 from kie_provider.submission.record import NOTHING, SubmissionRecord, iso
@@ -66,6 +65,7 @@ class Item:
     :param record: what is known of its submission; None: there is none yet.
     :param reason: why it is not saved, for people.
     :param is_settled: nothing more is done about it in this try.
+    :param is_hearsay: that it is saved stands in the manifest, and nobody has looked at its files yet.
     :param may_succeed_later: a retry may help.
     """
 
@@ -78,6 +78,7 @@ class Item:
     outcome: Outcome = "not_ordered"
     reason: str = ""
     is_settled: bool = False
+    is_hearsay: bool = False
     may_succeed_later: bool = False
     result: Mapping[str, Any] | None = None
 
@@ -160,8 +161,9 @@ class BatchRun:
                 continue
             if record.state == "submitted":
                 item.outcome = "running"
-                if result := saved.get(item.kie_task_id or ""):
-                    item.result = result
+                result = saved.get(item.kie_task_id or "")
+                if result and self._saver.named(item.file_name).could_have_saved(result):
+                    item.result, item.is_hearsay = result, True
                     item.settle("saved")
             elif record.state == "unknown":
                 item.settle(
@@ -171,6 +173,25 @@ class BatchRun:
                 )
             else:
                 item.settle("failed", record.reason, may_succeed_later=record.may_succeed_anew)
+
+    def confirm(self) -> bool:
+        """Look at the files of what the manifest says is saved; what is not there goes on as if it were running.
+
+        :return: whether all of them are there.
+        :raises KieError: the storage failed.
+        """
+        hearsay = [item for item in self.items if item.is_hearsay]
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            found = list(pool.map(lambda item: self._saver.named(item.file_name).saved(item.result), hearsay))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow storage
+        for item, result in zip(hearsay, found, strict=True):
+            item.result, item.is_hearsay = result, False
+            if result is None:
+                log.warning("prompts[%d]: its files are gone or were changed since they were saved", item.index)
+                item.outcome, item.is_settled = "running", False
+        return all(found)
 
     @property
     def running(self) -> list[Item]:
@@ -256,7 +277,7 @@ class BatchRun:
     @property
     def credits(self) -> float:
         """What the saved images have cost."""
-        return sum(self._credits(item.result) for item in self.items if item.result is not None)
+        return sum(credits_of(item.result, self._prices) or 0.0 for item in self.items if item.result is not None)
 
     def progress(self) -> dict[str, Any]:
         """Return the counts and the credits: what XCom shows while the batch runs."""
@@ -286,15 +307,13 @@ class BatchRun:
         """Write down what has become of every item."""
         manifest.write(
             self.manifest,
-            storable(
-                {
-                    **self.progress(),
-                    "items": [self._told(item) for item in self.items],
-                    "estimated_credits": self.journal.estimate,
-                    "usd": self._prices.usd(self.credits),
-                    "airflow": asdict(self._run),
-                }
-            ),
+            {
+                **self.progress(),
+                "items": [self._told(item) for item in self.items],
+                "estimated_credits": self.journal.estimate,
+                "usd": self._prices.usd(self.credits),
+                "airflow": asdict(self._run),
+            },
         )
 
     def _look(self, item: Item) -> Look:
@@ -374,12 +393,6 @@ class BatchRun:
         deadline = max(item.submitted_at, self.journal.begun_at) + self._timeout
         return min(deadline, self._ends_at)
 
-    def _credits(self, result: Mapping[str, Any]) -> float:
-        charged = result.get("credits_consumed")
-        if charged is None:
-            charged = self._prices.credits_for(result.get("model"), (result.get("input") or {}).get("resolution"))
-        return float(charged or 0.0)
-
     def _name(self, path: str) -> str:
         """Return a path as it is named below the target."""
         return path.removeprefix(str(self.target)).lstrip("/")
@@ -394,7 +407,7 @@ class BatchRun:
         if self._redact_prompt:
             facts["prompt_sha256"] = self._prompt(item)
         if item.result is not None:
-            task_input = dict(item.result.get("input") or {})
+            task_input = dict(input_of(item.result))
             if self._redact_prompt:
                 task_input.pop("prompt", None)
             return {**item.result, "input": task_input, **facts}

@@ -367,7 +367,10 @@ def refuses_submission(error: KieError) -> bool:
 
 
 # What no retry can cure.
-_HOPELESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
+_HOPELESS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT),
+    *(errno.ELOOP, errno.EEXIST),
+)
 _HOPELESS_TYPES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 

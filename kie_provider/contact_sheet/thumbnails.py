@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import IO, Any
 
 from kie_provider.client.errors import clean_text
 from kie_provider.contact_sheet.look import WELL
@@ -26,6 +27,16 @@ _JPEG_QUALITY = 80
 # Pillow knows more formats, but some of them start other programs (EPS) or are attacked often.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
 _READ_BLOCK = 4 * 2**20
+#: EXIF orientation -> what shows the image as it is meant.
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 def with_thumbnails(tiles: Sequence[Tile]) -> list[Tile]:
@@ -64,10 +75,14 @@ def _with_thumbnail(tile: Tile, system: Any) -> Tile:
     return replace(tile, thumbnail=thumbnail, size=size)
 
 
-def _open(tile: Tile, system: Any) -> BinaryIO:
+def _open(tile: Tile, system: Any) -> IO[bytes]:
+    from kie_provider.files import storage
+
     if tile.file is None:
         raise ValueError("not a path of a known storage")
-    stream: BinaryIO = system.open(tile.file.path, "rb", block_size=_READ_BLOCK)
+    if storage.is_local(tile.file):
+        return storage.open_regular(Path(tile.file.path))
+    stream: IO[bytes] = system.open(tile.file.path, "rb", block_size=_READ_BLOCK)
     return stream
 
 
@@ -75,12 +90,14 @@ class _TooLargeError(Exception):
     """An image has more pixels than are decoded."""
 
 
-def _shrink(stream: BinaryIO) -> tuple[bytes, tuple[int, int]]:
-    """Return an image's thumbnail as JPEG, and the size of the image.
+def _shrink(stream: IO[bytes]) -> tuple[bytes, tuple[int, int]]:
+    """Return an image's thumbnail as JPEG, and the size of the image, both as its EXIF orientation has it.
 
     :raises Exception: it is too large, or no image that can be decoded.
     """
     from PIL import Image
+
+    from kie_provider.files.exif import orientation
 
     Image.init()
     with Image.open(stream, formats=[f for f in _FORMATS if f in Image.OPEN]) as image:
@@ -92,11 +109,14 @@ def _shrink(stream: BinaryIO) -> tuple[bytes, tuple[int, int]]:
             small = image.convert("RGBA" if "transparency" in image.info else "RGB")
         # The gap lets JPEG decode at reduced size and averages whole pixels of the others first: a third of the time.
         small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BICUBIC, reducing_gap=1.0)
+        turned = orientation(image.info.get("exif", b""))
+        if turned > 1:
+            small = small.transpose(Image.Transpose[_TURNS[turned]])
         canvas = Image.new("RGB", small.size, WELL)  # takes no metadata along
         canvas.paste(small, mask=small.getchannel("A") if small.mode in ("RGBA", "LA") else None)
     buffer = BytesIO()
     canvas.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return buffer.getvalue(), size
+    return buffer.getvalue(), size[::-1] if turned >= 5 else size
 
 
 def _why(error: Exception) -> str:

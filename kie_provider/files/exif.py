@@ -8,9 +8,24 @@ from collections.abc import Mapping
 #: What stands before the block in JPEG.
 PREFIX = b"Exif\0\0"
 
+_ORIENTATION, _SHORT = 0x0112, 3
 _EMPTY = b"II*\0\0\0\0\0"
 _ASCII, _LONG, _UNDEFINED = 2, 4, 7  # TIFF field types
 _DESCRIPTION, _SOFTWARE, _EXIF_IFD, _EXIF_VERSION, _UNIQUE_ID = 0x010E, 0x0131, 0x8769, 0x9000, 0xA420
+
+
+def orientation(block: bytes) -> int:
+    """Return how the image is to be turned and mirrored, 1 to 8; from 5 on its sides change places. 1: as it is."""
+    block = block.removeprefix(PREFIX)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", block, 4)
+        kind, count, value = struct.unpack_from(order + "HIH", _ifd(block, order, start)[0][_ORIENTATION], 2)
+    except (KeyError, ValueError, struct.error):
+        return 1
+    return value if (kind, count) == (_SHORT, 1) and 1 <= value <= 8 else 1
 
 
 def merged(old: bytes | None, *, software: str, description: str | None, unique_id: str) -> bytes:

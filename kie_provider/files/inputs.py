@@ -84,9 +84,9 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
         if not isinstance(item, Mapping):
             yield where, item
             continue
-        files = [file.get("path") for file in item.get("files") or [] if isinstance(file, Mapping)]
-        found = files or list(item.get("urls") or [])
-        yield from ((where, each) for each in found or [item])
+        files, urls = ([] if not isinstance(each, list) else each for each in (item.get("files"), item.get("urls")))
+        paths = [file.get("path") for file in files if isinstance(file, Mapping)]
+        yield from ((where, each) for each in paths or urls or [item])
 
 
 def _read_file(where: str, item: Any) -> InputImage:
@@ -156,6 +156,7 @@ def _read_note(note: TextIO) -> str | None:
     note.seek(0)
     try:
         facts = json.load(note)
-        return str(facts["url"]) if time.time() - facts["at"] < REUSE_SECONDS else None
-    except (ValueError, TypeError, KeyError):
+        url, age = facts["url"], time.time() - facts["at"]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
+    return url if is_http_url(url) and 0 <= age < REUSE_SECONDS else None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import zlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from kie_provider.client.errors import KieFileError, KieResultError, KieTargetError
+from kie_provider.client.errors import KieFileError, KieTargetError
+from kie_provider.files.decoding import DECODED_TYPES, decode
 
-#: Pillow reads some parts of a file, and all of a WebP or GIF, into memory; larger ones are not decoded.
-_LARGEST_PART = 16 * 2**20
-_MAX_FRAMES = 256
-_HEAD_BYTES = 4096
+_HEAD_BYTES = 2**16
 
 EXTENSIONS: Mapping[str, str] = {
     "image/png": "png",
@@ -32,9 +31,6 @@ EXTENSIONS: Mapping[str, str] = {
     "audio/mp4": "m4a",
     "application/octet-stream": "bin",
 }
-#: What is decoded in full. Pillow reads AVIF and HEIC only in some builds; they are saved like a video, unread.
-DECODED_TYPES: Mapping[str, str] = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
-
 #: Longer side in pixels that a resolution stands for. Kie does not publish the exact sizes; those seen are 1024 to
 #: 1360 pixels at 1K, and twice that at 2K.
 _LONGER_SIDE = {"1K": (900, 1700), "2K": (1800, 3400)}
@@ -46,7 +42,8 @@ class Media:
     """A file that is sound.
 
     :param media_type: by its content, such as ``image/png``.
-    :param width: pixels; None if it is no image, or one that is not decoded here.
+    :param width: pixels, as the image is shown: its EXIF orientation counts. None if it is no image, or one that is not
+        decoded here.
     :param height: pixels; likewise.
     """
 
@@ -60,12 +57,13 @@ class Media:
         return EXTENSIONS[self.media_type]
 
 
-def inspect(path: Path, *, max_pixels: int) -> Media:
+def inspect(path: Path, *, max_pixels: int, must_be_image: bool = False) -> Media:
     """Look at a file: its type, and for an image its size, decoding all of it.
 
     :param max_pixels: refuse an image with more; each takes four bytes of memory.
+    :param must_be_image: refuse anything but an image that was decoded.
     :raises KieFileError: it is a web page, JSON or other text, or an image that does not decode to the end.
-    :raises KieResultError: the image has more than ``max_pixels``.
+    :raises KieResultError: the image has more than ``max_pixels``, or takes more work than any sensible one.
     :raises KieTargetError: it is an image, and Pillow is not installed.
     """
     with path.open("rb") as file:
@@ -73,10 +71,13 @@ def inspect(path: Path, *, max_pixels: int) -> Media:
     media_type = media_type_of(head)
     if media_type is None:
         raise KieFileError(f"it is no image, video or audio file; it begins with {_excerpt(head)}")
-    if media_type not in DECODED_TYPES:
-        return Media(media_type)
-    width, height = _decode(path, media_type, max_pixels)
-    return Media(media_type, width, height)
+    if media_type in DECODED_TYPES:
+        require_pillow()
+        return Media(media_type, *decode(path, media_type, max_pixels))
+    if must_be_image:
+        allowed = ", ".join(DECODED_TYPES)
+        raise KieFileError(f"it is {media_type}, not one of {allowed}; it begins with {_excerpt(head)}")
+    return Media(media_type)
 
 
 def media_type_of(head: bytes) -> str | None:
@@ -87,14 +88,18 @@ def media_type_of(head: bytes) -> str | None:
         return "image/jpeg"
     if head.startswith((b"GIF87a", b"GIF89a")):
         return "image/gif"
-    if head.startswith(b"RIFF"):
-        return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(head[8:12], "application/octet-stream")
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "image/webp"
+    if _is_text(head[:_HEAD_BYTES]):  # what follows is not decoded, and text can begin with such words
+        return None
+    if head.startswith(b"RIFF") and head[8:12] == b"WAVE":
+        return "audio/wav"
     if head[4:8] == b"ftyp":
         return _ISO_BRANDS.get(head[8:12], "video/mp4")
     for magic, media_type in _OTHER_MAGIC.items():
         if head.startswith(magic):
             return media_type
-    return None if _is_text(head) else "application/octet-stream"
+    return "application/octet-stream"
 
 
 _ISO_BRANDS = {
@@ -116,17 +121,24 @@ _OTHER_MAGIC = {
 }
 
 
+# What no text has in an encoding that extends ASCII, such as UTF-8, Latin-1, GBK or Shift JIS. Some use ESC, SO and SI.
+_NOT_TEXT = re.compile(rb"[\x00-\x08\x10-\x1a\x1c-\x1f\x7f]")
+_OTHER_ENCODINGS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "cp500")
+
+
 def _is_text(head: bytes) -> bool:
-    """Whether this is text, of which no result file is made: error pages of file hosts come in all spellings."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return True  # UTF-16
+    """Whether this is text, of which no result file is made: error pages of file hosts come in all encodings."""
+    return not _NOT_TEXT.search(head) or any(_is_text_in(encoding, head) for encoding in _OTHER_ENCODINGS)
+
+
+def _is_text_in(encoding: str, head: bytes) -> bool:
     try:
-        text = head.decode()
+        text = head[: len(head) // 4 * 4 or None].decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         if error.start < len(head) - 3:  # not just a character that was cut at the end
             return False
-        text = head[: error.start].decode()
-    return all(character.isprintable() or character in "\t\r\n\f\ufeff" for character in text)
+        text = head[: error.start].decode(encoding).lstrip("\ufeff")
+    return all(character.isprintable() or character.isspace() for character in text)
 
 
 def _excerpt(head: bytes) -> str:
@@ -143,69 +155,17 @@ def require_pillow() -> None:
         raise KieTargetError("this needs Pillow: pip install 'airflow-provider-kie[images]'")
 
 
-def _decode(path: Path, media_type: str, max_pixels: int) -> tuple[int, int]:
-    require_pillow()
-    from PIL import Image
+def size_problem(width: int, height: int, aspect_ratio: Any, resolution: Any) -> str | None:
+    """Say how an image differs from what was ordered; None: it does not, or nobody can tell.
 
-    kind = DECODED_TYPES[media_type]
-    if media_type == "image/png":
-        _check_png(path)
-    elif media_type != "image/jpeg" and path.stat().st_size > _LARGEST_PART:
-        raise KieResultError(f"it is a {kind} file of {path.stat().st_size} bytes, too large to be decoded here")
-    try:
-        with Image.open(path, formats=[kind]) as image:
-            width, height = image.size
-            frames = getattr(image, "n_frames", 1)
-            if width * height <= max_pixels and frames <= _MAX_FRAMES:
-                for frame in range(frames):
-                    image.seek(frame)
-                    image.load()
-                return width, height
-    except Image.DecompressionBombError as error:
-        raise KieResultError(f"{error}; max_pixels={max_pixels}") from None
-    except Exception as error:
-        # What Pillow raises on bad files: OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError ...
-        raise KieFileError(f"it is a broken {kind} file ({type(error).__name__}: {error})") from error
-    raise KieResultError(
-        f"the image has {width} x {height} = {width * height} pixels in {frames} frames, more than "
-        f"max_pixels={max_pixels} (and {_MAX_FRAMES} frames); it was not decoded. If that is what you ordered, raise "
-        "max_pixels (4 bytes of memory each) and clear this task: nothing is paid again"
-    )
-
-
-def _check_png(path: Path) -> None:
-    """Check that a PNG file is complete and none of its bytes has changed: Pillow does not look at all checksums."""
-    with path.open("rb") as file:
-        file.seek(8)
-        while True:
-            header = file.read(8)
-            length, name = int.from_bytes(header[:4], "big"), header[4:]
-            if length > _LARGEST_PART and name != b"IDAT":
-                raise KieResultError(f"it is a PNG file with a part {name!r} of {length} bytes, which is not decoded")
-            checksum, left = zlib.crc32(name), length
-            while left and (piece := file.read(min(left, 2**20))):
-                checksum, left = zlib.crc32(piece, checksum), left - len(piece)
-            ending = file.read(4)
-            if len(header) < 8 or left or len(ending) < 4:
-                raise KieFileError("it is a PNG file that ends too early")
-            if int.from_bytes(ending, "big") != checksum:
-                raise KieFileError(f"it is a PNG file whose part {name!r} was damaged (wrong checksum)")
-            if name == b"IEND":
-                return
-
-
-def size_problem(width: int, height: int, aspect_ratio: str | None, resolution: str | None) -> str | None:
-    """Say how an image differs from what was ordered; None: it does not.
-
-    :param aspect_ratio: as ``16:9``; None or ``auto``: any.
-    :param resolution: ``1K`` or ``2K``; None: any.
+    :param aspect_ratio: as ``16:9``; anything else: any.
+    :param resolution: ``1K`` or ``2K``; anything else: any.
     """
-    ordered, _, rest = (aspect_ratio or "").partition(":")
-    if ordered.isdigit() and rest.isdigit() and int(rest) and int(ordered):
-        wanted = int(ordered) / int(rest)
+    if isinstance(aspect_ratio, str) and (ratio := re.fullmatch("([1-9][0-9]{0,4}):([1-9][0-9]{0,4})", aspect_ratio)):
+        wanted = int(ratio[1]) / int(ratio[2])
         if abs(width / height / wanted - 1) > _RATIO_TOLERANCE:
             return f"{width} x {height} pixels are not {aspect_ratio}"
-    shortest, longest = _LONGER_SIDE.get(resolution or "", (0, max(width, height)))
+    shortest, longest = _LONGER_SIDE.get(str(resolution), (0, max(width, height)))
     if not shortest <= max(width, height) <= longest:
         return f"{width} x {height} pixels are not {resolution} (a longer side of {shortest} to {longest} pixels)"
     return None

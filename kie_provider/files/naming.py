@@ -39,13 +39,30 @@ def pattern_problem(pattern: object, more_fields: Mapping[str, object] = Mapping
 
 def path_problem(name: str) -> str | None:
     """Say why ``name`` cannot be a path below the target; None: it can."""
+    if problem := text_problem(name):
+        return f"{shorten(name)} {problem}"
     for part in name.split("/"):
-        if part in ("", ".", ".."):
-            return f"{shorten(name)} leads out of the target"
-        if re.search(r"[\\\x00-\x1f\x7f]", part):
-            return f"{shorten(name)} has a backslash or a control character"
-        if len(part.encode("utf-8", "replace")) > _LONGEST_NAME:
+        if not part.strip(". "):
+            return f"{shorten(name)} leads out of the target, or has a part without a name"
+        if "\\" in part:
+            return f"{shorten(name)} has a backslash"
+        if len(part.encode()) > _LONGEST_NAME:
             return f"{shorten(name)} has a part of more than {_LONGEST_NAME} bytes"
+    if re.match("[A-Za-z]:|[^/]*:/", name):
+        return f"{shorten(name)} begins like a drive or a scheme"
+    if not re.search(r"[^/. ][^/]*\.[^./]*$", name):
+        return f"{shorten(name)} has no name before the extension"
+    return None
+
+
+def text_problem(path: str) -> str | None:
+    """Say what is in a path that no path may have; None: nothing."""
+    if found := re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029]", path):
+        return f"has a control character or line break ({found[0]!r})"
+    if re.search("[\ud800-\udfff]", path):
+        return "has half a character (a lone surrogate)"
+    if found := re.search(r"::|\?#", path):
+        return f"has {found[0]!r}, which storage libraries do not take for a part of a name"
     return None
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pendulum
 
 from kie_provider import __version__
-from kie_provider.client.prices import PriceTable
+from kie_provider.client.errors import storable
+from kie_provider.client.prices import PriceTable, is_amount
 from kie_provider.files.xmp import DIGITAL_SOURCE_TYPE
 
 FORMAT = 1
+_DEEPEST = 50
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class SavedFile:
     :param stored_sha256: of the bytes as stored; the same, unless provenance was embedded.
     :param bytes: size as stored.
     :param media_type: by content.
-    :param width: pixels; None if it is no image.
+    :param width: pixels, as it is shown; None if it is no image.
     :param height: pixels; likewise.
     :param sidecar: path of the JSON file beside it.
     """
@@ -43,6 +45,18 @@ class SavedFile:
         """Return it as JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, value: Any) -> SavedFile | None:
+        """Read back what :meth:`to_json` gave, and anybody may have changed since; None: it makes no sense."""
+        if not isinstance(value, Mapping):
+            return None
+        told: dict[str, Any] = {field.name: value.get(field.name) for field in fields(cls)}
+        file = cls(**told)
+        texts = (file.path, file.sha256, file.stored_sha256, file.media_type, file.sidecar)
+        numbers = [file.bytes, *(each for each in (file.width, file.height) if each is not None)]
+        makes_sense = all(isinstance(each, str) for each in texts) and all(type(each) is int for each in numbers)
+        return file if makes_sense else None
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -58,6 +72,34 @@ class RunFacts:
     def of(cls, ti: Any) -> RunFacts:
         """Read them from Airflow's task instance."""
         return cls(ti.dag_id, ti.run_id, ti.task_id, ti.map_index, ti.try_number)
+
+
+def input_of(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the input that Kie says it was given; empty if it says nothing of the kind."""
+    task_input = result.get("input")
+    return task_input if isinstance(task_input, Mapping) else {}
+
+
+def credits_of(result: Mapping[str, Any], prices: PriceTable) -> float | None:
+    """Return what a result has cost: what Kie says or, if it says no number, the price; None: neither is known."""
+    charged: Any = result.get("credits_consumed")
+    if is_amount(charged):
+        return float(charged)
+    model = result.get("model")
+    return prices.credits_for(model if isinstance(model, str) else None, input_of(result).get("resolution"))
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON that can be written, read and stored anywhere, whatever is in it and how deep."""
+    return storable(_plain(value, _DEEPEST))
+
+
+def _plain(value: Any, levels: int) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each, levels - 1) for name, each in value.items()} if levels else "..."
+    if isinstance(value, list | tuple):
+        return [_plain(each, levels - 1) for each in value] if levels else "..."
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def sidecar(
@@ -77,16 +119,14 @@ def sidecar(
     :param redact_prompt: give the prompt's sha256 in place of the prompt.
     :param embedded: whether the file itself carries provenance too.
     """
-    task_input = dict(result.get("input") or {})
+    task_input = dict(input_of(result))
     prompt = task_input.get("prompt")
     facts: dict[str, Any] = {"prompt": prompt}
     if redact_prompt:
         task_input.pop("prompt", None)
         facts = {"prompt": None, "prompt_sha256": prompt_sha256(prompt)}
-    credits_used = result.get("credits_consumed")
-    if credits_used is None:
-        credits_used = prices.credits_for(result.get("model"), task_input.get("resolution"))
-    return {
+    credits_used = credits_of(result, prices)
+    content = {
         "v": FORMAT,
         "kie_task_id": result["kie_task_id"],
         "index": index,
@@ -106,6 +146,7 @@ def sidecar(
         "airflow": asdict(run),
         "provider": f"airflow-provider-kie {__version__}",
     }
+    return dict(plain(content))
 
 
 def prompt_sha256(prompt: Any) -> str | None:

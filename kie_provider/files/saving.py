@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from kie_provider.client.errors import KieError, KieResultError, KieTargetError
 from kie_provider.client.models import shorten
 from kie_provider.files import naming, storage
+from kie_provider.files.decoding import DECODED_TYPES
 from kie_provider.files.media import EXTENSIONS, Media, inspect, require_pillow, size_problem
-from kie_provider.files.provenance import RunFacts, SavedFile, sidecar
+from kie_provider.files.provenance import RunFacts, SavedFile, input_of, sidecar
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -76,15 +77,19 @@ class ResultSaver:
     """Saves the results of one task instance.
 
     :param hook: downloads, and asks for fresh links.
-    :raises KieTargetError: an option makes no sense, or Airflow cannot reach the target.
+    :param images_only: whatever else a link delivers is not the result. Of Flux-2 results that is so anyway.
+    :raises KieTargetError: an option makes no sense, Airflow cannot reach the target, or no file there can have such a
+        name.
     """
 
-    def __init__(self, options: SaveOptions, hook: KieHook, prices: PriceTable) -> None:
+    def __init__(self, options: SaveOptions, hook: KieHook, prices: PriceTable, *, images_only: bool = False) -> None:
         options.check()
         self._options = options
         self._hook = hook
         self._prices = prices
+        self._images_only = images_only
         self._folder = storage.storage_path("target", options.target)
+        self._check_name(naming.file_name(options.file_name, "0" * 32, 0, "jpeg"))
 
     def named(self, file_name: str) -> ResultSaver:
         """Return one that saves in the same way under another, checked, name."""
@@ -112,6 +117,21 @@ class ResultSaver:
                     "{kie_task_id} or something of the run into the name, or set overwrite=True"
                 )
 
+    def _check_name(self, name: str) -> None:
+        """Make sure that a file can have this name, and that its path leads to it again: some are taken for URLs.
+
+        :raises KieTargetError: it cannot.
+        """
+        try:
+            path = self._path(name)
+            is_itself = path.path == type(path)(str(path)).path == f"{self._folder.path.rstrip('/')}/{name}"
+        except ValueError:
+            is_itself = False
+        if not is_itself:
+            raise KieTargetError(f"file_name: {shorten(name)} cannot be the name of a file in {self._folder}")
+        if problem := storage.length_problem(path):
+            raise KieTargetError(f"target and file_name: {shorten(str(path), 200)} {problem}")
+
     def save(self, result: Mapping[str, Any], run: RunFacts) -> dict[str, Any]:
         """Save every file of a result that is not saved yet, and return the result with ``files``.
 
@@ -121,7 +141,7 @@ class ResultSaver:
         kie_task_id, urls = result["kie_task_id"], result["urls"]
         if not urls:
             raise KieResultError("it has no result URL, so there is nothing to save", kie_task_id=kie_task_id)
-        names = [naming.sidecar_name(self._options.file_name, kie_task_id, index) for index in range(len(urls))]
+        names = self._sidecar_names(result)
         if len(set(names)) < len(names):
             pattern = self._options.file_name
             raise KieTargetError(
@@ -148,6 +168,29 @@ class ResultSaver:
         _raise_first_error(kie_task_id, files.values())
         return {**result, "files": [file.to_json() for file in files.values() if isinstance(file, SavedFile)]}
 
+    def could_have_saved(self, result: Mapping[str, Any]) -> bool:
+        """Whether a result, which anybody may have changed, names the files that :meth:`save` gives it. Reads none."""
+        urls, files = result.get("urls"), result.get("files")
+        if not (isinstance(urls, list) and isinstance(files, list) and 0 < len(urls) == len(files)):
+            return False
+        told = zip(map(SavedFile.from_json, files), self._sidecar_names(result), strict=True)
+        return all(file is not None and file == self._as_named(file, name) for file, name in told)
+
+    def saved(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the result with ``files``, if each is there with its sidecar and its hash is right; else None.
+
+        :raises KieError: the storage failed.
+        """
+        files = [self._saved_before(result, index, name) for index, name in enumerate(self._sidecar_names(result))]
+        return None if None in files else {**result, "files": [file.to_json() for file in files if file]}
+
+    def _sidecar_names(self, result: Mapping[str, Any]) -> list[str]:
+        pattern, kie_task_id = self._options.file_name, result["kie_task_id"]
+        return [naming.sidecar_name(pattern, kie_task_id, index) for index in range(len(result["urls"]))]
+
+    def _must_be_image(self, result: Mapping[str, Any]) -> bool:
+        return self._images_only or str(result.get("model")).startswith("flux-2/")
+
     def _download(self, url: str, path: Path) -> DownloadedFile:
         with storage.storage_errors(path.parent):
             return self._hook.download_file(url, path, max_bytes=self._options.max_bytes)
@@ -157,7 +200,8 @@ class ResultSaver:
     ) -> SavedFile | KieError:
         try:
             delivered = download.result()
-            media = inspect(delivered.path, max_pixels=self._options.max_pixels)
+            must_be_image = self._must_be_image(result)
+            media = inspect(delivered.path, max_pixels=self._options.max_pixels, must_be_image=must_be_image)
             self._check_size(result, media)
             file = self._store(result, index, delivered, media, run)
         except KieError as error:
@@ -168,7 +212,7 @@ class ResultSaver:
         return file
 
     def _check_size(self, result: Mapping[str, Any], media: Media) -> None:
-        task_input = result.get("input") or {}
+        task_input = input_of(result)
         if media.width is None or media.height is None:
             return
         problem = size_problem(media.width, media.height, task_input.get("aspect_ratio"), task_input.get("resolution"))
@@ -226,11 +270,11 @@ class ResultSaver:
     def _embed(self, result: Mapping[str, Any], source: Path, local: Path, media: Media) -> None:
         from kie_provider.files.embedding import EmbeddedFacts, EmbeddingRefusedError, embed
 
-        prompt = (result.get("input") or {}).get("prompt")
+        prompt = input_of(result).get("prompt")
         facts = EmbeddedFacts(
             model=str(result.get("model")),
             kie_task_id=result["kie_task_id"],
-            prompt=None if self._options.redact_prompt else prompt,
+            prompt=prompt if isinstance(prompt, str) and not self._options.redact_prompt else None,
         )
         try:
             embed(source, local, media.media_type, facts)
@@ -244,21 +288,32 @@ class ResultSaver:
         """Return the file that an earlier try has saved in the same way; its sidecar was written after it."""
         content = storage.read_bytes(self._path(name), _LARGEST_SIDECAR)
         try:
-            facts = json.loads(content or b"null")
-            file = SavedFile(**facts["file"])
-            is_ours = (
-                facts["kie_task_id"] == result["kie_task_id"]
-                and facts["index"] == index
-                and facts["embedded_provenance"] == self._options.embed_provenance
-                and ("prompt_sha256" in facts) == self._options.redact_prompt
-            )
-            path = self._path(f"{name.removesuffix('json')}{EXTENSIONS[file.media_type]}")
-        except (ValueError, TypeError, KeyError):
+            facts = json.loads(content or b"{}")
+        except (ValueError, RecursionError):
             return None
+        file = SavedFile.from_json(facts.get("file")) if isinstance(facts, dict) else None
+        if file is None or file.media_type not in EXTENSIONS:
+            return None
+        is_ours = (
+            facts.get("kie_task_id") == result["kie_task_id"]
+            and facts.get("index") == index
+            and facts.get("embedded_provenance") == self._options.embed_provenance
+            and ("prompt_sha256" in facts) == self._options.redact_prompt
+            and (file.media_type in DECODED_TYPES or not self._must_be_image(result))
+        )
+        path = self._image_path(name, file.media_type)
         if not is_ours or storage.sha256_of(path) != file.stored_sha256:
             return None
         log.info("%s is there already", path)
-        return replace(file, path=str(path), sidecar=str(self._path(name)))
+        return self._as_named(file, name)
+
+    def _as_named(self, file: SavedFile, sidecar_name: str) -> SavedFile:
+        """Return a file under the only paths that it may have: what a sidecar or manifest says of them is not asked."""
+        path = self._image_path(sidecar_name, file.media_type)
+        return replace(file, path=str(path), sidecar=str(self._path(sidecar_name)))
+
+    def _image_path(self, sidecar_name: str, media_type: str) -> ObjectStoragePath:
+        return self._path(f"{sidecar_name.removesuffix('json')}{EXTENSIONS.get(media_type, '')}")
 
     def _path(self, name: str) -> ObjectStoragePath:
         return self._folder / name

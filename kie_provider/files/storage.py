@@ -6,12 +6,14 @@ import contextlib
 import hashlib
 import inspect
 import os
+import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowNotFoundException,
@@ -23,6 +25,7 @@ from airflow.providers.common.compat.sdk import (
 from kie_provider.client.errors import KieError, KieStorageError, KieTargetError, storage_error
 from kie_provider.client.models import is_blank, shorten
 from kie_provider.execution_timeout import held
+from kie_provider.files.naming import text_problem
 
 #: What brings a scheme to Airflow.
 PACKAGES = {
@@ -37,12 +40,19 @@ PACKAGES = {
 _BLOCK = 4 * 2**20
 #: Large files go up in parts; the storage libraries' defaults hold hundreds of megabytes in memory.
 _UPLOAD_LIMITS = {"chunksize": 8 * 2**20, "max_concurrency": 2}
+#: What only a mistake in a program raises; storage libraries may derive their own errors from these.
+_MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
+_FILE_URL = re.compile(r"(?:file|local):(?:///+|//localhost/+|/(?!/))", re.IGNORECASE)
+#: Bytes: of a local path, of one part of it, and of a key. A file is written under a longer name first.
+_LONGEST_PATH, _LONGEST_PART, _LONGEST_KEY = 4096 - 32, 255, 1024
 
 
 def storage_path(field: str, value: Any) -> ObjectStoragePath:
-    """Read a path: a local one, or one of an object store such as ``s3://conn_id@bucket/prefix``.
+    """Read a path: a local one, where ``~`` is the home folder, or one of an object store.
 
     :param field: the operator's parameter, for messages.
+    :param value: ``/data/x``, ``file:///data/x``, ``~/x``, ``s3://conn_id@bucket/prefix``. A local one comes back as a
+        plain path.
     :raises KieTargetError: Airflow cannot reach such a path: the scheme, its provider or the connection is missing.
     """
     if is_blank(value) or not isinstance(value, str | os.PathLike | ObjectStoragePath):
@@ -50,12 +60,20 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
             f"{field}: must be a path such as /data/images or s3://conn_id@bucket/prefix, got {value!r}"
         )
     text = str(value)
+    if is_file_url := _FILE_URL.match(text):
+        text = f"/{text[is_file_url.end() :]}"
+    if problem := text_problem(text):
+        raise KieTargetError(f"{field}: {shorten(text, 200)} {problem}")
+    if text.startswith("~") and (text := os.path.expanduser(text)).startswith("~"):  # noqa: PTH111  # "./~" is no home
+        raise KieTargetError(f"{field}: {shorten(text, 200)} names the home folder of a user who is not known here")
     scheme = text.partition("://")[0] if "://" in text else ""
     try:
         with held():
             path = ObjectStoragePath(text if scheme else str(Path(text).absolute()))
             if conn_id := conn_id_of(path):
                 BaseHook.get_connection(conn_id)
+            if is_local(path):
+                path = ObjectStoragePath(path.path)
             path.fs  # noqa: B018  # found now, not when the first file is there, and in the main thread
     except AirflowNotFoundException:
         raise KieTargetError(f"{field}: {shorten(text, 200)} names a connection that Airflow does not have") from None
@@ -83,7 +101,7 @@ def conn_id_of(path: ObjectStoragePath) -> str | None:
 
 @contextlib.contextmanager
 def storage_errors(path: Any) -> Iterator[None]:
-    """Turn what storage libraries raise into Kie errors that name the path.
+    """Turn what storage libraries raise into Kie errors that name the path. Mistakes in a program stay what they are.
 
     :raises KieTargetError: no retry can help: no permission, no such bucket, a file in the way of a folder.
     :raises KieStorageError: anything else, as a full disk.
@@ -95,7 +113,22 @@ def storage_errors(path: Any) -> Iterator[None]:
     except OSError as error:
         raise storage_error(path, error) from error
     except Exception as error:  # botocore's, Google's and Azure's errors have no common base
+        if isinstance(error, (*_MISTAKES, RecursionError)) and type(error).__module__ == "builtins":
+            raise
         raise KieStorageError(f"{path}: {error} ({type(error).__name__})") from error
+
+
+def length_problem(path: ObjectStoragePath) -> str | None:
+    """Say why no file can have a path, for its length; None: it can."""
+    if not is_local(path):
+        key = path.path.lstrip("/").partition("/")[2]
+        size = len(key.encode())
+        return f"has {size} bytes below the bucket; {_LONGEST_KEY} are allowed" if size > _LONGEST_KEY else None
+    if (size := len(path.path.encode())) > _LONGEST_PATH:
+        return f"has {size} bytes; {_LONGEST_PATH} are allowed"
+    if (size := max(len(part.encode()) for part in path.path.split("/"))) > _LONGEST_PART:
+        return f"has a part of {size} bytes; {_LONGEST_PART} are allowed"
+    return None
 
 
 def check_writable(folder: ObjectStoragePath) -> None:
@@ -108,7 +141,7 @@ def check_writable(folder: ObjectStoragePath) -> None:
     with storage_errors(folder):
         if is_local(folder):
             existing = Path(folder.path)
-            while not existing.exists() and existing != existing.parent:
+            while not os.path.lexists(existing):  # a link that leads nowhere is in the way
                 existing = existing.parent
             with tempfile.TemporaryFile(dir=existing):
                 return
@@ -143,7 +176,19 @@ def read_bytes(path: ObjectStoragePath, limit: int) -> bytes | None:
 
 def _open(path: ObjectStoragePath) -> Any:
     # Not path.open(): that would report an input to Airflow's lineage.
+    if is_local(path):
+        return open_regular(Path(path.path))
     return path.fs.open(path.path, "rb", block_size=_BLOCK)
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a local file for reading.
+
+    :raises KieTargetError: it is a folder, a FIFO, a socket or a device: reading one could take for ever.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise KieTargetError(f"{path} is there, but not as a regular file; remove it, or choose another name")
+    return path.open("rb")
 
 
 def put(local: Path, target: ObjectStoragePath) -> None:

@@ -115,6 +115,7 @@ class Flux2BatchOperator(SavingOperator):
     template_fields_renderers = {"prompts": "json"}  # noqa: RUF012  # as BaseOperator declares it
     operator_extra_links: Collection[BaseOperatorLink] = (KieLogsLink(),)
     ui_color = "#e8e4f8"
+    _makes_images = True
 
     def __init__(
         self,
@@ -279,6 +280,8 @@ class Flux2BatchOperator(SavingOperator):
             if trigger_error is not None and run.running and not ended:
                 count_trigger_restart(context["ti"], trigger_error)
             run.order()
+            if not run.running and not run.confirm():
+                continue
             self._report(run, context)
             if not run.running:
                 break

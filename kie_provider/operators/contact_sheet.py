@@ -61,7 +61,8 @@ class KieContactSheetOperator(BaseOperator):
         from kie_provider.batch.manifest import is_saved, read_items
         from kie_provider.config import price_table
         from kie_provider.contact_sheet import write_contact_sheet
-        from kie_provider.contact_sheet.results import result_dicts
+        from kie_provider.contact_sheet.results import list_of, result_dicts
+        from kie_provider.files.provenance import input_of
         from kie_provider.files.storage import storage_path
 
         with failures(self.log, lambda: Facts(charged="nothing")):
@@ -69,7 +70,7 @@ class KieContactSheetOperator(BaseOperator):
             if _is_batch(results):
                 items = read_items(storage_path("results", results["manifest"]))
                 results = [item for item in items if is_saved(item)]
-                prompts = prompts or [item["input"].get("prompt") for item in items]
+                prompts = prompts or [input_of(item).get("prompt") for item in items]
             results = result_dicts(results)
             sheet = write_contact_sheet(
                 results,
@@ -86,7 +87,7 @@ class KieContactSheetOperator(BaseOperator):
             sheet["missing"],
             sheet["credits"],
         )
-        files = [file for result in results for file in result.get("files") or []]
+        files = [file for result in results for file in list_of(result.get("files"))]
         tell_assets(self, context, {"manifest": sheet["manifest"], "files": files})
         return sheet
 

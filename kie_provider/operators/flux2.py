@@ -174,6 +174,7 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
         "timeout",
     )
     operator_extra_links = (KieLogsLink(), KieResultLink())
+    _makes_images = True
 
     def __init__(
         self,

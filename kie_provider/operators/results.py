@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
@@ -34,6 +34,8 @@ class SavingOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("target", "file_name")
+    #: Nothing else is a result of such an operator.
+    _makes_images: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class SavingOperator(BaseOperator):
         from kie_provider.files.saving import ResultSaver, SaveOptions
 
         options = SaveOptions(**{field.name: getattr(self, field.name) for field in fields(SaveOptions)} | changes)
-        return ResultSaver(options, hook, price_table())
+        return ResultSaver(options, hook, price_table(), images_only=self._makes_images)
 
     def _save(self, result: Mapping[str, Any], saver: ResultSaver, context: Context) -> dict[str, Any]:
         """Save the files of a result, tell the assets among the outlets, and return the result with ``files``."""
@@ -89,19 +91,20 @@ class KieSaveResultOperator(SavingOperator):
     """Save the result files of one Kie task where the pipeline wants them, and return the result dict with ``files``.
 
     Every file is downloaded, recognised by its content, decoded to the end if it is an image, measured and hashed
-    before it appears under its final name, complete. Beside it stands a JSON file that says where it comes from:
-    prompt, model, all inputs, Kie task id, credits and dollars, times, sha256, and the task instance.
+    before it appears under its final name, complete. A Flux-2 result must be an image. Beside the file stands a JSON
+    file that says where it comes from: prompt, model, all inputs, Kie task id, credits and dollars, times, sha256, and
+    the task instance.
 
     A retry keeps what is there and saves only what is missing; nothing is charged. Each asset among the outlets gets
     one event per task instance, with all files in ``extra``.
 
     ``files`` has one entry per file: ``path``, ``sha256`` (as Kie delivered it), ``stored_sha256`` (as stored),
-    ``bytes``, ``media_type``, ``width`` and ``height`` (pixels; None if not an image), and ``sidecar`` (path of the
-    JSON file).
+    ``bytes``, ``media_type``, ``width`` and ``height`` (pixels, as it is shown; None if not an image), and
+    ``sidecar`` (path of the JSON file).
 
     :param result: the result dict of a sensor or operator, or a Kie task id (templated).
-    :param target: folder, as a local path or as Airflow's object storage knows it: ``s3://conn_id@bucket/prefix``
-        (templated).
+    :param target: folder, as a local path, where ``~`` is the home folder, or as Airflow's object storage knows it:
+        ``s3://conn_id@bucket/prefix`` (templated).
     :param file_name: name below the target, default ``{kie_task_id}-{index}.{extension}``; it ends with
         ``.{extension}``, and may have folders (templated).
     :param overwrite: replace a file of that name that is another one. Default: fail, and leave it alone.

@@ -6,6 +6,7 @@ import base64
 import errno
 import json
 import logging
+import os
 import re
 import shutil
 import threading
@@ -19,7 +20,7 @@ import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kie_provider.client.errors import KieStorageError, KieTargetError
 from kie_provider.contact_sheet import picture as drawing
@@ -142,6 +143,39 @@ def test_picture_shows_every_image_in_its_place(tmp_path):
 
     for at in (0, 0.5, 1):
         assert all(map(close, shown(sheet, 5, at), colours))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("turned", [0, *range(1, 10)])
+def test_a_thumbnail_stands_as_its_orientation_says(tmp_path, suffix, turned):
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    source = Image.new("RGB", (400, 300), BLUE)
+    source.paste(RED, (0, 0, 200, 150))
+    source.save(tmp_path / f"a.{suffix}", exif=exif)
+
+    sheet = write_contact_sheet([result("a red fox", tmp_path / f"a.{suffix}")], tmp_path)
+
+    [tile] = Page(sheet).tiles
+    thumbnail = embedded(*tile["images"])
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / f"a.{suffix}"))
+    assert thumbnail.size == ((240, 320) if 5 <= turned <= 8 else (320, 240))
+    for x, y in ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
+        assert close(
+            thumbnail.getpixel((int(x * thumbnail.width), int(y * thumbnail.height))),
+            upright.convert("RGB").getpixel((int(x * upright.width), int(y * upright.height))),
+        )
+    assert f"{upright.width} \u00d7 {upright.height}" in " ".join(tile["texts"])
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_not_read(tmp_path, make):
+    make(tmp_path / "a.png")
+
+    sheet = write_contact_sheet([result("a red fox", tmp_path / "a.png")], tmp_path / "sheet")
+
+    [tile] = Page(sheet).tiles
+    assert "cannot be read" in tile["texts"]
 
 
 def test_picture_of_many_images_gets_smaller_thumbnails(tmp_path):

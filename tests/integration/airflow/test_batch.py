@@ -297,6 +297,8 @@ class TestBadInput:
                 {"file_name": "{prompt_slug}.{extension}", "redact_prompt": True},
                 ["file_name: must not have {prompt_slug}"],
             ),
+            ({"file_name": "{{ 'std::vector' }}-{kie_task_id}.{extension}"}, ["file_name: ", "has '::'"]),
+            ({"target": "/data/\0"}, ["target: ", "has a control character"]),
             ({"target": ""}, ["target: must be a path"]),
             ({"on_wrong_size": "shrug"}, ["on_wrong_size: must be 'warn' or 'fail'"]),
             (
@@ -616,6 +618,106 @@ class TestRetry:
 
         assert (outcome.state, outcome.tries) == ("failed", 2)
         assert len(sent(kie)) == 6
+
+
+class TestWhatStandsInTheManifest:
+    """It is a hint. What counts is an image that is there, with its JSON file."""
+
+    @pytest.mark.parametrize("ending", ["png", "json"])
+    def test_an_image_that_was_deleted_between_two_phases_is_saved_again(self, run, kie, tmp_path, monkeypatch, ending):
+        monkeypatch.setattr("kie_provider.batch.run.MAX_RUNNING", 2)
+        deleted = []
+
+        def delete(context):
+            if not deleted and list(tmp_path.glob("it-*.json")):
+                deleted.append(next(tmp_path.glob(f"*-0.{ending}")))
+                deleted[0].unlink()
+
+        outcome = run(deferrable=True, pre_execute=delete)
+
+        assert (outcome.state, outcome.result["saved"]) == ("success", 6), outcome.errors
+        assert deleted[0].exists()
+        assert {file["path"] for item in manifest(outcome)["items"] for file in item["files"]} == {
+            str(path) for path in tmp_path.glob("*.png")
+        }
+        assert kie.bill()["charged_total"] == 30
+
+    @durable
+    @DEFERRABLE
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda item, folder: item["files"][0].update(path="/etc/passwd"),
+            lambda item, folder: item["files"][0].update(sidecar="/etc/passwd"),
+            lambda item, folder: item["files"][0].update(path=str(next(folder.glob("*-0.json")))),
+            lambda item, folder: item["files"][0].update(media_type="audio/mpeg"),
+            lambda item, folder: item["files"][0].update(stored_sha256="0" * 64, sha256=5),
+            lambda item, folder: item.update(files=[]),
+            lambda item, folder: item.update(files=[], urls=[]),
+            lambda item, folder: item.update(files=None, urls="http://x/", input=7, credits_consumed="five"),
+            lambda item, folder: item.update(input=json.loads("[" * 200 + "]" * 200), credits_consumed=float("nan")),
+            lambda item, folder: item.update(kie_task_id=["x"]),
+        ],
+    )
+    def test_a_forged_entry_is_not_believed(self, run, kie, tmp_path, change, deferrable):
+        kie.fault({**INTERNAL, "match": {"prompt": "number 5"}})  # makes it try again
+
+        def forge(context):
+            if context["ti"].try_number == 2:
+                [path] = tmp_path.glob("it-*.json")
+                content = json.loads(path.read_text())
+                change(content["items"][0], tmp_path)
+                path.write_text(json.dumps(content))
+                (tmp_path / f"{kie.bill()['tasks'][0]['taskId']}-0.png").unlink(missing_ok=True)
+
+        outcome = run(pre_execute=forge, deferrable=deferrable)
+
+        assert outcome.state == "success", outcome.errors
+        assert (outcome.result["saved"], outcome.result["credits"]) == (6, 30)
+        for item in manifest(outcome)["items"]:
+            [file] = item["files"]
+            assert file["path"] == str(tmp_path / f"{item['kie_task_id']}-0.png")
+            assert Path(file["path"]).stat().st_size == file["bytes"]
+        assert len(sent(kie)) == 7
+
+    @durable
+    @pytest.mark.parametrize(
+        "content", ["", "{", "[]", '{"items": 5}', '{"items": [5, null, []]}', "[" * 10_000, "NaN"]
+    )
+    def test_one_that_makes_no_sense_is_written_anew(self, run, kie, tmp_path, content):
+        kie.fault({**INTERNAL, "match": {"prompt": "number 5"}})
+
+        def spoil(context):
+            if context["ti"].try_number == 2:
+                [path] = tmp_path.glob("it-*.json")
+                path.write_text(content)
+
+        outcome = run(pre_execute=spoil)
+
+        assert (outcome.state, outcome.result["saved"]) == ("success", 6), outcome.errors
+        assert len(sent(kie)) == 7
+
+
+@pytest.mark.parametrize("body", ["抱歉，文件已过期".encode("gbk"), b"\0\0\0\x18ftypmp42" + b"\xff" * 99])
+def test_what_is_no_image_is_downloaded_again(run, kie, tmp_path, monkeypatch, body):
+    from kie_provider.client import client
+
+    download, seen = client.download, []
+
+    def swapped(url, path, **options):
+        file = download(url, path, **options)
+        if not seen:
+            seen.append(url)
+            path.write_bytes(body)
+        return file
+
+    monkeypatch.setattr(client, "download", swapped)
+    outcome = run()
+
+    if importlib.util.find_spec("airflow.models.task_state_store"):
+        assert (outcome.state, outcome.tries, outcome.result["saved"]) == ("success", 2, 6), outcome.errors
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png"}
+    assert kie.bill()["charged_total"] == 30
 
 
 @durable

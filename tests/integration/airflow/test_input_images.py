@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,44 @@ def test_the_model_follows_the_images(kie_emulator, image, model, images, sent):
     create(model=model, input_images=[image] if images else None)
 
     assert [order["model"] for order in orders(kie_emulator)] == [sent]
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "[" * 10_000,
+        "NaN",
+        "[]",
+        '{"url": 5, "at": 5}',
+        '{"url": "file:///etc/passwd", "at": 1e99}',
+        '{"url": "http://x/"}',
+    ],
+)
+def test_a_note_about_an_upload_that_makes_no_sense_is_written_anew(kie_emulator, image, note):
+    create(input_images=image)
+    [path] = [each for each in Path(inputs.tempfile.tempdir).rglob("*") if each.is_file()]
+    path.write_text(note)
+    outcome = create(input_images=image)
+
+    assert outcome.state == "success", outcome.error
+    assert len(uploads(kie_emulator)) == 2
+
+
+@pytest.mark.parametrize("images", [{"files": 5, "urls": 7}, {"files": "x"}, [{"urls": {"x": 1}}]])
+def test_a_result_of_other_types_is_named(kie_emulator, images):
+    outcome = create(input_images=images)
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert "must be a URL, a path or a result with files or urls" in str(outcome.error)
+    assert orders(kie_emulator) == []
+
+
+def test_a_fifo_is_not_read(kie_emulator, tmp_path):
+    os.mkfifo(tmp_path / "in.png")
+    outcome = create(input_images=str(tmp_path / "in.png"))
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert "in.png is there, but not as a regular file" in str(outcome.error)
 
 
 def test_the_same_content_is_uploaded_once(kie_emulator, image, tmp_path):

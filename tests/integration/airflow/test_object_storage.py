@@ -130,6 +130,26 @@ def test_no_such_bucket_costs_nothing(kie_emulator, s3):
     assert kie_emulator.bill()["tasks"] == []
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"file_name": "{{ 'std::vector' }}-{kie_task_id}.{extension}"},
+        {"file_name": "s3:/b/{kie_task_id}.{extension}"},
+        {"file_name": "{{ '' }}/{kie_task_id}.{extension}"},
+        {"file_name": ("x" * 190 + "/") * 6 + "{kie_task_id}.{extension}"},
+        {"target": f"s3://aws_test@{BUCKET}/std::vector"},
+        {"target": f"s3://aws_test@{BUCKET}/a\0"},
+    ],
+)
+def test_a_name_that_would_lead_elsewhere_costs_nothing(kie_emulator, s3, fields):
+    outcome = run_task(generate(**fields))
+
+    assert (outcome.state, outcome.retried) == ("failed", False)
+    assert "The results cannot be saved there" in str(outcome.error)
+    assert kie_emulator.bill()["tasks"] == []
+    assert keys_of(s3) == []
+
+
 def test_a_store_that_is_away_costs_nothing_and_is_tried_again(kie_emulator, s3, monkeypatch):
     extra = {"endpoint_url": "http://127.0.0.1:1", "config_kwargs": {"retries": {"max_attempts": 0}}}
     away = {"conn_type": "aws", "login": "x", "password": "a-secret", "extra": {**extra, "region_name": "us-east-1"}}

@@ -121,9 +121,42 @@ class TestGenerate:
         bill = kie_emulator.bill()
         assert (len(bill["tasks"]), bill["charged_total"]) == (1, 5)
 
+    @needs_state_store
+    @pytest.mark.parametrize("body", ["\0\0\0\x18ftypmp42\0\0\0\0", "\u00b1\u00a7\u00c7\u00b8"])
+    def test_what_is_no_image_is_downloaded_again(self, kie_emulator, tmp_path, deferrable, body):
+        kie_emulator.fault({"on": "file", "do": "swap", "content_type": "image/png", "body": body})
+        outcome = run_task(generate(target=str(tmp_path), deferrable=deferrable))
+
+        assert (outcome.state, outcome.tries) == ("success", 2)
+        assert "What the Kie.ai link delivered is not the result" in str(outcome.error)
+        assert {Path(name).suffix for name in files(tmp_path)} == {".json", ".png"}
+        assert kie_emulator.bill()["charged_total"] == 5
+
+    @pytest.mark.parametrize("title", ["std::vector", "c:", "a\u0085b", "..", "x" * 300, "", "a/../b"])
+    def test_a_title_that_makes_no_file_name_costs_nothing(self, kie_emulator, tmp_path, deferrable, title):
+        outcome = run_task(
+            generate(
+                target=str(tmp_path),
+                deferrable=deferrable,
+                file_name="{{ params.title }}/x.{extension}",
+                params={"title": title},
+            )
+        )
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert "file_name: " in str(outcome.error)
+        assert kie_emulator.bill()["tasks"] == []
+
     def test_a_bad_target_costs_nothing(self, kie_emulator, tmp_path, deferrable):
         (tmp_path / "file").write_text("in the way")
-        for target in (f"{tmp_path}/file", f"{tmp_path}/file/below", "gs://bucket/x", "nosuch://x", "s3://nobody@b/x"):
+        for target in (
+            f"{tmp_path}/file",
+            f"{tmp_path}/file/below",
+            "gs://bucket/x",
+            "nosuch://x",
+            "s3://nobody@b/x",
+            f"{tmp_path}/a\0",
+        ):
             outcome = run_task(generate(target=target, deferrable=deferrable))
 
             assert (outcome.state, outcome.retried) == ("failed", False), target
@@ -205,6 +238,17 @@ def test_mapped_with_native_rendering_and_a_trigger_rule(kie_emulator, tmp_path)
     assert outcomes["count", -1].result == 2
     assert len(files(tmp_path)) == 4
     assert kie_emulator.bill()["charged_total"] == 10
+
+
+def test_a_home_folder_and_a_file_url(kie_emulator, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for target in ("~/images", f"file://{tmp_path}/images"):
+        outcome = run_task(generate(target=target))
+
+        [file] = outcome.result["files"]
+        assert file["path"] == str(tmp_path / "images" / f"{outcome.result['kie_task_id']}-0.png")
+        with open(file["path"], "rb") as image:  # noqa: PTH123  # as an author would
+            assert len(image.read()) == file["bytes"]
 
 
 def test_an_asset_learns_of_the_files(kie_emulator, tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import struct
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from tests.support.servers import ScriptedServer, hang, reply, reset, truncated
 
 PNG = picture()
 IMAGE = {"Content_Type": "image/png"}
+VIDEO = b"\0\0\0\x18ftypmp42" + b"\xff" * 1000
+PAGE = "<html><body>抱歉，文件已过期</body></html>"
 
 
 @pytest.fixture
@@ -41,6 +44,10 @@ def out(tmp_path):
 
 def names(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def make_socket(path):
+    os.mknod(path, stat.S_IFSOCK | 0o600)  # socket.bind() allows no long paths
 
 
 def sha256(content):
@@ -100,7 +107,7 @@ class TestSuccess:
     )
     def test_the_content_names_the_type(self, save, out, body, media_type, extension):
         with ScriptedServer(reply(body, Content_Type="image/png")) as host:
-            [file] = save(result_of(host.url))["files"]
+            [file] = save(result_of(host.url, model="veo3"))["files"]
 
         assert (file["media_type"], file["path"]) == (media_type, str(out / f"{KIE_TASK_ID}-0.{extension}"))
         assert (file["width"] is None) == (not media_type.startswith("image"))
@@ -179,13 +186,69 @@ class TestSecondTime:
         assert Path(file["path"]).stat().st_mtime_ns == written
         assert names(out) == [f"{KIE_TASK_ID}-0.json", f"{KIE_TASK_ID}-0.png"]
 
-    @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b'{"file": {"path": 1}}', b"null", b"\xff\xfe"])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            *(b"", b"{", b"[]", b"{}", b'{"file": {"path": 1}}', b"null", b"\xff\xfe", b"NaN", b'"text"', b"[[]]"),
+            b"[" * 10_000 + b"]" * 10_000,
+            b'{"file":' * 10_000,
+            b"9" * 5000,
+        ],
+    )
     def test_a_damaged_sidecar_is_written_anew(self, save, damage):
         with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
             [file] = save(result_of(host.url))["files"]
             Path(file["sidecar"]).write_bytes(damage)
             assert save(result_of(host.url))["files"] == [file]
         assert json.loads(Path(file["sidecar"]).read_text())["file"] == file
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("width", float("nan")),
+            ("height", [1024]),
+            ("bytes", "many"),
+            ("sha256", None),
+            ("media_type", ["image/png"]),
+            ("media_type", "../../etc/passwd"),
+            ("path", 5),
+            ("stored_sha256", {}),
+        ],
+    )
+    def test_so_is_one_with_other_types(self, save, field, value):
+        with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
+            [file] = save(result_of(host.url))["files"]
+            sidecar = Path(file["sidecar"])
+            sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "file": {**file, field: value}}))
+            assert save(result_of(host.url))["files"] == [file]
+        assert json.loads(sidecar.read_text())["file"] == file
+
+    def test_a_path_in_a_sidecar_is_not_believed(self, save):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            [file] = save(result_of(host.url))["files"]
+            sidecar = Path(file["sidecar"])
+            told = {**file, "path": "/etc/passwd", "sidecar": "/etc/shadow"}
+            sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "file": told}))
+            assert save(result_of(host.url))["files"] == [file]
+
+    @pytest.mark.parametrize("ending", ["png", "json"])
+    @pytest.mark.parametrize(
+        "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir, make_socket], ids=str
+    )
+    def test_what_is_no_regular_file_is_not_read(self, save, out, ending, make):
+        out.mkdir()
+        make(out / f"{KIE_TASK_ID}-0.{ending}")
+        with (
+            ScriptedServer(reply(PNG, **IMAGE)) as host,
+            pytest.raises(KieTargetError, match=rf"-0.{ending} is there, but not as a regular file; remove it"),
+        ):
+            save(result_of(host.url))
+
+    def test_a_file_of_another_kind_that_an_earlier_release_saved_is_no_image(self, save, out):
+        with ScriptedServer(reply(VIDEO), reply(PNG, **IMAGE)) as host:
+            save(result_of(host.url, model="veo3"))
+            [file] = save(result_of(host.url))["files"]
+        assert file["path"] == str(out / f"{KIE_TASK_ID}-0.png")
 
     def test_a_file_that_has_changed_is_not_overwritten(self, save):
         with ScriptedServer(*[reply(PNG, **IMAGE)] * 3) as host:
@@ -228,6 +291,24 @@ BROKEN = {
 
 
 class TestBadBodies:
+    @pytest.mark.parametrize(
+        "body", [VIDEO, PAGE.encode("gbk"), b"\x80\x02\xff\xfe" * 1000], ids=["MP4", "GBK", "binary"]
+    )
+    def test_where_an_image_was_ordered_it_must_be_one(self, save, out, body):
+        with ScriptedServer(reply(body, **IMAGE), reply(PNG, **IMAGE)) as host:
+            with pytest.raises(KieFileError, match="a retry downloads it again") as caught:
+                save(result_of(host.url))
+            assert caught.value.is_transient
+            assert names(out) == []
+            save(result_of(host.url))
+        assert names(out) == [f"{KIE_TASK_ID}-0.json", f"{KIE_TASK_ID}-0.png"]
+
+    @pytest.mark.parametrize("encoding", ["gbk", "utf-16-le", "big5"])
+    def test_no_model_makes_text_files(self, save, out, encoding):
+        with ScriptedServer(reply(PAGE.encode(encoding, "replace"))) as host, pytest.raises(KieFileError):
+            save(result_of(host.url, model="veo3"))
+        assert names(out) == []
+
     @pytest.mark.parametrize("name", BROKEN)
     def test_nothing_of_it_is_saved(self, save, out, name):
         step, message = BROKEN[name]
@@ -280,7 +361,7 @@ class TestBadBodies:
         body = PNG[:12] + header + struct.pack(">I", zlib.crc32(header)) + PNG[33:]
         with (
             ScriptedServer(reply(body, **IMAGE)) as host,
-            pytest.raises(KieResultError, match=r"decompression bomb.*max_pixels=12000000"),
+            pytest.raises(KieResultError, match=r"30000 x 30000 = 900000000 pixels, more than max_pixels=12000000"),
         ):
             save(result_of(host.url))
         assert names(out) == []
@@ -317,8 +398,53 @@ class TestBadBodies:
     def test_embedding_into_what_is_no_image(self, save, out):
         body = b"\0\0\0\x18ftypmp42" + b"\xff" * 1000
         with ScriptedServer(reply(body)) as host, pytest.raises(KieResultError, match=r"embed_provenance: .*video/mp4"):
-            save(result_of(host.url), embed_provenance=True)
+            save(result_of(host.url, model="veo3"), embed_provenance=True)
         assert names(out) == []
+
+
+class TestOddEchoes:
+    """What Kie says of a task is foreign: whatever it is, the image is paid for, and saved."""
+
+    @pytest.mark.parametrize("odd", [1.78, ["16:9"], {"x": 1}, None, True, float("nan"), "\ud800", "x\0", [[]], 10**30])
+    @pytest.mark.parametrize("field", ["aspect_ratio", "resolution", "prompt"])
+    def test_in_the_input(self, save, out, field, odd):
+        task_input = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K", field: odd}
+        with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
+            save(result_of(host.url, input=task_input))
+            save(result_of(host.url, input=task_input, credits_consumed=None), target=str(out), **EMBEDDED)
+        json.loads((out / "b" / f"{KIE_TASK_ID}-0.json").read_text(), parse_constant=pytest.fail)
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"input": ["a red fox"]},
+            {"input": "a red fox"},
+            {"input": None},
+            {"input": {"prompt": "a red fox", "more": json.loads("[" * 900 + "]" * 900)}},
+            {"input": {"prompt": "a red fox", 5: object}},
+            {"model": ["flux-2"]},
+            {"model": None, "credits_consumed": "5"},
+            {"credits_consumed": [5]},
+            {"credits_consumed": float("nan")},
+            {"created_at": pendulum.now(), "completed_at": float("inf"), "cost_seconds": {}},
+        ],
+    )
+    def test_anywhere(self, save, out, odd):
+        with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
+            [file] = save(result_of(host.url, **odd))["files"]
+            save(result_of(host.url, **odd), **EMBEDDED, target=str(out), redact_prompt=True)
+        assert json.loads(Path(file["sidecar"]).read_text(), parse_constant=pytest.fail)["file"] == file
+
+    def test_a_mistake_of_ours_is_not_called_a_storage_error(self, tmp_path):
+        for error in (AttributeError("x"), TypeError("x"), KeyError("x"), ValueError("x"), RecursionError("x")):
+            with pytest.raises(type(error)), storage.storage_errors(tmp_path):
+                raise error
+        for error in (RuntimeError("x"), Exception("x"), json.JSONDecodeError("x", "", 0), EOFError("x")):
+            with pytest.raises(KieStorageError), storage.storage_errors(tmp_path):
+                raise error
+
+
+EMBEDDED = {"embed_provenance": True, "file_name": "b/{kie_task_id}-{index}.{extension}"}
 
 
 class TestLinks:
@@ -401,6 +527,27 @@ class TestTarget:
             ({"file_name": "{index!r}.{extension}"}, "is not one of"),
             ({"file_name": "{.{extension}"}, "is not"),
             ({"file_name": "x" * 300 + ".{extension}"}, "more than 200 bytes"),
+            ({"file_name": ("x" * 190 + "/") * 30 + "{index}.{extension}"}, "bytes; 4064 are allowed"),
+            ({"file_name": "std::vector-{index}.{extension}"}, "file_name: 'std::vector-0.png' has '::', which"),
+            ({"file_name": "what?#{index}.{extension}"}, "has '?#', which"),
+            ({"file_name": "a/std::vector-{index}.{extension}"}, "has '::'"),
+            ({"file_name": "c:/{index}.{extension}"}, "file_name: 'c:/0.png' begins like a drive or a scheme"),
+            ({"file_name": "c:{index}.{extension}"}, "begins like a drive"),
+            ({"file_name": "s3:/b/{index}.{extension}"}, "begins like a drive or a scheme"),
+            ({"file_name": "a\x85{index}.{extension}"}, "control character or line break ('\\x85')"),
+            ({"file_name": "a\u2028{index}.{extension}"}, "control character or line break"),
+            ({"file_name": "\ud800{index}.{extension}"}, "half a character"),
+            ({"file_name": " .{extension}"}, "has no name before the extension"),
+            ({"file_name": "a/...{extension}"}, "has no name before the extension"),
+            ({"file_name": "a/ /{index}.{extension}"}, "has a part without a name"),
+            ({"file_name": ".../{index}.{extension}"}, "leads out of the target"),
+            ({"target": "/data/a\0b"}, "target: '/data/a\\x00b' has a control character or line break ('\\x00')"),
+            ({"target": "s3://b/a\0b"}, "has a control character"),
+            ({"target": "/data/\ud800"}, "half a character"),
+            ({"target": "/data/std::vector"}, "has '::'"),
+            ({"target": "s3://b/std::vector"}, "has '::'"),
+            ({"target": "~nobody-of-this-name/x"}, "the home folder of a user who is not known here"),
+            ({"target": "/data/" + "x" * 256}, "has a part of 256 bytes; 255 are allowed"),
             ({"on_wrong_size": "ignore"}, "on_wrong_size: must be 'warn' or 'fail', got 'ignore'"),
             ({"overwrite": "yes"}, "overwrite: must be True or False, got 'yes'"),
             ({"max_bytes": 0}, "max_bytes: must be a whole number above 0, got 0"),
@@ -427,6 +574,36 @@ class TestTarget:
         with ScriptedServer(reply(PNG, **IMAGE)) as host:
             [file] = save(result_of(host.url, kie_task_id="../../etc/x"))["files"]
         assert Path(file["path"]) == out / "______etc_x-0.png"
+
+    @pytest.mark.parametrize(
+        "name",
+        ["12:30 {index}.{extension}", "2026-11-25T10:00:00+00:00/{index}.{extension}", "a?b#c%20[d]*.{extension}"],
+    )
+    def test_odd_names_that_are_fine(self, save, out, name):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            [file] = save(result_of(host.url), file_name=name)["files"]
+        assert file["path"] == str(out / name.format(index=0, extension="png"))
+        assert Path(file["path"]).read_bytes() == PNG
+
+    @pytest.mark.parametrize(
+        "target",
+        ["~/x", "file://{}/x", "file:{}/x", "file://localhost{}/x", "file:////{}/x", "FILE://{}/x/", "local://{}/x"],
+    )
+    def test_a_local_target_is_a_plain_path(self, save, tmp_path, monkeypatch, target):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            [file] = save(result_of(host.url), target=target.format(tmp_path))["files"]
+        assert file["path"] == str(tmp_path / "x" / f"{KIE_TASK_ID}-0.png")
+        assert file["sidecar"] == str(tmp_path / "x" / f"{KIE_TASK_ID}-0.json")
+        with open(file["path"], "rb") as stored:  # noqa: PTH123  # as an author would
+            assert stored.read() == PNG
+
+    @pytest.mark.parametrize("points_to", ["nowhere", "link", "file"])
+    def test_a_link_in_the_way_is_found_before(self, tmp_path, points_to):
+        (tmp_path / "file").write_text("in the way")
+        (tmp_path / "link").symlink_to(tmp_path / points_to)
+        with pytest.raises(KieTargetError, match="link"):
+            storage.check_writable(storage.storage_path("target", tmp_path / "link" / "below"))
 
     def test_a_file_in_the_way(self, save, out):
         out.write_text("in the way")
@@ -535,6 +712,6 @@ with KieHook() as hook:
     saver = ResultSaver(options, hook, PriceTable.parse())
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-    saver.save(result_of(url), RUN)
+    saver.save(result_of(url, model="veo3"), RUN)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
