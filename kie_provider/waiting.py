@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pendulum
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from kie_provider.client.errors import LOGS_PAGE, KieRateLimitError, KieResultError
+from kie_provider.client.errors import LOGS_PAGE, KieRateLimitError, KieResultError, counted
 from kie_provider.execution_timeout import held
 from kie_provider.hooks.kie import KieHook
 
@@ -93,9 +93,8 @@ def require_image(result: dict[str, Any]) -> dict[str, Any]:
 def log_success(log: Any, result: dict[str, Any]) -> None:
     """Write one line about the result dict of a successful task."""
     credits_used = result.get("credits_consumed")
-    log.info(
-        "Kie task %s succeeded: %d result URLs, %s credits", result["kie_task_id"], len(result["urls"]), credits_used
-    )
+    urls = counted(len(result["urls"]), "result URL")
+    log.info("Kie task %s succeeded: %s, %s credits", result["kie_task_id"], urls, credits_used)
 
 
 def deferral_exceptions() -> tuple[type[Exception], type[Exception]]:
@@ -145,6 +144,8 @@ def goes_on(kie_task_id: str) -> str:
 
 def go_on(number: int) -> str:
     """Say what it means to stop waiting for a batch."""
+    if number == 1:
+        return f"Kie cannot cancel tasks: 1 Kie task goes on and is billed when it succeeds; see {LOGS_PAGE}"
     return f"Kie cannot cancel tasks: {number} Kie tasks go on and are billed when they succeed; see {LOGS_PAGE}"
 
 

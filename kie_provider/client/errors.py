@@ -21,6 +21,21 @@ def clean_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
+def one_line(text: str) -> str:
+    """Return foreign text as one line that can be logged: no control characters, and not without end."""
+    text = _CONTROL.sub(" ", clean_text(text)).strip()
+    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_LONGEST_LINE = 2000
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: "1 image", "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def storable(value: Any) -> Any:
     """Return JSON without what JSON alone allows: half surrogate pairs, NUL, NaN, infinity, integers beyond 64 bits.
 
