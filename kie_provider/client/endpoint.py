@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from kie_provider.client.errors import KieConnectionError
 from kie_provider.client.models import is_http_url, shorten
+from kie_provider.client.redaction import keep_out_of_logs
 
 DEFAULT_HOST = "https://api.kie.ai"
 #: Uploads go to a host of their own; the vendor's OpenAPI names the API host there, wrongly.
@@ -42,6 +43,7 @@ class Endpoint:
             raise KieConnectionError("there is no API key; set the password to one from https://kie.ai/api-key")
         if not re.fullmatch(r"[\x21-\x7e]+", self.api_key):
             raise KieConnectionError("the API key has white space or other characters that no key has")
+        keep_out_of_logs(self.api_key)
         for name in ("host", "upload_host"):
             url: str = getattr(self, name)
             if not is_http_url(url) or re.search(r"[@?#\s]", url):

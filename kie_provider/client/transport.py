@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kie_provider.client.endpoint import Endpoint
-from kie_provider.client.errors import KieTransportError
-from kie_provider.client.protocol import Answer, Request, redact
+from kie_provider.client.errors import KieTransportError, one_line
+from kie_provider.client.protocol import Answer, Request
+from kie_provider.client.redaction import blot
 from kie_provider.client.retry import parse_retry_after
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ def send(session: requests.Session, endpoint: Endpoint, request: Request) -> Ans
         raise _transport_error(endpoint, request, error, may_have_arrived=_was_sent(session, url)) from None
     return Answer(
         response.status_code,
-        redact(body, endpoint.api_key),
+        body,
         parse_retry_after(response.headers.get("Retry-After"), time.time()),
+        endpoint.api_key,
     )
 
 
@@ -140,8 +142,9 @@ async def send_async(shared: SharedSession, endpoint: Endpoint, request: Request
         raise _transport_error(endpoint, request, error, may_have_arrived=True) from None
     return Answer(
         response.status,
-        redact(body, endpoint.api_key),
+        body,
         parse_retry_after(response.headers.get("Retry-After"), time.time()),
+        endpoint.api_key,
     )
 
 
@@ -222,7 +225,7 @@ def _transport_error(
     host = endpoint.url("", upload=request.to_upload_host)
     outcome = "no usable answer" if may_have_arrived else "the request never left this machine"
     # Protocol errors quote the answer, which may quote the key.
-    cause = redact(_root_cause(error).encode("utf-8", "replace"), endpoint.api_key).decode()
+    cause = one_line(blot(_root_cause(error), endpoint.api_key))
     return KieTransportError(
         f"{request.method} {host}{request.path}: {outcome} ({cause})",
         may_have_arrived=may_have_arrived,

@@ -200,7 +200,7 @@ class TestBadInput:
             ({"prompts": ["a red fox", 7]}, ["prompts[1].prompt: must be text, got int 7"]),
             (
                 {"prompts": [f"a red fox {n}" if n not in (3, 499) else "x" for n in range(500)]},
-                ["prompts[3].prompt: 'x' has 1 characters", "prompts[499].prompt: 'x' has 1 characters"],
+                ["prompts[3].prompt: 'x' has 1 character;", "prompts[499].prompt: 'x' has 1 character;"],
             ),
             ({"prompts": ["a red fox", "an owl", "a red fox"]}, ["prompts[2]: is the same as prompts[0]; set allow"]),
             ({"prompts": [{"prompt": "a red fox", "seed": 1}]}, ["prompts[0].seed: Flux-2 has no such field"]),

@@ -53,7 +53,7 @@ def test_all_that_is_wrong_is_named_at_once():
 
     text = "\n".join(problems)
     for start in (
-        "prompts[1].prompt: 'x' has 1 characters",
+        "prompts[1].prompt: 'x' has 1 character;",
         "prompts[2].resolution: '9K' is not allowed",
         "prompts[2].seed: Flux-2 has no such field",
         "prompts[3].prompt: must be text, got NoneType",
