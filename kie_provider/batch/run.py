@@ -258,14 +258,15 @@ class BatchRun:
                 if unknown_in_a_row == UNKNOWN_IN_A_ROW:
                     self.halted = error
                     return
-            except (KieValidationError, KieTargetError, KieStorageError) as error:  # of this item's own making
+            except KieError as error:
+                is_its_own = isinstance(error, KieValidationError | KieTargetError | KieStorageError)
+                if not is_its_own or error.is_from_gateway:
+                    self.halted = error
+                    log.warning("No more is ordered for now: %s", error)
+                    return
                 item.settle("failed", error.message, may_succeed_later=error.is_transient)
                 log.warning("prompts[%d]: %s", item.index, error)
                 unknown_in_a_row = 0
-            except KieError as error:
-                self.halted = error
-                log.warning("No more is ordered for now: %s", error)
-                return
             else:
                 room, unknown_in_a_row = room - 1, 0
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from kie_provider.client.errors import KieConnectionError
 from kie_provider.client.models import is_http_url, shorten
+from kie_provider.client.redaction import keep_out_of_logs
 
 DEFAULT_HOST = "https://api.kie.ai"
 #: Kie's uploads go to a host of their own; the vendor's OpenAPI names the API host there, wrongly.
@@ -44,6 +45,7 @@ class Endpoint:
             raise KieConnectionError("there is no API key; set the password to one from https://kie.ai/api-key")
         if not re.fullmatch(r"[\x21-\x7e]+", self.api_key):
             raise KieConnectionError("the API key has white space or other characters that no key has")
+        keep_out_of_logs(self.api_key)
         _check_base_url("host", self.host)
         if self.upload_host == "":
             object.__setattr__(self, "upload_host", KIE_UPLOAD_HOST if _is_kies_own(self.host) else self.host)

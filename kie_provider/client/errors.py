@@ -22,6 +22,16 @@ def clean_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
+def one_line(text: str) -> str:
+    """Return foreign text as one line that can be logged: no control characters, and not without end."""
+    text = _CONTROL.sub(" ", clean_text(text)).strip()
+    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_LONGEST_LINE = 2000
+
+
 def storable(value: Any) -> Any:
     """Return JSON without what JSON alone allows: half surrogate pairs, NUL, NaN, infinity, integers beyond 64 bits.
 
@@ -76,6 +86,11 @@ class KieError(Exception):
         self.http_status = http_status
         self.kie_task_id = kie_task_id
         self.retry_after = retry_after
+
+    @property
+    def is_from_gateway(self) -> bool:
+        """Whether the answer was not Kie's own: an HTTP status without a ``code``."""
+        return self.code is None and self.http_status is not None
 
     def __str__(self) -> str:
         facts = [
@@ -327,15 +342,26 @@ ERROR_BY_CODE: Mapping[int, type[KieError]] = {
     505: KieFeatureDisabledError,
 }
 
-# Texts seen under code 500 that say the request, or the account, is at fault.
-_CREDITS_TEXT = re.compile(r"credits? insufficient|insufficient credits?|balance isn't enough", re.IGNORECASE)
+# Whole texts seen under code 500 that say the request, or the account, is at fault. A part of a text proves nothing:
+# "the connection must be reset" may come when a task has been created.
+_FIELD = (
+    r"(?:[a-z]+(?:_[a-z0-9]+)+|audio|duration|image|input|language|lyrics|mode|model|prompt|quality|resolution|size|style"
+    r"|text|title|video|voice)"
+)
+_VALIDATION_TEXT = re.compile(
+    rf"(?:This field|{_FIELD}) is required|This {_FIELD} is not within the range of allowed options"
+    "|The text length cannot exceed the maximum limit"
+)
+_CREDITS_TEXT = re.compile(
+    r"Credits insufficient(?: : Your current balance isn't enough to run this request\. Please top up to continue\.)?"
+)
 # Texts of failed tasks: a moderation refusal, or trouble that has nothing to do with the input.
 _REFUSED_CONTENT = re.compile(r"nsfw|moderat|flagged|sensitive|safety|policy|prohibited|violat", re.IGNORECASE)
 _TROUBLE_AT_KIE = re.compile(r"internal error|try again|timed? ?out|overload|unavailable", re.IGNORECASE)
-_VALIDATION_TEXT = re.compile(
-    r"\b(is|are) required\b|not within the range|allowed options|not supported|must be\b|cannot be empty",
-    re.IGNORECASE,
-)
+
+#: HTTP statuses by which a proxy or web server says that it has not passed a request on. Not 403: firewalls that look
+#: at answers send it when Kie has done its work.
+_NOT_PASSED_ON = (401, 404, 405, 407, 411, 413, 414, 415, 421, 431)
 
 
 def error_for_code(
@@ -351,18 +377,21 @@ def error_for_code(
     An unlisted code from 500 up counts as a server error (ask again), any other as final.
     """
     error = ERROR_BY_CODE.get(code, KieServerError if code >= 500 else KieError)
-    if code == 500 and _CREDITS_TEXT.search(message):
+    message = one_line(message)
+    if code == 500 and _CREDITS_TEXT.fullmatch(message):
         error = KieInsufficientCreditsError
-    elif code == 500 and _VALIDATION_TEXT.search(message):
+    elif code == 500 and _VALIDATION_TEXT.fullmatch(message):
         error = KieValidationError
     return error(message, code=code, http_status=http_status, kie_task_id=kie_task_id, retry_after=retry_after)
 
 
 def refuses_submission(error: KieError) -> bool:
-    """Whether this error, read from Kie's own answer to createTask, says that nothing was created.
+    """Whether this error, read from an answer to createTask, says that nothing was created.
 
     Only refusals known as such count. After a server error, an upstream failure or an unknown code a task may exist.
     """
+    if error.is_from_gateway:
+        return error.http_status in _NOT_PASSED_ON
     return error.code in ERROR_BY_CODE and not isinstance(error, KieServerError | KieTaskFailedError)
 
 

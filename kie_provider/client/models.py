@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
-from urllib.parse import urlsplit
 
 import pendulum
 
-from kie_provider.client.errors import KieValidationError, clean_text, storable
+from kie_provider.client.errors import KieValidationError, one_line, storable
+from kie_provider.client.results import decoded, result_forms, result_object, result_urls
+from kie_provider.client.results import is_http_url as is_http_url  # noqa: PLC0414  # it is looked for here
 from kie_provider.client.wording import counted
 
 #: Flux-2 model id -> whether it takes images.
@@ -59,7 +60,7 @@ class TaskRecord:
     input: Mapping[str, Any] = field(default_factory=dict)
     #: http(s) URLs of the results; they can expire within 24 hours.
     urls: tuple[str, ...] = ()
-    #: ``resultObject`` of text models.
+    #: What the model made, if that is more than URLs: the ``resultObject`` of text models, else its own structure.
     result: Any = None
     fail_code: str | None = None
     fail_message: str | None = None
@@ -80,18 +81,18 @@ class TaskRecord:
         """Parse the ``data`` object of a recordInfo answer.
 
         :param data: the object, in any of the shapes Kie is known to send.
-        :param kie_task_id: the id that was asked for, used when the answer does not repeat it.
+        :param kie_task_id: the id that was asked for; that is the one that counts.
         """
         kie_state = _text(data.get("state")) or _STATE_BY_SUCCESS_FLAG.get(_number(data.get("successFlag")), "unknown")
-        results = _results(data)
+        forms = result_forms(data)
         return cls(
-            kie_task_id=_text(data.get("taskId")) or kie_task_id,
+            kie_task_id=kie_task_id,
             state=_STATES.get(kie_state.lower(), TaskState.RUNNING),
             kie_state=kie_state,
             model=_text(data.get("model")),
             input=_input(data),
-            urls=tuple(_result_urls(results)),
-            result=next((r["resultObject"] for r in results if r.get("resultObject") is not None), None),
+            urls=tuple(result_urls(forms)),
+            result=result_object(forms),
             fail_code=_text(data.get("failCode")),
             fail_message=_text(data.get("failMsg")),
             credits_consumed=_number(data.get("creditsConsumed")),
@@ -119,7 +120,12 @@ class TaskRecord:
 
 #: Kie's words for tasks that have not ended; any other unknown word counts as one, too.
 RUNNING_WORDS = ("waiting", "queuing", "generating")
-_STATES = {"success": TaskState.SUCCESS, "fail": TaskState.FAIL}
+# Beside Kie's own two, what clients have met at models that came from other endpoints of Kie's.
+_STATES = {
+    **dict.fromkeys(("success", "succeeded", "succeed", "completed", "complete", "finished"), TaskState.SUCCESS),
+    **dict.fromkeys(("fail", "failed", "failure", "error"), TaskState.FAIL),
+    **dict.fromkeys(("create_task_failed", "generate_audio_failed", "sensitive_word_error"), TaskState.FAIL),
+}
 # Newer answers carry successFlag beside state; it only decides when state is missing.
 _STATE_BY_SUCCESS_FLAG: Mapping[float | None, str] = {0: "generating", 1: "success", 3: "fail"}
 
@@ -131,7 +137,7 @@ def _text(value: Any) -> str | None:
     """Return a non-empty string, or None; numbers (codes) become text."""
     if isinstance(value, bool) or not isinstance(value, _SCALARS):
         return None
-    return clean_text(str(value)).strip() or None
+    return one_line(str(value)) or None
 
 
 def _number(value: Any) -> float | None:
@@ -154,11 +160,7 @@ def _time(milliseconds: Any) -> datetime | None:
 
 def _object(value: Any) -> Mapping[str, Any]:
     """Return a JSON object given as such or as text; anything else is an empty one."""
-    if value and isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return {}
+    value = decoded(value)
     return value if isinstance(value, dict) else {}
 
 
@@ -166,31 +168,6 @@ def _input(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the task's input. ``param`` is JSON text whose ``input`` is JSON text once more."""
     param = _object(data.get("param")) or _object(data.get("paramJson"))
     return _object(param.get("input"))
-
-
-def _results(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the result objects, the preferred ``response`` before the older ``resultJson``."""
-    return [_object(data.get("response")), _object(data.get("resultJson"))]
-
-
-def _result_urls(results: Iterable[Mapping[str, Any]]) -> list[str]:
-    for result in results:
-        urls = result.get("resultUrls")
-        candidates = [urls] if isinstance(urls, str) else urls if isinstance(urls, list) else []
-        if usable := [url for url in candidates if is_http_url(url)]:
-            return usable
-    return []
-
-
-def is_http_url(value: Any) -> bool:
-    """Whether ``value`` is an absolute http or https URL."""
-    if not isinstance(value, str):
-        return False
-    try:
-        parts = urlsplit(value)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 @dataclass(frozen=True)
@@ -253,10 +230,8 @@ class Flux2Input:
         elif not isinstance(prompt, str):
             problems.append(f"prompt: must be text, got {type(prompt).__name__} {shorten(prompt)}")
         elif not shortest <= len(prompt := prompt.strip()) <= longest:
-            problems.append(
-                f"prompt: {shorten(prompt)} has {counted(len(prompt), 'character')}; "
-                f"{shortest} to {longest} are allowed"
-            )
+            length = counted(len(prompt), "character")
+            problems.append(f"prompt: {shorten(prompt)} has {length}; {shortest} to {longest} are allowed")
 
         aspect_ratio = _or_default(fields.get("aspect_ratio"), FLUX2_ASPECT_RATIOS[0])
         ratios = FLUX2_ASPECT_RATIOS if takes_images is False else (*FLUX2_ASPECT_RATIOS, FLUX2_ASPECT_RATIO_AUTO)
@@ -329,6 +304,11 @@ def got(value: Any) -> str:
     if value is None or value == "None":
         return f"got {value!r}: the upstream task returned nothing"
     return f"got {shorten(value)}"
+
+
+def is_kie_task_id(value: Any) -> bool:
+    """Whether ``value`` can be the id of a Kie task. Kie's have 32 characters; their form is not promised."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[!-~]{1,200}", value))
 
 
 def is_blank(value: Any) -> bool:

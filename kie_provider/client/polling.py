@@ -20,6 +20,7 @@ from kie_provider.client.errors import (
 )
 from kie_provider.client.models import TaskRecord, TaskState
 from kie_provider.client.retry import backoff, jitter
+from kie_provider.client.wording import counted
 
 #: One look at a task: its record, or why there is none.
 Observation = TaskRecord | KieError
@@ -101,7 +102,7 @@ def judge(observation: Observation, waiting: Waiting, now: float) -> Verdict:
     if isinstance(verdict, Again) and waiting.deadline is not None and now >= waiting.deadline:
         return Raise(
             KieTaskTimeoutError(
-                f"{verdict.reason} after {now - waiting.started_at:.0f} seconds of this wait",
+                f"{verdict.reason} after {counted(round(now - waiting.started_at), 'second')} of this wait",
                 kie_task_id=observation.kie_task_id,
             )
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -26,9 +27,15 @@ from kie_provider.client.models import (
     TaskState,
     is_blank,
     is_http_url,
+    is_kie_task_id,
     raise_for_problems,
     shorten,
 )
+from kie_provider.client.redaction import blot
+from kie_provider.client.results import decoded
+
+#: So many bytes are looked at for an error message.
+_LONGEST_EXCERPT = 20_000
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, with the API key already blotted out of the body.
+    """What came back.
 
     :param retry_after: seconds asked for by the ``Retry-After`` header, if any.
+    :param api_key: blotted out of all that is read from the body, should a server or proxy echo it.
     """
 
     http_status: int
-    body: bytes
+    body: bytes = field(repr=False)
     retry_after: float | None = None
+    api_key: str = field(default="", repr=False)
 
 
 def create_task(model: str, task_input: Mapping[str, Any], callback_url: str | None = None) -> Request:
@@ -124,19 +133,57 @@ def read_created(answer: Answer) -> str:
     try:
         data = _read_envelope(answer)
     except KieError as error:
-        if refuses_submission(error):
+        named = _named_task(answer)
+        if named is None and refuses_submission(error):
             raise
-        raise KieSubmitUnknownError(
-            f"createTask was answered with an error ({error.summary}: {error.message})",
-            code=error.code,
-            http_status=error.http_status,
-        ) from error
+        doubt = f"createTask was answered with an error ({error.summary}: {error.message})"
+        raise _doubt(doubt, answer, named, error.code) from error
     kie_task_id = data.get("taskId") if isinstance(data, Mapping) else None
-    if not isinstance(kie_task_id, str) or not kie_task_id.strip():
-        raise KieSubmitUnknownError(
-            f"Kie says success but sent no taskId: data is {shorten(data)}", http_status=answer.http_status
-        )
-    return kie_task_id.strip()
+    kie_task_id = kie_task_id.strip() if isinstance(kie_task_id, str) else kie_task_id
+    if is_kie_task_id(kie_task_id) and blot(kie_task_id, answer.api_key) == kie_task_id:
+        return str(kie_task_id)
+    raise _doubt(
+        f"Kie says success but sent no taskId that can be one: data is {_shown(data, answer)}",
+        answer,
+        _named_task(answer),
+    )
+
+
+def _doubt(what: str, answer: Answer, named: Any, code: int | str | None = None) -> KieSubmitUnknownError:
+    """Return the error for an answer that leaves open whether a task was created.
+
+    :param named: what the answer calls the task's id; None: nothing.
+    """
+    is_usable = is_kie_task_id(named)
+    if named is not None:
+        what += f"; it names Kie task {named if is_usable else _shown(named, answer)}"
+    return KieSubmitUnknownError(
+        what, code=code, http_status=answer.http_status, kie_task_id=named if is_usable else None
+    )
+
+
+#: Where an answer to createTask has the id of the new task; Kie sends it as ``recordId``, too.
+_ID_FIELDS = ("taskId", "task_id", "recordId")
+_ID_IN_A_FRAGMENT = re.compile(rb"(?:task_?id|recordid)\W{1,20}([\w-]{1,200})", re.IGNORECASE)
+
+
+def _named_task(answer: Answer) -> Any:
+    """Return what an answer to createTask calls the task's id, be it one or not; None: nothing.
+
+    Every place counts where Kie or a proxy may have left it: whoever knows the id can find out what has become of it.
+    """
+    try:
+        body = decoded(json.loads(answer.body))
+    except (ValueError, RecursionError):
+        fragment = _ID_IN_A_FRAGMENT.search(answer.body)
+        return blot(fragment[1].decode(), answer.api_key) if fragment else None
+    data = decoded(body.get("data")) if isinstance(body, Mapping) else None
+    for place in (data, *(data if isinstance(data, list) else ()), body):
+        for name in _ID_FIELDS if isinstance(place, Mapping) else ():
+            value = place.get(name)
+            if value not in (None, "", [], {}):
+                return blot(value.strip() if isinstance(value, str) else value, answer.api_key)
+    return None
 
 
 def read_task(answer: Answer, kie_task_id: str) -> TaskRecord:
@@ -145,7 +192,7 @@ def read_task(answer: Answer, kie_task_id: str) -> TaskRecord:
     :raises KieNotFoundError: Kie does not know the task, or not yet.
     :raises KieError: any other failure.
     """
-    return TaskRecord.from_data(_read_record(answer, kie_task_id), kie_task_id)
+    return _told(_read_record(answer, kie_task_id), kie_task_id, answer)
 
 
 def read_look(answer: Answer, kie_task_id: str) -> TaskRecord:
@@ -157,10 +204,21 @@ def read_look(answer: Answer, kie_task_id: str) -> TaskRecord:
     kie_state = data.get("state")
     if kie_state in RUNNING_WORDS:
         return TaskRecord(kie_task_id, TaskState.RUNNING, kie_state)
-    return TaskRecord.from_data(data, kie_task_id)
+    return _told(data, kie_task_id, answer)
+
+
+def _told(data: Mapping[str, Any], kie_task_id: str, answer: Answer) -> TaskRecord:
+    """Return a record as it may be told: without the key, also where texts were encoded twice."""
+    record = TaskRecord.from_data(data, kie_task_id)
+    texts = ("kie_state", "model", "input", "urls", "result", "fail_code", "fail_message")
+    return replace(record, **{name: blot(getattr(record, name), answer.api_key) for name in texts})
 
 
 def _read_record(answer: Answer, kie_task_id: str) -> Mapping[str, Any]:
+    """Return the ``data`` of a recordInfo answer, with the key where the server has put it.
+
+    :raises KieServerError: it is about another task: a cache may have ignored the query.
+    """
     try:
         data = _read_envelope(answer)
     except KieError as error:
@@ -178,7 +236,14 @@ def _read_record(answer: Answer, kie_task_id: str) -> Mapping[str, Any]:
         raise KieNotFoundError("no record of this task (code 200 without data)", code=200, kie_task_id=kie_task_id)
     if not isinstance(data, Mapping):
         raise KieServerError(
-            f"the task's record is not an object but {shorten(data)}",
+            f"the task's record is not an object but {_shown(data, answer)}",
+            http_status=answer.http_status,
+            kie_task_id=kie_task_id,
+        )
+    told = data.get("taskId")
+    if told not in (None, "", kie_task_id) and str(told).strip() != kie_task_id.strip():
+        raise KieServerError(
+            f"recordInfo was asked for task {kie_task_id} and answered about {_shown(told, answer)}",
             http_status=answer.http_status,
             kie_task_id=kie_task_id,
         )
@@ -189,7 +254,7 @@ def read_credits(answer: Answer) -> float:
     """Return the credit balance; documented as an integer, sent as a decimal."""
     data = _read_envelope(answer)
     if isinstance(data, bool) or not isinstance(data, int | float):
-        raise KieServerError(f"the credit balance is not a number but {shorten(data)}")
+        raise KieServerError(f"the credit balance is not a number but {_shown(data, answer)}")
     return float(data)
 
 
@@ -197,8 +262,8 @@ def read_download_url(answer: Answer) -> str:
     """Return the fresh link."""
     data = _read_envelope(answer)
     if not is_http_url(data):
-        raise KieServerError(f"the download link is not a URL but {shorten(data)}")
-    return str(data)
+        raise KieServerError(f"the download link is not a URL but {_shown(data, answer)}")
+    return str(blot(data, answer.api_key))
 
 
 def read_upload(answer: Answer) -> str:
@@ -206,13 +271,8 @@ def read_upload(answer: Answer) -> str:
     data = _read_envelope(answer)
     url = data.get("downloadUrl") if isinstance(data, Mapping) else None
     if not is_http_url(url):
-        raise KieServerError(f"the upload was answered without a downloadUrl: {shorten(data)}")
-    return str(url)
-
-
-def redact(body: bytes, api_key: str) -> bytes:
-    """Blot the API key out of a body, should a server or proxy echo it; very short keys would hit other text."""
-    return body.replace(api_key.encode(), b"***") if len(api_key) >= 8 else body
+        raise KieServerError(f"the upload was answered without a downloadUrl: {_shown(data, answer)}")
+    return str(blot(url, answer.api_key))
 
 
 def _plain_object(value: Any) -> dict[str, Any]:
@@ -244,27 +304,27 @@ def _read_envelope(answer: Answer) -> Any:
     try:
         body = json.loads(answer.body)
     except (ValueError, RecursionError):
-        raise _foreign_error(answer, f"not JSON but {_excerpt(answer.body)}") from None
+        raise _foreign_error(answer, f"not JSON but {_excerpt(answer)}") from None
     code = body.get("code") if isinstance(body, dict) else None
     if isinstance(code, str) and code.strip().isdecimal() and len(code) < 20:
         code = int(code)
     if isinstance(code, bool) or not isinstance(code, int):
-        raise _foreign_error(answer, f"JSON without Kie's code: {_excerpt(answer.body)}")
+        raise _foreign_error(answer, f"JSON without Kie's code: {_excerpt(answer)}")
     if code != 200:
         message = body.get("msg") or body.get("message")
         raise error_for_code(
             code,
-            message if isinstance(message, str) else "(no message)",
+            blot(message, answer.api_key) if isinstance(message, str) else "(no message)",
             http_status=status,
             retry_after=answer.retry_after,
         )
     if not 200 <= status < 300:
-        raise _foreign_error(answer, f"code 200 in the body: {_excerpt(answer.body)}")
+        raise _foreign_error(answer, f"code 200 in the body: {_excerpt(answer)}", code)
     return body.get("data")
 
 
-def _foreign_error(answer: Answer, what: str) -> KieError:
-    """Return the error for an answer that is not Kie's JSON; no Kie code, so the HTTP status decides."""
+def _foreign_error(answer: Answer, what: str, code: int | None = None) -> KieError:
+    """Return the error for an answer that is not Kie's JSON, so that the HTTP status decides."""
     status = answer.http_status
     message = f"HTTP {status} with {what}"
     error: type[KieError]
@@ -277,9 +337,16 @@ def _foreign_error(answer: Answer, what: str) -> KieError:
         message += "; is the connection's host Kie's API?"
     else:
         error = KieServerError
-    return error(message, http_status=status, retry_after=answer.retry_after)
+    return error(message, code=code, http_status=status, retry_after=answer.retry_after)
 
 
-def _excerpt(body: bytes) -> str:
-    text = " ".join(body[:400].decode("utf-8", "replace").split())
+def _excerpt(answer: Answer) -> str:
+    # The key is blotted out before anything is cut, or half of it would be left.
+    text = blot(answer.body[:_LONGEST_EXCERPT].decode("utf-8", "replace"), answer.api_key)
+    text = " ".join(text.split())
     return repr(f"{text[:120]}..." if len(text) > 120 else text)
+
+
+def _shown(value: Any, answer: Answer) -> str:
+    """Return a value from an answer for an error message."""
+    return shorten(blot(value, answer.api_key))

@@ -24,6 +24,8 @@ LOOKUP_ATTEMPTS = 4
 SUBMIT_PATIENCE = 12.0
 #: A server that asks for a longer wait than this (seconds) is not waited for in place.
 LONGEST_RETRY_AFTER = 30.0
+#: No server is believed that it needs more seconds than this.
+BELIEVED_RETRY_AFTER = 600.0
 
 
 def backoff(attempt: int, *, first: float = 0.5, longest: float = 8.0) -> float:
@@ -73,7 +75,7 @@ def _polite(error: KieError, delay: float, patience: float) -> float | None:
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
-    """Return the seconds that a ``Retry-After`` header asks for: a number, or an HTTP date.
+    """Return the seconds that a ``Retry-After`` header asks for, as a number or an HTTP date; ten minutes at most.
 
     :param now: epoch seconds, to measure a date against.
     """
@@ -86,4 +88,4 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
         except (ValueError, OverflowError):
             return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), BELIEVED_RETRY_AFTER)

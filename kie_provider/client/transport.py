@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from kie_provider import __version__
 from kie_provider.client.endpoint import Endpoint, without_userinfo
-from kie_provider.client.errors import KieTransportError
-from kie_provider.client.protocol import Answer, Request, redact
+from kie_provider.client.errors import KieTransportError, one_line
+from kie_provider.client.protocol import Answer, Request
 from kie_provider.client.proxies import proxy_for
+from kie_provider.client.redaction import blot
 from kie_provider.client.retry import parse_retry_after
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ def send(session: requests.Session, endpoint: Endpoint, request: Request) -> Ans
         raise _transport_error(endpoint, request, error, may_have_arrived=_was_sent(session, url)) from None
     return Answer(
         response.status_code,
-        redact(bytes(body), endpoint.api_key),
+        bytes(body),
         parse_retry_after(response.headers.get("Retry-After"), time.time()),
+        endpoint.api_key,
     )
 
 
@@ -179,8 +181,9 @@ async def send_async(shared: SharedSession, endpoint: Endpoint, request: Request
         raise _transport_error(endpoint, request, error, may_have_arrived=True) from None
     return Answer(
         response.status,
-        redact(bytes(body), endpoint.api_key),
+        bytes(body),
         parse_retry_after(response.headers.get("Retry-After"), time.time()),
+        endpoint.api_key,
     )
 
 
@@ -247,7 +250,7 @@ def _transport_error(
     host = endpoint.url("", upload=request.to_upload_host)
     outcome = "no usable answer" if may_have_arrived else "the request never left this machine"
     # Protocol errors quote the answer, which may quote the key; others quote the proxy, which may hold a password.
-    cause = redact(without_userinfo(root_cause(error)).encode("utf-8", "replace"), endpoint.api_key).decode()
+    cause = one_line(blot(without_userinfo(root_cause(error)), endpoint.api_key))
     return KieTransportError(
         f"{request.method} {host}{request.path}: {outcome} ({cause})",
         may_have_arrived=may_have_arrived,

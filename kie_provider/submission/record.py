@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from typing import Any, Final, Literal
 import pendulum
 
 from kie_provider.client.errors import KieValidationError, storable
+from kie_provider.client.models import is_kie_task_id
 
 FORMAT = 1
 #: What a person writes where createTask turns out to have created nothing.
@@ -203,7 +203,8 @@ def refused_fact(record: SubmissionRecord, error: Exception) -> dict[str, Any]:
     refused = {
         "code": getattr(error, "code", None),
         "message": str(getattr(error, "message", error))[:_MAX_REASON],
-        "is_final": isinstance(error, KieValidationError),  # it would be refused again
+        # It would be refused again; not so what a gateway refuses, which a person sets right.
+        "is_final": isinstance(error, KieValidationError) and not error.is_from_gateway,
     }
     return _fact(record.answer_key, {"refused": refused, "at": iso(time.time())})
 
@@ -411,9 +412,9 @@ def _max_tries(fields: Mapping[str, Any]) -> int | None:
 
 
 def _kie_task_id(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,200}", value):
+    if not is_kie_task_id(value):
         raise ValueError("there is no Kie task id")
-    return value
+    return str(value)
 
 
 def _epoch(text: str) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 from airflow.triggers.base import TriggerEvent
 
 from kie_provider.client.errors import KieError, KieServerError, error_from_dict
+from kie_provider.client.wording import counted
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
 from kie_provider.triggers.kie import KieTrigger
 from kie_provider.waiting import go_on
@@ -82,7 +83,7 @@ class KieBatchTrigger(KieTrigger):
             for wait in running:
                 wait.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        self.log.info("%d of %d Kie tasks have ended", len(waits) - len(running), len(waits))
+        self.log.info("Ended: %d of %s", len(waits) - len(running), counted(len(waits), "Kie task"))
         return ended_event(len(waits) - len(running), len(running), errors)
 
     async def _wait(self, kie_task_id: str, gate: asyncio.Semaphore) -> KieError | None:

@@ -122,12 +122,16 @@ def read_event(event: Any, kie_task_id: str) -> dict[str, Any]:
         result, error = event.get("result"), event.get("error")
         if event.get("status") == "success" and _is_result(result, kie_task_id):
             return dict(result)  # type: ignore[arg-type]
-        if event.get("status") == "error" and isinstance(error, Mapping):
+        if event.get("status") == "error" and _is_error(error, kie_task_id):
             try:
-                raise error_from_dict(error)
+                raise error_from_dict(error)  # type: ignore[arg-type]
             except ValueError:
                 pass
     raise KieError(f"the trigger sent an event that is not one of ours: {event!r:.200}", kie_task_id=kie_task_id)
+
+
+def _is_error(error: Any, kie_task_id: str) -> bool:
+    return isinstance(error, Mapping) and error.get("kie_task_id") in (None, kie_task_id)
 
 
 def _is_result(result: Any, kie_task_id: str) -> bool:

@@ -17,7 +17,7 @@ LOOK_UPS, SUBMISSIONS = 4, 6
 
 # Code | the error, when the code is in Kie's JSON | createTask then | the error, when it is only the HTTP status.
 # createTask is "refused" (for good: nothing was created), "refused for now" (sent again for twelve seconds), or "in
-# doubt" (KieSubmitUnknownError, never sent again). A mere HTTP status always leaves it in doubt.
+# doubt" (KieSubmitUnknownError, never sent again). A mere HTTP status leaves it in doubt, but for NOT_PASSED_ON.
 TABLE = """
 400 | KieValidationError          | refused         | KieValidationError
 401 | KieAuthError                | refused         | KieAuthError
@@ -36,6 +36,7 @@ TABLE = """
 599 | KieServerError              | in doubt        | KieServerError
 """
 ROWS = {int(row[0]): row[1:] for line in TABLE.split("\n") if (row := [cell.strip() for cell in line.split("|")])[0]}
+NOT_PASSED_ON = (401, 404)
 TRANSIENT = {"KieRateLimitError", "KieMaintenanceError", "KieServerError"}
 
 #: How a code comes: the fault that sends it.
@@ -97,9 +98,9 @@ def test_a_look_up(on, way, code, kie, client, pauses):
 @pytest.mark.parametrize("code", ROWS)
 @pytest.mark.parametrize("way", WAYS)
 def test_createtask(way, code, kie, client, pauses):
-    said_by_kie, submission, _ = ROWS[code]
+    said_by_kie, submission, said_by_gateway = ROWS[code]
     if "web page" in way:
-        submission = "in doubt"
+        said_by_kie, submission = said_by_gateway, "refused" if code in NOT_PASSED_ON else "in doubt"
     expected = "KieSubmitUnknownError" if submission == "in doubt" else said_by_kie
     kie.fault({"on": "createTask", "times": None, **WAYS[way](code)})
 
@@ -133,7 +134,11 @@ MISHAPS = {
             "Kie's JSON": {"json": {"code": code, "msg": "Kie's words", "data": None}},
             "a web page": {"http_status": code, "body": HTML},
         }.items()
-        if row[1] == "in doubt" or way == "a web page"
+        if row[1] == "in doubt" or (way == "a web page" and code not in NOT_PASSED_ON)
+    },
+    **{
+        f"Kie's JSON with an id, {code}": {"do": "swap", "json": {"code": code, "msg": "no", "data": {"taskId": "e7"}}}
+        for code in ROWS
     },
 }
 

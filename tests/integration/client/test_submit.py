@@ -2,6 +2,7 @@
 
 import gc
 import gzip
+import logging
 from email.utils import formatdate
 from time import time
 
@@ -48,9 +49,12 @@ DOUBTS = {
     "its own request": echo,
     "early hints, then nothing": raw(b"HTTP/1.1 103 Early Hints\r\n\r\n"),
     "HTML 200": reply(HTML, 200, Content_Type="text/html"),
-    "HTML 401": reply(HTML, 401, Content_Type="text/html"),
+    "HTML 400": reply(HTML, 400, Content_Type="text/html"),
     "HTML 403": reply(HTML, 403, Content_Type="text/html"),
-    "HTML 404": reply(HTML, 404, Content_Type="text/html"),
+    "HTML 404 that names a task": reply(f'<html>{{"taskId": "{TASK}"}}', 404, Content_Type="text/html"),
+    "HTML 408": reply(HTML, 408, Content_Type="text/html"),
+    "HTML 409": reply(HTML, 409, Content_Type="text/html"),
+    "HTML 425": reply(HTML, 425, Content_Type="text/html"),
     "HTML 429": reply(HTML, 429, Content_Type="text/html", Retry_After="1"),
     "HTML 500": reply(HTML, 500, Content_Type="text/html"),
     "HTML 502": reply(HTML, 502, Content_Type="text/html"),
@@ -66,6 +70,7 @@ DOUBTS = {
     "code 200 with HTTP 500": envelope({"taskId": TASK}, status=500),
     "code 408": envelope(code=408, msg="Upstream gave nothing"),
     "code 500": envelope(code=500, msg="Server exception, please try again later"),
+    "code 500 that sounds like a refusal": envelope(code=500, msg="the connection must be reset by peer"),
     "code 500 with HTTP 500": envelope(code=500, msg="Internal Error", status=500),
     "code 501": envelope(code=501, msg="Playground task failed."),
     "code 503": envelope(code=503, msg="?"),
@@ -74,6 +79,14 @@ DOUBTS = {
     "code -1": envelope(code=-1, msg="?"),
     "gzip": reply(gzip.compress(b'{"code":429,"msg":"busy"}'), 429, Content_Encoding="gzip"),
     "more than an answer has": reply(b" " * 5 * 2**20 + b'{"code":429,"msg":"busy"}'),
+    "code 422 with a taskId": envelope({"taskId": TASK}, code=422, msg="x"),
+    "code 401 with a taskId": envelope({"taskId": TASK}, code=401, msg="x"),
+    "code 429 with a taskId": envelope({"taskId": TASK}, code=429, msg="x", Retry_After="0"),
+    "code 455 with a taskId, HTTP 503": envelope({"taskId": TASK}, code=455, msg="x", status=503),
+    "code 500 with a taskId": envelope({"taskId": TASK}, code=500, msg="aspect_ratio is required"),
+    "a taskId with a line break": envelope({"taskId": "e760\nINFO forged"}),
+    "a taskId with half an emoji": reply('{"code":200,"data":{"taskId":"ab\\ud800c"}}'),
+    "a taskId of 100 kB": envelope({"taskId": "a" * 100_000}),
     "redirect to nowhere": reply(b"", 302),
     "redirect to a bad host": reply(b"", 302, Location="http://[bad/"),
 }
@@ -251,11 +264,24 @@ def test_a_refusal_is_final(code, status, connect, pauses):
     assert (len(server.requests), pauses) == (1, [])
 
 
+@pytest.mark.parametrize("body", [b"nope", b"", HTML, {"error": "unknown route"}])
+@pytest.mark.parametrize("status", [401, 404, 405, 407, 411, 413, 414, 415, 421, 431])
+def test_what_a_proxy_has_not_passed_on_is_refused(status, body, connect, pauses):
+    with ScriptedServer(reply(body, status), CREATED) as server:
+        error = error_of(connect(server.url))
+    assert type(error) is (errors.KieAuthError if status == 401 else errors.KieValidationError)
+    assert (error.code, error.http_status) == (None, status)
+    assert (len(server.requests), pauses) == (1, [])
+
+
 @pytest.mark.parametrize(
     ("text", "error_class"),
     [
         ("aspect_ratio is required", errors.KieValidationError),
-        ("Credits insufficient : Your current balance isn't enough", errors.KieInsufficientCreditsError),
+        (
+            "Credits insufficient : Your current balance isn't enough to run this request. Please top up to continue.",
+            errors.KieInsufficientCreditsError,
+        ),
     ],
 )
 def test_code_500_with_a_reason_is_a_refusal(text, error_class, connect):
@@ -305,7 +331,7 @@ def test_a_long_retry_after_is_left_to_airflow(seconds, connect, pauses):
     with ScriptedServer(envelope(code=429, msg="busy", Retry_After=seconds), CREATED) as server:
         error = error_of(connect(server.url))
     assert type(error) is errors.KieRateLimitError
-    assert error.retry_after == float(seconds)
+    assert error.retry_after == min(float(seconds), 600.0)
     assert (len(server.requests), pauses) == (1, [])
 
 
@@ -514,9 +540,13 @@ def test_the_proxy_is_passed_by_when_the_environment_says_so(connect, monkeypatc
         envelope({"taskId": None, "seen": KEY}),
         reply(b"", 302, Location=f"http://x:{KEY}@[bad/"),
         reply(b"", 302, reason=f"Bearer {KEY}"),
+        raw(OK + f"Bearer {KEY}\r\nContent-Length: 2\r\n\r\n{{}}".encode()),
+        reply('{"code": 401, "msg": "Bearer ' + "".join(f"\\u{ord(each):04x}" for each in KEY) + '"}'),
+        reply('{"code": 401, "msg": "Bearer ' + KEY.replace("0", "\\u0030") + '"}'),
     ],
 )
-def test_the_key_is_in_no_error(step, connect):
-    with ScriptedServer(step) as server:
+def test_the_key_is_in_no_error_and_no_log(step, connect, caplog):
+    with ScriptedServer(step) as server, caplog.at_level(logging.DEBUG):
         error_of(connect(server.url))
+    assert KEY not in caplog.text
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"

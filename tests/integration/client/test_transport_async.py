@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import gzip
+import logging
 import threading
 import time
 import tracemalloc
@@ -536,11 +537,13 @@ async def test_waiting_for_a_socket_of_the_pool_is_not_on_the_clock(monkeypatch)
         reply(f"bad header: Authorization: Bearer {KEY}", 400),
         envelope(code=401, msg=f"bad header: Authorization: Bearer {KEY}"),
         reply(b"", 302, Location=f"http://x:{KEY}@[bad/"),
+        envelope(code=401, msg="x", Set_Cookie=f"a@{KEY}(=1"),
     ],
 )
-async def test_the_key_is_in_no_error(step):
-    with ScriptedServer(step) as server:
+async def test_the_key_is_in_no_error_and_no_log(step, caplog):
+    with ScriptedServer(step) as server, caplog.at_level(logging.DEBUG):
         await error_of(endpoint(server.url))
+    assert KEY not in caplog.text
 
 
 @pytest.mark.parametrize(

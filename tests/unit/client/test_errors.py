@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from kie_provider.client import errors
 from kie_provider.client.errors import KieError, error_for_code, error_from_dict, refuses_submission, storable
 
+CREDITS = "Credits insufficient : Your current balance isn't enough to run this request. Please top up to continue."
 # code -> (class, is transient, refuses a submission): the vendor's list, and what was seen on the wire.
 TRUTH = {
     400: ("KieValidationError", False, True),
@@ -45,18 +46,24 @@ def test_every_code_has_one_meaning(code):
     ("text", "name"),
     [
         ("aspect_ratio is required", "KieValidationError"),
+        ("prompt is required", "KieValidationError"),
         ("This field is required", "KieValidationError"),
-        ("prompt and input_urls are required", "KieValidationError"),
         ("This aspect_ratio is not within the range of allowed options", "KieValidationError"),
-        ("The model name you specified is not supported.", "KieValidationError"),
-        ("n_frames must be 10 or 15", "KieValidationError"),
-        ("prompt cannot be empty", "KieValidationError"),
-        (
-            "Credits insufficient : Your current balance isn't enough to run this request. Please top up to continue.",
-            "KieInsufficientCreditsError",
-        ),
-        ("CREDITS INSUFFICIENT", "KieInsufficientCreditsError"),
-        ("insufficient credit", "KieInsufficientCreditsError"),
+        (" The text length cannot exceed the maximum limit\n", "KieValidationError"),
+        (CREDITS, "KieInsufficientCreditsError"),
+        ("Credits insufficient", "KieInsufficientCreditsError"),
+        # Nobody has seen these refuse a request, and some are no refusals at all.
+        ("the connection must be reset by peer", "KieServerError"),
+        ("The worker is not supported any more, aspect_ratio is required", "KieServerError"),
+        ("aspect_ratio is required by the model, which has timed out", "KieServerError"),
+        ("a restart is required", "KieServerError"),
+        ("Restart is required", "KieServerError"),
+        ("restart is required", "KieServerError"),
+        ("The model name you specified is not supported.", "KieServerError"),
+        ("n_frames must be 10 or 15", "KieServerError"),
+        ("prompt cannot be empty", "KieServerError"),
+        ("CREDITS INSUFFICIENT", "KieServerError"),
+        ("Task created. " + CREDITS, "KieServerError"),
         ("Server exception, please try again later", "KieServerError"),
         ("Internal Error, Please try again later.", "KieServerError"),
         ("the requirements could not be loaded", "KieServerError"),
@@ -74,10 +81,33 @@ def test_the_text_of_other_codes_decides_nothing(code):
     assert type(error_for_code(code, "credits insufficient, prompt is required")) is type(error_for_code(code, ""))
 
 
-def test_an_error_without_kies_code_refuses_nothing():
-    assert not refuses_submission(errors.KieRateLimitError("HTTP 429 with a web page", http_status=429))
-    assert not refuses_submission(errors.KieAuthError("HTTP 403 from a gateway", http_status=403))
+@pytest.mark.parametrize("status", [401, 404, 405, 407, 411, 413, 414, 415, 421, 431])
+def test_a_gateway_that_has_not_passed_it_on_refuses(status):
+    assert refuses_submission(KieError("HTTP status with a web page", http_status=status))
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 307, 400, 402, 403, 408, 409, 410, 422, 425, 429, 500, 502, 504])
+def test_any_other_error_without_kies_code_refuses_nothing(status):
+    assert not refuses_submission(KieError("HTTP status with a web page", http_status=status))
+    assert not refuses_submission(KieError("code 200 with an HTTP status", code=200, http_status=404))
     assert not refuses_submission(errors.KieTransportError("reset"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a\r\nINFO forged\x1b[31m\x85\u2028b", "a INFO forged [31m b"),
+        (" Grüße, 猫 \ud83e ", "Grüße, 猫 ?"),
+        ("x" * 3000, "x" * 2000 + "..."),
+    ],
+)
+def test_what_kie_says_is_one_line_of_sane_length(text, line):
+    assert error_for_code(422, text).message == errors.one_line(text) == line
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "0 images"), (1, "1 image"), (2, "2 images")])
+def test_numbers_and_their_nouns(number, words):
+    assert errors.counted(number, "image") == words
 
 
 def test_text_names_cause_code_status_task_and_what_to_do():

@@ -39,7 +39,7 @@ FIELDS = [
 
 
 def record(**data):
-    return TaskRecord.from_data(data, "asked-for")
+    return TaskRecord.from_data(data, "abc")
 
 
 # ---------------------------------------------------------------- TaskRecord
@@ -101,7 +101,7 @@ def test_a_record_of_2026_09_and_its_result():
 
 def test_an_empty_record_is_a_running_task_of_the_id_asked_for():
     parsed = record()
-    assert parsed == TaskRecord(kie_task_id="asked-for", state=TaskState.RUNNING, kie_state="unknown")
+    assert parsed == TaskRecord(kie_task_id="abc", state=TaskState.RUNNING, kie_state="unknown")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,15 @@ def test_an_empty_record_is_a_running_task_of_the_id_asked_for():
         ({"state": "success"}, TaskState.SUCCESS, "success"),
         ({"state": "SUCCESS"}, TaskState.SUCCESS, "SUCCESS"),
         ({"state": "fail"}, TaskState.FAIL, "fail"),
-        ({"state": "failed"}, TaskState.RUNNING, "failed"),
+        ({"state": "failed"}, TaskState.FAIL, "failed"),
+        ({"state": " Failed\n"}, TaskState.FAIL, "Failed"),
+        ({"state": "GENERATE_AUDIO_FAILED"}, TaskState.FAIL, "GENERATE_AUDIO_FAILED"),
+        ({"state": "error"}, TaskState.FAIL, "error"),
+        ({"state": "completed"}, TaskState.SUCCESS, "completed"),
+        ({"state": "SUCCEEDED"}, TaskState.SUCCESS, "SUCCEEDED"),
+        ({"state": "FIRST_SUCCESS"}, TaskState.RUNNING, "FIRST_SUCCESS"),
+        ({"state": "TEXT_SUCCESS"}, TaskState.RUNNING, "TEXT_SUCCESS"),
+        *[({"state": word}, TaskState.RUNNING, word) for word in ("wait", "queueing", "pending", "processing")],
         ({"state": "reviewing"}, TaskState.RUNNING, "reviewing"),
         ({"state": ""}, TaskState.RUNNING, "unknown"),
         ({"state": None}, TaskState.RUNNING, "unknown"),
@@ -168,13 +176,75 @@ def test_fail_fields(data, code, message):
         {"response": None, "resultJson": {"resultUrls": [URL]}},
         {"response": {"resultUrls": None}, "resultJson": {"resultUrls": [URL]}},
         {"response": {"resultUrls": [None, "", "ftp://x/1", 7, {}, URL, "//x"]}},
+        # encoded once too often
+        {"resultJson": json.dumps(json.dumps({"resultUrls": [URL]}))},
+        {"resultJson": json.dumps(json.dumps(json.dumps({"resultUrls": [URL]})))},
+        {"resultJson": {"resultUrls": json.dumps([URL])}},
+        {"response": "null", "resultJson": json.dumps(json.dumps({"resultUrls": [URL]}))},
+        # objects with a URL each
+        {"resultJson": json.dumps({"resultUrls": [{"url": URL}]})},
+        {"resultJson": json.dumps([{"url": URL}])},
+        {"response": [{"url": URL}]},
+        {"response": [URL]},
+        {"response": URL},
+        {"resultUrls": [URL]},
+        # what other models call it
+        {"response": {"data": [{"audio_url": URL}]}},
+        {
+            "response": {
+                "data": [{"audio_url": URL, "stream_audio_url": "https://x/s", "source_audio_url": "https://x/o"}]
+            }
+        },
+        {"response": json.dumps({"data": json.dumps([{"audio_url": URL}])})},
+        {"response": {"resultImageUrl": URL, "originImageUrl": "https://x/old"}},
+        {"response": {"videoInfo": {"videoUrl": URL}}},
+        {"response": {"images": [{"url": URL, "width": 1024}]}},
+        {"response": {"output": URL}},
+        {"response": {"resultObject": {"image_url": URL, "input": {"image_url": "https://x/mine"}}}},
     ],
 )
 def test_result_urls(data):
     assert record(state="success", **data).urls == (URL,)
 
 
-@pytest.mark.parametrize("result", ["", None, "null", "[]", "{", "{}", [], 7, True, {"resultUrls": {}}, "NaN"])
+def test_the_songs_of_a_music_model():
+    songs = [
+        {"id": "1", "audio_url": "https://x/1.mp3", "stream_audio_url": "https://x/1", "image_url": "https://x/1.jpeg"},
+        {"id": "2", "audio_url": "https://x/2.mp3", "stream_audio_url": "https://x/2", "image_url": "https://x/2.jpeg"},
+    ]
+    parsed = record(state="success", response={"data": songs}, resultJson=json.dumps({"data": songs}))
+    assert parsed.urls == ("https://x/1.mp3", "https://x/1.jpeg", "https://x/2.mp3", "https://x/2.jpeg")
+    assert parsed.result == {"data": songs}
+    assert parsed.has_result
+
+
+@pytest.mark.parametrize(
+    ("response", "result"),
+    [
+        ({"resultUrls": [URL]}, None),
+        ({"resultUrls": [URL], "seed": 7}, {"resultUrls": [URL], "seed": 7}),
+        ({"resultUrls": [URL], "note": ""}, None),
+        ({"resultUrls": ["/relative.png"]}, {"resultUrls": ["/relative.png"]}),
+        ({"lyrics": "la la"}, {"lyrics": "la la"}),
+        ({"text": "see https://x.example/1.png"}, {"text": "see https://x.example/1.png"}),
+        ({"resultObject": {"text": "hi"}, "tokens": 3}, {"text": "hi"}),
+        ("a poem", "a poem"),
+        ('"quoted" it said', '"quoted" it said'),
+        ("{", "{"),
+        ([1, 2], [1, 2]),
+        (7, 7),
+        (False, False),
+    ],
+)
+def test_whatever_a_model_made_is_a_result(response, result):
+    for parsed in (record(response=response), record(resultJson=response), record(response={}, resultJson=response)):
+        assert parsed.result == result
+        assert parsed.has_result
+
+
+@pytest.mark.parametrize(
+    "result", ["", " ", None, "null", "[]", "{}", [], {"resultUrls": {}}, {"data": [None, ""]}, float("nan")]
+)
 def test_no_result_urls(result):
     parsed = record(state="success", resultJson=result, response=result)
     assert parsed.urls == ()
@@ -263,8 +333,8 @@ def test_numbers(value, credits_consumed, cost_seconds):
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON)))
 def test_no_data_object_breaks_the_parser(data):
-    parsed = TaskRecord.from_data(data, "asked-for")
-    assert parsed.kie_task_id
+    parsed = TaskRecord.from_data(data, "abc")
+    assert parsed.kie_task_id == "abc"
     assert isinstance(parsed.state, TaskState)
     assert all(is_http_url(url) for url in parsed.urls)
     json.dumps(parsed.to_result())
@@ -272,7 +342,7 @@ def test_no_data_object_breaks_the_parser(data):
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON.map(json.dumps))))
 def test_no_data_object_of_json_texts_breaks_the_parser(data):
-    json.dumps(TaskRecord.from_data(data, "asked-for").to_result())
+    json.dumps(TaskRecord.from_data(data, "abc").to_result())
 
 
 @pytest.mark.parametrize("url", ["http://x", "https://x.example/a?b#c", "HTTPS://X", "http://[::1]:80/"])

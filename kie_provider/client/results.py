@@ -1,0 +1,96 @@
+"""What a task has made, in every form in which Kie is known to send it. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+#: Texts that are JSON were met encoded twice; this is how often they are decoded at most.
+_ENCODINGS = 4
+_DEEPEST = 20
+#: Names of fields that hold what was made: ``resultUrls``, ``audio_url``, ``videos``, ``{"data": [{"url": ...}]}``.
+_RESULT = re.compile(r"(url|uri|link|image|video|audio|file|output|result|data)s?$", re.IGNORECASE)
+#: What was sent to the model, and a stream or source beside the file that was made.
+_NO_RESULT = re.compile(r"(input|param|request|reference|call_?back|source|origin|stream)", re.IGNORECASE)
+
+
+def decoded(value: Any) -> Any:
+    """Return the JSON in a text, however often it was encoded; any other value, or text, as it is."""
+    for _ in range(_ENCODINGS):
+        if not isinstance(value, str) or not value.lstrip().startswith(("{", "[", '"', "null")):
+            break
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            break
+    return value
+
+
+def result_forms(data: Mapping[str, Any]) -> list[Any]:
+    """Return what the fields of a record hold as its result, the preferred ``response`` before ``resultJson``."""
+    loose = {name: data[name] for name in ("resultUrls", "resultUrl", "resultObject", "videoInfo") if name in data}
+    return [decoded(data.get("response")), decoded(data.get("resultJson")), loose]
+
+
+def result_urls(forms: Sequence[Any]) -> list[str]:
+    """Return the http(s) URLs of the results: those under ``resultUrls``, else those wherever a model keeps them."""
+    for form in forms:
+        if isinstance(form, Mapping) and (urls := list(_urls(form.get("resultUrls")))):
+            return urls
+    return next((urls for form in forms if (urls := list(dict.fromkeys(_urls(form))))), [])
+
+
+def result_object(forms: Sequence[Any]) -> Any:
+    """Return what there is beside mere URLs: the ``resultObject``, else the model's own structure; None: nothing."""
+    for form in forms:
+        if isinstance(form, Mapping) and form.get("resultObject") is not None:
+            return form["resultObject"]
+    form = next((form for form in forms if not _is_empty(form)), None)
+    return None if _is_media(form) else form
+
+
+def is_http_url(value: Any) -> bool:
+    """Whether ``value`` is an absolute http or https URL."""
+    if not isinstance(value, str):
+        return False
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _urls(value: Any, name: str = "urls", depth: int = _DEEPEST) -> Iterator[str]:
+    if not depth or _NO_RESULT.match(name):
+        return
+    value = decoded(value)
+    if isinstance(value, str):
+        if _RESULT.search(name) and is_http_url(value) and not re.search(r"\s", value):
+            yield value
+    elif isinstance(value, Mapping):
+        for inner_name, inner in value.items():
+            yield from _urls(inner, inner_name, depth - 1)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _urls(inner, name, depth - 1)
+
+
+def _is_media(form: Any) -> bool:
+    """Whether it has nothing but ``resultUrls`` that can be used."""
+    if not isinstance(form, Mapping):
+        return False
+    return {name for name, value in form.items() if not _is_empty(value)} == {"resultUrls"} and bool(
+        result_urls([form])
+    )
+
+
+def _is_empty(value: Any, depth: int = _DEEPEST) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, Mapping | list) and depth:
+        items = value.values() if isinstance(value, Mapping) else value
+        return all(_is_empty(item, depth - 1) for item in items)
+    return value is None or value != value  # NaN

@@ -1,0 +1,211 @@
+"""Answers that are about something else, or say two things at once: what operators make of them."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import pendulum
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from kie_provider.client.errors import KieRateLimitError
+from kie_provider.hooks.kie import KieHook
+from kie_provider.operators.batch import Flux2BatchOperator
+from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
+from kie_provider.operators.kie import KieCreateTaskOperator
+from kie_provider.operators.results import KieSaveResultOperator
+from kie_provider.sensors.kie import KieTaskSensor
+from kie_provider.waiting import come_back_later
+from tests.support.airflow_inprocess import run_task
+
+durable = pytest.mark.skipif(
+    not importlib.util.find_spec("airflow.models.task_state_store"), reason="nothing outlives a try before Airflow 3.3"
+)
+DEFERRABLE = pytest.mark.parametrize("deferrable", [False, True])
+ORDER = ("flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"})
+
+
+@pytest.fixture
+def theirs(kie_emulator):
+    """Return the record of another task, which has ended well."""
+    with KieHook() as hook:
+        kie_task_id = hook.create_task(*ORDER)
+        hook.wait(kie_task_id, poll_interval=0.05)
+        url = hook.get_task(kie_task_id).urls[0]
+    return {"taskId": kie_task_id, "model": ORDER[0], "state": "success", "response": {"resultUrls": [url]}}
+
+
+@pytest.fixture
+def cache(kie_emulator, theirs):
+    """Return a function that puts a cache before recordInfo that ignores the query, for so many looks."""
+
+    def arm(times):
+        envelope = {"code": 200, "msg": "success", "data": theirs}
+        kie_emulator.fault({"on": "recordInfo", "do": "swap", "times": times, "json": envelope})
+
+    return arm
+
+
+@pytest.fixture
+def log(capsys, caplog):
+    return lambda: capsys.readouterr().out + caplog.text
+
+
+def sent(kie):
+    return [each for each in kie.requests() if each["path"].endswith("createTask")]
+
+
+class TestAnotherTask:
+    @DEFERRABLE
+    def test_sensor(self, cache, theirs, log, deferrable):
+        kie_task_id = KieHook().create_task(*ORDER)
+        cache(2)
+
+        outcome = run_task(
+            lambda **kw: KieTaskSensor(kie_task_id=kie_task_id, poke_interval=0.1, deferrable=deferrable, **kw)
+        )
+
+        assert (outcome.state, outcome.result["kie_task_id"]) == ("success", kie_task_id), outcome.error
+        assert theirs["response"]["resultUrls"][0] not in outcome.result["urls"]
+        assert f"recordInfo was asked for task {kie_task_id} and answered about '{theirs['taskId']}'" in log()
+
+    @DEFERRABLE
+    def test_generate(self, cache, theirs, kie_emulator, tmp_path, deferrable):
+        cache(2)
+
+        outcome = run_task(
+            functools.partial(
+                Flux2GenerateImageOperator,
+                prompt="a red fox",
+                target=str(tmp_path),
+                poll_interval=0.1,
+                deferrable=deferrable,
+            )
+        )
+
+        assert outcome.state == "success", outcome.error
+        mine = kie_emulator.bill()["tasks"][1]["taskId"]
+        assert outcome.result["kie_task_id"] == mine
+        assert theirs["taskId"] not in json.dumps(outcome.result)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [f"{mine}-0.json", f"{mine}-0.png"]
+        assert theirs["taskId"] not in (tmp_path / f"{mine}-0.json").read_text()
+
+    @durable
+    @DEFERRABLE
+    def test_batch(self, cache, theirs, kie_emulator, tmp_path, deferrable):
+        cache(4)
+
+        outcome = run_task(
+            functools.partial(
+                Flux2BatchOperator,
+                prompts=["one fox", "two foxes", "three foxes"],
+                target=str(tmp_path),
+                poll_interval=0.1,
+                deferrable=deferrable,
+            )
+        )
+
+        assert (outcome.state, outcome.result["saved"]) == ("success", 3), outcome.error
+        told = Path(outcome.result["manifest"]).read_text()
+        mine = [task["taskId"] for task in kie_emulator.bill()["tasks"][1:]]
+        assert [item["kie_task_id"] for item in json.loads(told)["items"]] == mine
+        assert theirs["taskId"] not in told
+        assert len(list(tmp_path.glob("*.png"))) == 3
+
+    def test_save_by_id(self, cache, theirs, kie_emulator, tmp_path):
+        with KieHook() as hook:
+            kie_task_id = hook.create_task(*ORDER)
+            hook.wait(kie_task_id, poll_interval=0.05)
+        save = functools.partial(KieSaveResultOperator, result=kie_task_id, target=str(tmp_path))
+        cache(1)
+        outcome = run_task(save)
+
+        assert (outcome.state, outcome.result["kie_task_id"]) == ("success", kie_task_id), outcome.error
+        assert sorted(path.name for path in tmp_path.iterdir()) == [f"{kie_task_id}-0.json", f"{kie_task_id}-0.png"]
+
+    def test_save_by_id_when_it_does_not_pass(self, cache, theirs, kie_emulator, tmp_path):
+        cache(None)
+        outcome = run_task(
+            lambda **kw: KieSaveResultOperator(result="f" * 32, target=str(tmp_path), **{**kw, "retries": 0})
+        )
+
+        assert outcome.state == "failed"
+        assert "f" * 32 in str(outcome.error)
+        assert theirs["taskId"] in str(outcome.error)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestAnIdBesideARefusal:
+    @durable
+    @pytest.mark.parametrize("code", [422, 429, 401, 500])
+    @pytest.mark.parametrize(
+        "operator",
+        [
+            functools.partial(Flux2CreateTaskOperator, prompt="a red fox"),
+            functools.partial(KieCreateTaskOperator, model=ORDER[0], input=ORDER[1]),
+            functools.partial(Flux2GenerateImageOperator, prompt="a red fox"),
+        ],
+        ids=["flux2", "any model", "generate"],
+    )
+    def test_is_named_and_never_sent_again(self, kie_emulator, operator, code):
+        body = {"code": code, "msg": "aspect_ratio is required", "data": {"taskId": "e760cba36a6e699b85b31ad4cd521d1d"}}
+        kie_emulator.fault({"on": "createTask", "do": "swap", "times": None, "json": body})
+        seen = {}
+
+        def read(context):
+            store = context["task_state_store"]
+            seen.update({key: store.get(key) for key in ("kie.1.1", "kie.1.1.answer", "kie.1.2")})
+
+        outcome = run_task(lambda **kw: operator(on_failure_callback=read, **kw), retries=2)
+
+        assert (outcome.state, outcome.tries) == ("failed", 1)
+        assert isinstance(outcome.error, AirflowFailException)
+        assert "it names Kie task e760cba36a6e699b85b31ad4cd521d1d" in str(outcome.error)
+        assert seen["kie.1.1"]["request"]["model"] == ORDER[0]
+        assert (seen["kie.1.1.answer"], seen["kie.1.2"]) == (None, None)
+        assert len(sent(kie_emulator)) == len(kie_emulator.bill()["tasks"]) == 1
+
+
+class TestAGatewayBeforeKie:
+    WRONG_HOST = {"on": "createTask", "do": "answer", "http_status": 404, "body": "nope", "times": None}  # noqa: RUF012
+
+    def test_refuses_and_nothing_was_created(self, kie_emulator):
+        kie_emulator.fault(self.WRONG_HOST)
+        outcome = run_task(lambda **kw: Flux2CreateTaskOperator(prompt="a red fox", **kw))
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert "HTTP 404 with not JSON but 'nope'; is the connection's host Kie's API?" in str(outcome.error)
+        assert "It is not known" not in str(outcome.error)
+
+    @durable
+    def test_stops_a_batch_at_once_and_is_of_no_images_making(self, kie_emulator, tmp_path):
+        kie_emulator.fault({**self.WRONG_HOST, "times": 1})
+
+        outcome = run_task(
+            lambda **kw: Flux2BatchOperator(
+                prompts=["one fox", "two foxes"],
+                target=str(tmp_path),
+                poll_interval=0.1,
+                **kw,
+            ),
+        )
+
+        assert (outcome.state, len(sent(kie_emulator))) == ("failed", 1)
+        [entry] = tmp_path.glob("it-*.json")
+        assert [item["outcome"] for item in json.loads(entry.read_text())["items"]] == ["not_ordered"] * 2
+
+
+@durable
+@pytest.mark.parametrize("retry_after", ["1000000000", "1e300", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_nobody_waits_longer_than_ten_minutes(kie_emulator, retry_after):
+    from airflow.sdk.exceptions import AirflowRescheduleException
+
+    kie_emulator.fault({"on": "createTask", "do": "code", "code": 429, "retry_after": retry_after})
+    with pytest.raises(KieRateLimitError) as refused:
+        KieHook().create_task(*ORDER)
+    with pytest.raises(AirflowRescheduleException) as parked:
+        come_back_later(refused.value, is_durable=True)
+    assert 590 < (parked.value.reschedule_date - pendulum.now("UTC")).total_seconds() <= 600
