@@ -6,10 +6,13 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
 BENCH_ARGS ?=
+# Spends credits, so it counts on make's command line only: REAL in the environment does nothing, nor does a key there.
+REAL :=
 
 UV_VERSION := 0.13.9
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
+DEMO_ARGS := $(if $(filter 1,$(REAL)),--real)
 LOCK := requirements/airflow-$(AIRFLOW).lock
 # The name says what the environment was made with; another name makes it anew.
 READY := $(VENV)/.ready-airflow-$(AIRFLOW)-$(subst /,_,$(PYTHON))
@@ -32,11 +35,11 @@ help: ## Show this list
 	@echo
 	@echo "  AIRFLOW=3.1|3.3 (now $(AIRFLOW)), PYTHON (now $(PYTHON)), VENV (now $(VENV)), PYTEST_ARGS"
 
-demo: $(READY) ## Make a day's illustrations with a real Airflow; free, unless KIE_API_KEY is set
-	@$(BIN)/python -m tests.support.demo
+demo: $(READY) ## Make a day's illustrations with a real Airflow; free, unless REAL=1
+	@$(BIN)/python -m tests.support.demo $(DEMO_ARGS)
 
 airflow: $(READY) ## The same, and leave Airflow running until Ctrl-C
-	@$(BIN)/python -m tests.support.demo --keep
+	@$(BIN)/python -m tests.support.demo --keep $(DEMO_ARGS)
 
 test: $(READY) ## Lint, types and all tests (with AIRFLOW=3.1 the tests only)
 ifneq ($(AIRFLOW),3.1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.support import airflow_inprocess
+from tests.support import airflow_inprocess, demo
 from tests.support.airflow_inprocess import load_dag
 
 DAGS = Path(__file__).parents[3] / "dags"
@@ -57,6 +57,7 @@ def test_daily_content(kie_emulator, tmp_path, one_fails):
         with Image.open(image) as opened:
             assert opened.width / opened.height == pytest.approx(4 / 3, rel=0.05)
     assert kie_emulator.bill()["charged_total"] == 5 * made
+    assert one_fails or demo.expected_cost() == (made, kie_emulator.bill()["charged_total"])
 
     sheet = outcomes["contact_sheet", -1].result
     assert (sheet["images"], sheet["missing"], sheet["credits"]) == (made, 4 - made, 5 * made)
