@@ -16,7 +16,7 @@ UI_FIELD_BEHAVIOUR: dict[str, Any] = {
 CONN_FIELDS: dict[str, Any] = {
     "upload_host": {
         "label": "Upload host",
-        "description": "Base URL of the upload service. Default: https://kieai.redpandaai.co",
+        "description": "Base URL of the upload service. Default: Kie's own, or the host if that is not Kie's",
         "schema": {"type": ["string", "null"]},
     },
     "request_timeout": {

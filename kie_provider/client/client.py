@@ -18,8 +18,9 @@ from kie_provider.client.errors import (
     KieSubmitUnknownError,
     KieTransportError,
     KieValidationError,
+    storage_error,
 )
-from kie_provider.client.models import TaskRecord
+from kie_provider.client.models import TaskRecord, shorten
 from kie_provider.client.polling import Observation
 
 if TYPE_CHECKING:
@@ -101,9 +102,11 @@ class KieClient:
 
         :param path: a local file, read into memory; Kie advises 10 MB at most for images.
         :param upload_path: folder at Kie, without slashes around it. A file of the same name there is replaced.
+        :raises KieValidationError: there is no such file, or it must not be read; nothing was sent.
+        :raises KieStorageError: it could not be read.
         """
         path = Path(path)
-        request = protocol.upload_file(path.name, path.read_bytes(), upload_path.strip("/"))
+        request = protocol.upload_file(path.name, _read(path), upload_path.strip("/"))
         return self._look_up(request, protocol.read_upload)
 
     def download_file(self, url: str, path: str | Path, *, max_bytes: int | None = None) -> DownloadedFile:
@@ -115,6 +118,8 @@ class KieClient:
         :param max_bytes: refuse a file that is larger; None: any size.
         :raises KieResultError: the file is lost, larger than allowed, or at an address where no result can be.
         :raises KieFileError: the download broke off, repeatedly, or the host answers with a web page or nothing.
+        :raises KieTargetError: there can be no file at ``path``.
+        :raises KieStorageError: the file could not be written.
         """
         try:
             return self._download(url, path, max_bytes)
@@ -122,18 +127,31 @@ class KieClient:
             if error.http_status not in DEAD_LINK:
                 raise
             fresh = self._fresh_link(url, error)
-        return self._download(fresh, path, max_bytes)
+        try:
+            return self._download(fresh, path, max_bytes)
+        except KieResultError as error:
+            if error.http_status in DEAD_LINK:
+                raise KieResultError(
+                    f"the file host refused both {shorten(url, 200)} and the fresh link that Kie gave in its place, so "
+                    "it is not the link that has expired: the file is gone, or the host, or a firewall on the way, "
+                    f"lets this machine or program in no more (User-Agent {transport.HEADERS['User-Agent']!r})",
+                    http_status=error.http_status,
+                ) from None
+            raise
 
     def _download(self, url: str, path: str | Path, max_bytes: int | None) -> DownloadedFile:
-        return self._persist(
-            lambda: download(
-                url,
-                Path(path),
-                read_timeout=self.endpoint.request_timeout,
-                max_bytes=max_bytes,
-                allow_private=self.endpoint.is_private,
+        try:
+            return self._persist(
+                lambda: download(
+                    url,
+                    Path(path),
+                    read_timeout=self.endpoint.request_timeout,
+                    max_bytes=max_bytes,
+                    may_be_private=lambda: self.endpoint.is_private,
+                )
             )
-        )
+        except OSError as error:
+            raise storage_error(path, error) from error
 
     def _fresh_link(self, url: str, dead: KieResultError) -> str:
         try:
@@ -181,6 +199,19 @@ class KieClient:
                 delay = retry.jitter(delay, at_least=error.retry_after)
             self._sleep(delay)
             attempt += 1
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except ValueError as error:  # a path with NUL
+        reason: object = error
+    except OSError as error:
+        failure = storage_error(path, error)
+        if failure.is_transient:
+            raise failure from error
+        reason = error.strerror or error
+    raise KieValidationError(f"path: must be a file that can be read, got {str(path)!r} ({reason}); nothing was sent")
 
 
 def persist_in_submitting(attempt_once: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 from kie_provider.client import transport
-from kie_provider.client.endpoint import is_private_host
+from kie_provider.client.endpoint import without_userinfo
 from kie_provider.client.errors import KieFileError, KieResultError
 from kie_provider.client.models import is_http_url, shorten
 from kie_provider.client.retry import parse_retry_after
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import requests
 
 #: HTTP statuses of a link that has expired; a fresh one may work.
 DEAD_LINK = (403, 404, 410)
 MAX_REDIRECTS = 3
-#: A host that sends less than this, after the first minute, is given up: a drip could hold a worker for ever.
+#: A host that sends less than this, but for a minute, is given up: a drip could hold a worker for ever.
 SLOWEST_BYTES_PER_SECOND = 1024
 SLOW_START_SECONDS = 60.0
 _CHUNK = 256 * 1024
@@ -40,27 +42,39 @@ class DownloadedFile:
 
 
 def download(
-    url: str, path: Path, *, read_timeout: float, max_bytes: int | None = None, allow_private: bool = False
+    url: str,
+    path: Path,
+    *,
+    read_timeout: float,
+    max_bytes: int | None = None,
+    may_be_private: Callable[[], bool] = lambda: False,
 ) -> DownloadedFile:
     """Download ``url`` to ``path``, which appears only when complete. Nothing is retried here.
 
-    :param read_timeout: seconds without a byte after which the host is given up.
+    :param read_timeout: seconds until the answer begins, and without a byte after that; then the host is given up.
     :param max_bytes: refuse a file that is larger; None: any size.
-    :param allow_private: follow links to loopback, link-local and private addresses.
+    :param may_be_private: whether to fetch from a loopback, link-local or private address; asked when one is met.
     :raises KieResultError: the link is dead, not http(s), private, or leads to a file that is too large.
     :raises KieFileError: the download broke off or was too slow, or the answer is a web page, or empty.
     """
     import requests
 
+    from kie_provider.client.adapter import Pace
+
     part = path.with_name(f".{path.name}.part")
+    pace = Pace(SLOW_START_SECONDS, SLOWEST_BYTES_PER_SECOND)
     try:
-        with transport.reusable_session() as session, _open(session, url, read_timeout, allow_private) as response:
+        with (
+            transport.reusable_session(pace, may_be_private) as session,
+            _open(session, url, read_timeout) as response,
+        ):
             _check_answer(url, response)
             path.parent.mkdir(parents=True, exist_ok=True)
             digest, size = _stream(url, response, part, max_bytes)
         part.replace(path)
     except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to what is no URL
-        raise KieFileError(f"downloading {url} broke off ({type(error).__name__}: {error})") from None
+        cause = without_userinfo(transport.root_cause(error))
+        raise KieFileError(f"downloading {url} broke off ({cause})") from None
     finally:
         part.unlink(missing_ok=True)
     return DownloadedFile(path, digest, size)
@@ -72,41 +86,40 @@ def is_there(url: str) -> bool:
 
     try:
         with transport.reusable_session() as session:
-            answer = session.head(url, timeout=transport.CONNECT_TIMEOUT, auth=lambda request: request)
+            limits = (transport.CONNECT_TIMEOUT, transport.CONNECT_TIMEOUT)
+            answer = session.head(url, timeout=limits, auth=lambda request: request)
     except (requests.RequestException, ValueError):
         return False
     return answer.status_code == 200
 
 
-def _open(session: requests.Session, url: str, read_timeout: float, allow_private: bool) -> requests.Response:
-    """Send the GET and follow a few redirects, looking at every address first."""
+def _open(session: requests.Session, url: str, read_timeout: float) -> requests.Response:
+    """Send the GET and follow a few redirects."""
+    from kie_provider.client.adapter import PrivateAddressError
+
     link = url
     for _ in range(MAX_REDIRECTS + 1):
-        _check_link(link, origin=url, allow_private=allow_private)
-        response = session.get(
-            link,
-            stream=True,
-            timeout=(transport.CONNECT_TIMEOUT, read_timeout),
-            auth=lambda request: request,  # else requests looks for credentials in .netrc
-            headers={"Accept-Encoding": "identity"},  # what is hashed is what was delivered
-            allow_redirects=False,
-        )
+        redirected = "" if link == url else f", where {url} redirects to,"
+        if not is_http_url(link):
+            raise KieResultError(f"{shorten(link)}{redirected} is not an http(s) URL")
+        try:
+            response = session.get(
+                link,
+                stream=True,
+                timeout=(transport.CONNECT_TIMEOUT, read_timeout),
+                auth=lambda request: request,  # else requests looks for credentials in .netrc
+                allow_redirects=False,
+            )
+        except PrivateAddressError as error:
+            raise KieResultError(
+                f"{shorten(link)}{redirected} leads to the private address {error}; results are only fetched from "
+                "there when the connection's host is at one too"
+            ) from None
         if not response.is_redirect:
             return response
         response.close()
         link = urljoin(link, response.headers["Location"])
     raise KieFileError(f"downloading {url} broke off (more than {MAX_REDIRECTS} redirects)")
-
-
-def _check_link(link: str, *, origin: str, allow_private: bool) -> None:
-    redirected = "" if link == origin else f", where {origin} redirects to,"
-    if not is_http_url(link):
-        raise KieResultError(f"{shorten(link)}{redirected} is not an http(s) URL")
-    if not allow_private and is_private_host(link):
-        raise KieResultError(
-            f"{shorten(link)}{redirected} is a private address; results are only fetched from there when the "
-            "connection's host is one too"
-        )
 
 
 def _check_answer(url: str, response: requests.Response) -> None:
@@ -116,10 +129,8 @@ def _check_answer(url: str, response: requests.Response) -> None:
         retry_after = parse_retry_after(response.headers.get("Retry-After"), time.time())
         raise KieFileError(f"downloading {url} broke off (HTTP {status})", retry_after=retry_after)
     if status != 200:
-        raise KieResultError(
-            f"{url} answered {kind or 'without a content type'}; result links can expire within 24 hours",
-            http_status=status,
-        )
+        expired = "; result links can expire within 24 hours" if status in DEAD_LINK else ""
+        raise KieResultError(f"{url} answered {kind or 'without a content type'}{expired}", http_status=status)
     if kind == "text/html":
         raise KieFileError(f"{url} answered with a web page", http_status=status)
 
@@ -132,7 +143,7 @@ def _stream(url: str, response: requests.Response, part: Path, max_bytes: int | 
     declared = response.headers.get("Content-Length", "")
     if declared.isdigit():
         _check_size(url, int(declared), max_bytes)
-    digest, size, began = hashlib.sha256(), 0, time.monotonic()
+    digest, size = hashlib.sha256(), 0
     with part.open("wb") as file:
         while True:
             try:
@@ -146,9 +157,6 @@ def _stream(url: str, response: requests.Response, part: Path, max_bytes: int | 
             digest.update(chunk)
             size += len(chunk)
             _check_size(url, size, max_bytes)
-            seconds = time.monotonic() - began
-            if seconds > SLOW_START_SECONDS and size < seconds * SLOWEST_BYTES_PER_SECOND:
-                raise KieFileError(f"downloading {url} broke off ({size} bytes in {seconds:.0f} s is too slow)")
     if declared.isdigit() and "Content-Encoding" not in response.headers and size != int(declared):
         raise KieFileError(f"downloading {url} broke off ({size} of {declared} bytes arrived)")
     if not size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import socket
@@ -12,8 +13,8 @@ from kie_provider.client.errors import KieConnectionError
 from kie_provider.client.models import is_http_url, shorten
 
 DEFAULT_HOST = "https://api.kie.ai"
-#: Uploads go to a host of their own; the vendor's OpenAPI names the API host there, wrongly.
-DEFAULT_UPLOAD_HOST = "https://kieai.redpandaai.co"
+#: Kie's uploads go to a host of their own; the vendor's OpenAPI names the API host there, wrongly.
+KIE_UPLOAD_HOST = "https://kieai.redpandaai.co"
 DEFAULT_REQUEST_TIMEOUT = 60.0
 DEFAULT_SUBMIT_LIMIT = 20
 
@@ -24,8 +25,9 @@ class Endpoint:
 
     :param api_key: kept out of the repr.
     :param host: base URL of the API.
-    :param upload_host: base URL of the upload service.
-    :param request_timeout: seconds to wait for an answer.
+    :param upload_host: base URL of the upload service; empty: Kie's own if ``host`` is Kie's, else ``host``, so that
+        neither files nor the key of a gateway or emulator go to anybody else.
+    :param request_timeout: seconds for one request, from connecting to the last byte of the answer.
     :param submit_limit: new tasks that Kie allows the account in ten seconds.
     :raises KieConnectionError: the key is empty or cannot be one, a host is not an http(s) base URL, or a number is
         not one that makes sense.
@@ -33,7 +35,7 @@ class Endpoint:
 
     api_key: str = field(repr=False)
     host: str = DEFAULT_HOST
-    upload_host: str = DEFAULT_UPLOAD_HOST
+    upload_host: str = ""
     request_timeout: float = DEFAULT_REQUEST_TIMEOUT
     submit_limit: int = DEFAULT_SUBMIT_LIMIT
 
@@ -42,13 +44,10 @@ class Endpoint:
             raise KieConnectionError("there is no API key; set the password to one from https://kie.ai/api-key")
         if not re.fullmatch(r"[\x21-\x7e]+", self.api_key):
             raise KieConnectionError("the API key has white space or other characters that no key has")
-        for name in ("host", "upload_host"):
-            url: str = getattr(self, name)
-            if not is_http_url(url) or re.search(r"[@?#\s]", url):
-                raise KieConnectionError(
-                    f"{name}: must be scheme, host and port, like https://api.kie.ai, "
-                    f"got {shorten(_without_userinfo(url))}"
-                )
+        _check_base_url("host", self.host)
+        if self.upload_host == "":
+            object.__setattr__(self, "upload_host", KIE_UPLOAD_HOST if _is_kies_own(self.host) else self.host)
+        _check_base_url("upload_host", self.upload_host)
         try:
             seconds = float(self.request_timeout)  # a form sends text
         except (TypeError, ValueError):
@@ -69,10 +68,10 @@ class Endpoint:
             )
         object.__setattr__(self, "submit_limit", limit)
 
-    @property
+    @functools.cached_property
     def is_private(self) -> bool:
-        """Whether a host is written as a loopback or private address, as that of an emulator is."""
-        return is_private_host(self.host) or is_private_host(self.upload_host)
+        """Whether a host is at a loopback or private address, as an emulator is. Names are looked up."""
+        return any(is_private_host(host) or _resolves_to_private(host) for host in (self.host, self.upload_host))
 
     def url(self, path: str, *, upload: bool = False) -> str:
         """Return the full URL of an absolute ``path``."""
@@ -84,20 +83,61 @@ def is_private_host(url: str) -> bool:
 
     Names are not looked up: only literal addresses (in every notation that the C library reads) and ``localhost``.
     """
-    host = (urlsplit(url).hostname or "").rstrip(".").partition("%")[0]
+    host = (urlsplit(url).hostname or "").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        address = ipaddress.ip_address(host)
+        return is_private_address(host)
     except ValueError:
         try:
-            address = ipaddress.ip_address(socket.inet_aton(host))  # 127.1, 0x7f000001, 2130706433
-        except OSError:
+            return is_private_address(socket.inet_ntoa(socket.inet_aton(host)))  # 127.1, 0x7f000001, 2130706433
+        except (OSError, ValueError):
             return False  # a name
-    mapped = getattr(address, "ipv4_mapped", None)
-    address = mapped or address
+
+
+def is_private_address(text: str) -> bool:
+    """Whether an IP address is one that only this machine or network knows.
+
+    :raises ValueError: it is none.
+    """
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        address = _ipv4_within(address) or address
     return not address.is_global or address.is_multicast
 
 
-def _without_userinfo(url: str) -> str:
-    return re.sub(r"//[^/]*@", "//***@", str(url))
+def without_userinfo(text: str) -> str:
+    """Hide users and passwords of the URLs in a text."""
+    return re.sub(r"(\w+://)?\S*@", r"\1***@", text)
+
+
+def _ipv4_within(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that an IPv6 one stands for; it decides where the packets go."""
+    if any(address in network for network in _LAST_BITS_ARE_IPV4):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+
+
+#: NAT64, and what came before IPv4-mapped addresses.
+_LAST_BITS_ARE_IPV4 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+
+
+def _check_base_url(name: str, url: str) -> None:
+    if not is_http_url(url) or re.search(r"[@?#\\\s]", url):
+        # A password may hold any character, so all before the last @ is hidden.
+        shown = re.sub(r"(?s)^([a-z]+://)?.*@", r"\1***@", str(url))
+        raise KieConnectionError(
+            f"{name}: must be scheme, host and port, like https://api.kie.ai, got {shorten(shown)}"
+        )
+
+
+def _is_kies_own(url: str) -> bool:
+    return bool(re.fullmatch(r"(.+\.)?kie\.ai", (urlsplit(url).hostname or "").rstrip(".")))
+
+
+def _resolves_to_private(url: str) -> bool:
+    try:
+        found = socket.getaddrinfo(urlsplit(url).hostname, None, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):  # ValueError: a name that cannot be encoded
+        return False
+    return any(is_private_address(str(address[0])) for *_, address in found)

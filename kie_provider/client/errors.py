@@ -7,6 +7,7 @@ missing field, a value out of range and an empty account, and only the text tell
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -343,6 +344,18 @@ def refuses_submission(error: KieError) -> bool:
     Only refusals known as such count. After a server error, an upstream failure or an unknown code a task may exist.
     """
     return error.code in ERROR_BY_CODE and not isinstance(error, KieServerError | KieTaskFailedError)
+
+
+# What no retry can cure.
+_HOPELESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
+_HOPELESS_TYPES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def storage_error(path: Any, error: OSError) -> KieStorageError | KieTargetError:
+    """Return the error for a file that could not be read or written; a ``KieTargetError`` where no retry can help."""
+    is_hopeless = error.errno in _HOPELESS or isinstance(error, _HOPELESS_TYPES)
+    kind = KieTargetError if is_hopeless else KieStorageError
+    return kind(f"{path}: {error.strerror or error} ({type(error).__name__})")
 
 
 _ERROR_CLASSES: list[type[KieError]] = [KieError, *KieError.__subclasses__(), KieConnectionError, KieJournalError]

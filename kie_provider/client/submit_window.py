@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -71,10 +72,10 @@ class SharedWindow:
         try:
             self._limiter = MovingWindowRateLimiter(storage_from_string(storage_uri, **options))
         except Exception as error:  # noqa: BLE001  # whatever the storage makes of a URL
-            scheme = storage_uri.partition("://")[0]
+            scheme = re.match(r"[\w+.-]+(?=://)", storage_uri)  # anything else may be a part of a password
             raise KieConnectionError(
-                f"[kie] rate_limit_storage: cannot use a storage {scheme!r} ({type(error).__name__}); it must be like "
-                "redis://host:6379/0"
+                f"[kie] rate_limit_storage: cannot use a storage {scheme[0] if scheme else 'without ://'!r} "
+                f"({type(error).__name__}); it must be like redis://host:6379/0"
             ) from None
         self._item = RateLimitItemPerSecond(limit, WINDOW_SECONDS, namespace="kie_create_task")
         self._account = account

@@ -7,14 +7,15 @@ import contextlib
 import functools
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from kie_provider.client.endpoint import Endpoint
+from kie_provider import __version__
+from kie_provider.client.endpoint import Endpoint, without_userinfo
 from kie_provider.client.errors import KieTransportError
 from kie_provider.client.protocol import Answer, Request, redact
+from kie_provider.client.proxies import proxy_for
 from kie_provider.client.retry import parse_retry_after
 
 if TYPE_CHECKING:
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
     import aiohttp
     import requests
 
+    from kie_provider.client.adapter import Pace
+
 CONNECT_TIMEOUT = 10.0
+#: Sent with every request. Answers are never asked for in a compressed form, and one that comes so is not read: a few
+#: bytes can swell to gigabytes.
+HEADERS = {"User-Agent": f"airflow-provider-kie/{__version__}", "Accept-Encoding": "identity"}
+#: An answer of Kie's API has a few kilobytes.
+LARGEST_ANSWER = 4 * 2**20
+#: An input image that is uploaded gets one more second for each of so many bytes.
+SLOWEST_UPLOAD = 16 * 1024
 #: More polls than this at the same moment wait for a free socket of the pool.
 POOL_SIZE = 512
 
@@ -37,62 +47,88 @@ def send(session: requests.Session, endpoint: Endpoint, request: Request) -> Ans
     import requests
 
     url = endpoint.url(request.target, upload=request.to_upload_host)
+    seconds = endpoint.request_timeout + (len(request.file[1]) / SLOWEST_UPLOAD if request.file else 0.0)
     try:
-        response = session.request(
+        with session.request(
             request.method,
             url,
             json=request.json_body,
             data=request.form,
             files={"file": request.file} if request.file else None,
             auth=_bearer_auth(endpoint.api_key),
-            timeout=(CONNECT_TIMEOUT, endpoint.request_timeout),
+            timeout=(CONNECT_TIMEOUT, seconds),
             allow_redirects=False,
-        )
-        body = response.content
-    except (requests.RequestException, ValueError) as error:
-        # A plain ValueError comes from the bad Location of a redirect, which is read though it is not followed.
+            stream=True,
+        ) as response:
+            _check_encoding(response.headers)
+            body = bytearray()
+            for piece in response.iter_content(64 * 1024):
+                _add(body, piece)
+    except (requests.RequestException, ValueError) as error:  # ValueError: a bad proxy URL, or an answer too large
         raise _transport_error(endpoint, request, error, may_have_arrived=_was_sent(session, url)) from None
     return Answer(
         response.status_code,
-        redact(body, endpoint.api_key),
+        redact(bytes(body), endpoint.api_key),
         parse_retry_after(response.headers.get("Retry-After"), time.time()),
     )
 
 
-def reusable_session() -> requests.Session:
-    """Return a session that keeps connections alive and remembers no cookies; for requests that may be repeated."""
+def reusable_session(
+    body_pace: Pace | None = None, may_be_private: Callable[[], bool] | None = None
+) -> requests.Session:
+    """Return a session that keeps connections alive and remembers no cookies; for requests that may be repeated.
+
+    The second ``timeout`` of a request bounds the whole exchange. Redirects are never followed.
+
+    :param body_pace: how slow the body of an answer may be, in place of that.
+    :param may_be_private: whether private addresses may be talked to; asked when one is met. None: they may.
+    """
     import requests
 
+    from kie_provider.client.adapter import KieAdapter
+
     class Session(requests.Session):
-        def rebuild_auth(self, prepared_request: requests.PreparedRequest, _: requests.Response) -> None:
-            """Take no credentials along to where a redirect leads; requests would look for some in .netrc."""
-            prepared_request.headers.pop("Authorization", None)
+        def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002
+            """Know of none: requests reads the whole body of a redirect, and looks into .netrc, even to follow none."""
+            return None
 
     session = Session()
+    session.headers.update(HEADERS)
     session.cookies.set_policy(_no_cookies())
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, KieAdapter(body_pace, may_be_private))
     return session
 
 
 @contextlib.contextmanager
 def fresh_connection() -> Iterator[requests.Session]:
-    """Open a session whose connection is new, used once, and knows whether anything was sent over it.
+    """Open a session whose connection is new and used once.
 
     For createTask: the reset of a stale kept-alive connection is the commonest reason for not knowing whether a
     request arrived.
     """
-    from kie_provider.client.sent_bytes import SentBytesAdapter
-
     with reusable_session() as session:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, SentBytesAdapter())
         yield session
 
 
+def _check_encoding(headers: Mapping[str, str]) -> None:
+    encoding = headers.get("Content-Encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise ValueError(f"the answer is compressed, which was not asked for: Content-Encoding is {encoding[:40]!r}")
+
+
+def _add(body: bytearray, piece: bytes) -> None:
+    body += piece
+    if len(body) > LARGEST_ANSWER:
+        raise ValueError(f"the answer has more than {LARGEST_ANSWER} bytes")
+
+
 def _was_sent(session: requests.Session, url: str) -> bool:
-    from kie_provider.client.sent_bytes import SentBytesAdapter
+    from kie_provider.client.adapter import KieAdapter
 
     adapter = session.get_adapter(url)
-    return adapter.request_was_sent if isinstance(adapter, SentBytesAdapter) else True
+    exchange = adapter.exchange if isinstance(adapter, KieAdapter) else None
+    return exchange is not None and exchange.was_sent
 
 
 def _bearer_auth(api_key: str) -> Any:
@@ -127,20 +163,23 @@ async def send_async(shared: SharedSession, endpoint: Endpoint, request: Request
             shared.session.request(
                 request.method,
                 endpoint.url(request.target, upload=request.to_upload_host),
-                proxy=_proxy_from_environment(endpoint.url("", upload=request.to_upload_host)),
+                proxy=proxy_for(endpoint.url("", upload=request.to_upload_host)),
                 # Per request, never a default of the session: triggers of several accounts share it.
                 headers={"Authorization": f"Bearer {endpoint.api_key}"},
                 allow_redirects=False,
                 timeout=_async_timeout(endpoint.request_timeout),
             ) as response,
         ):
-            body = await response.read()
+            _check_encoding(response.headers)
+            body = bytearray()
+            async for piece in response.content.iter_any():
+                _add(body, piece)
     except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, OSError, ValueError) as error:
-        # A plain ValueError comes from a host name that cannot be encoded, or a bad proxy URL.
+        # A plain ValueError comes from a host name that cannot be encoded, a bad proxy URL, or an answer too large.
         raise _transport_error(endpoint, request, error, may_have_arrived=True) from None
     return Answer(
         response.status,
-        redact(body, endpoint.api_key),
+        redact(bytes(body), endpoint.api_key),
         parse_retry_after(response.headers.get("Retry-After"), time.time()),
     )
 
@@ -185,10 +224,12 @@ async def shared_session() -> AsyncIterator[SharedSession]:
 def _new_async_session() -> aiohttp.ClientSession:
     import aiohttp
 
-    _proxy_from_environment.cache_clear()  # a new session looks at the environment anew
+    proxy_for.cache_clear()  # a new session looks at the environment anew
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=POOL_SIZE),
         cookie_jar=aiohttp.DummyCookieJar(),
+        headers=HEADERS,
+        auto_decompress=False,
     )
 
 
@@ -200,36 +241,20 @@ def _async_timeout(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_TIMEOUT)
 
 
-@functools.lru_cache(maxsize=64)  # the look-up scans the whole environment, at half the cost of the request itself
-def _proxy_from_environment(url: str) -> str | None:
-    """Return the proxy for ``url`` that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name.
-
-    aiohttp's ``trust_env`` would look into .netrc as well: file access before every poll, and a matching entry there
-    is refused beside an Authorization header.
-    """
-    from urllib.request import getproxies, proxy_bypass
-
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme)
-    if not proxy or proxy_bypass(parts.hostname or ""):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
-
-
 def _transport_error(
     endpoint: Endpoint, request: Request, error: BaseException, *, may_have_arrived: bool
 ) -> KieTransportError:
     host = endpoint.url("", upload=request.to_upload_host)
     outcome = "no usable answer" if may_have_arrived else "the request never left this machine"
-    # Protocol errors quote the answer, which may quote the key.
-    cause = redact(_root_cause(error).encode("utf-8", "replace"), endpoint.api_key).decode()
+    # Protocol errors quote the answer, which may quote the key; others quote the proxy, which may hold a password.
+    cause = redact(without_userinfo(root_cause(error)).encode("utf-8", "replace"), endpoint.api_key).decode()
     return KieTransportError(
         f"{request.method} {host}{request.path}: {outcome} ({cause})",
         may_have_arrived=may_have_arrived,
     )
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """Return the innermost reason; the HTTP libraries wrap it up to four deep."""
     seen: set[int] = set()
     while id(error) not in seen:

@@ -151,6 +151,8 @@ class Server:
         async def handle(request: web.Request) -> web.Response:
             if not _is_loopback(request.remote):
                 return web.json_response({"error": "only for clients on this machine"}, status=403)
+            if not _is_of_our_own(request):
+                return web.json_response({"error": "not for pages of other sites"}, status=403)
             try:
                 result = act(await request.json() if request.can_read_body else None)
             except ValueError as error:
@@ -406,6 +408,15 @@ def _is_loopback(host: str | None) -> bool:
         return ipaddress.ip_address(host or "").is_loopback
     except ValueError:
         return False
+
+
+def _is_of_our_own(request: web.Request) -> bool:
+    """Whether a request may come from our own page, or no page: a browser of this machine also runs those of others.
+
+    Their scripts send an ``Origin`` of theirs, or, if DNS takes their name to this machine, that name as ``Host``.
+    """
+    here = f"http://{request.host}"
+    return _is_loopback_url(here) and request.headers.get("Origin", here) == here
 
 
 def _is_loopback_url(url: str) -> bool:

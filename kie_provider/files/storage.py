@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import inspect
 import os
@@ -21,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
     get_hook_lineage_collector,
 )
 
-from kie_provider.client.errors import KieError, KieStorageError, KieTargetError
+from kie_provider.client.errors import KieError, KieStorageError, KieTargetError, storage_error
 from kie_provider.client.models import is_blank, shorten
 from kie_provider.execution_timeout import held
 
@@ -38,8 +37,6 @@ PACKAGES = {
 _BLOCK = 4 * 2**20
 #: Large files go up in parts; the storage libraries' defaults hold hundreds of megabytes in memory.
 _UPLOAD_LIMITS = {"chunksize": 8 * 2**20, "max_concurrency": 2}
-#: What no retry can cure.
-_HOPELESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT)
 
 
 def storage_path(field: str, value: Any) -> ObjectStoragePath:
@@ -96,13 +93,9 @@ def storage_errors(path: Any) -> Iterator[None]:
     except KieError:
         raise
     except OSError as error:
-        kind = KieTargetError if error.errno in _HOPELESS or isinstance(error, _HOPELESS_TYPES) else KieStorageError
-        raise kind(f"{path}: {error.strerror or error} ({type(error).__name__})") from error
+        raise storage_error(path, error) from error
     except Exception as error:  # botocore's, Google's and Azure's errors have no common base
         raise KieStorageError(f"{path}: {error} ({type(error).__name__})") from error
-
-
-_HOPELESS_TYPES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def check_writable(folder: ObjectStoragePath) -> None:

@@ -44,8 +44,8 @@ class KieHook(BaseHook):
     """Authentication and transport for Kie.ai; every method that talks to Kie raises a ``KieError`` on failure.
 
     The connection's password is the API key. Host, schema and port are optional (default ``https://api.kie.ai``), as
-    are the extras ``upload_host``, ``request_timeout`` (seconds, default 60) and ``submit_limit`` (new tasks per ten
-    seconds, default 20).
+    are the extras ``upload_host`` (default: Kie's own, or ``host`` if that is not Kie's), ``request_timeout`` (seconds,
+    default 60) and ``submit_limit`` (new tasks per ten seconds, default 20).
 
     The hook keeps HTTP connections alive: use it as a context manager, or call :meth:`close`.
 
@@ -171,11 +171,16 @@ class KieHook(BaseHook):
         :param max_bytes: refuse a file that is larger; None: any size.
         :raises KieResultError: the file is lost, larger than allowed, or at an address where no result can be.
         :raises KieFileError: the download broke off, repeatedly, or the host answers with a web page or nothing.
+        :raises KieTargetError: there can be no file at ``path``.
+        :raises KieStorageError: the file could not be written.
         """
         return self.get_conn().download_file(url, path, max_bytes=max_bytes)
 
     def upload_file(self, path: str | Path, upload_path: str = "airflow") -> str:
-        """Upload a local input file (free, kept for at least 24 hours) and return its public URL."""
+        """Upload a local input file (free, kept for at least 24 hours) and return its public URL.
+
+        :raises KieValidationError: there is no such file, or it must not be read; nothing was sent.
+        """
         return self.get_conn().upload_file(path, upload_path)
 
     def test_connection(self) -> tuple[bool, str]:
@@ -292,10 +297,14 @@ class KieHook(BaseHook):
 def endpoint_from_connection(connection: Connection) -> Endpoint:
     """Read and check the fields of an Airflow connection.
 
-    :raises KieConnectionError: a field is not valid; the message names it.
+    :raises KieConnectionError: it is of another type, or a field is not valid; the message names it.
     """
     from kie_provider.client.endpoint import Endpoint
 
+    if connection.conn_type != KieHook.conn_type:  # its password is no key of Kie's, and its host is not Kie
+        raise KieConnectionError(
+            f"connection {connection.conn_id!r}: conn_type: must be {KieHook.conn_type!r}, got {connection.conn_type!r}"
+        )
     extra = _extra(connection)
     fields: dict[str, Any] = {
         "host": _base_url(connection.host, connection.schema, connection.port),
@@ -330,8 +339,11 @@ def _base_url(value: object, schema: str | None = None, port: int | None = None)
         return ""
     if "://" not in host:
         host = f"{schema or 'https'}://{host}"
-    if port:
-        parts = urlsplit(host)
+    if port:  # a form sends 0 for none
+        try:
+            parts = urlsplit(host)
+        except ValueError:  # the endpoint refuses it
+            return host
         if parts.netloc.rpartition("]")[2].count(":") == 0:  # no port of its own (brackets: IPv6)
             return parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
     return host

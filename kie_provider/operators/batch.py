@@ -236,7 +236,7 @@ class Flux2BatchOperator(SavingOperator):
         from kie_provider.submission.decide import claim
 
         with self._at_work(context) as (journal, hook):
-            journal.read(position)
+            journal.resume(position)
             if not journal.has_begun:
                 raise AirflowFailException(
                     "The journal of this batch has gone while it was deferred, so nobody knows what was submitted. "

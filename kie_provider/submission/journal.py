@@ -127,15 +127,24 @@ class Journal:
 
     @property
     def position(self) -> list[int]:
-        """What a deferral carries, for :meth:`read`: the try, its summaries and its submissions."""
+        """What a deferral carries, for :meth:`resume`: the try, its summaries and its submissions."""
         return [self._try_number, self._summaries, self._last]
 
     # Reading
 
-    def read(self, expected: Sequence[int] | None = None) -> None:
-        """Read what earlier tries, or earlier phases of this one, have left.
+    def read(self) -> None:
+        """Read what earlier tries have left, and earlier phases of this one that came back later.
 
-        :param expected: the :attr:`position` at the deferral; fewer facts are read again, as they must be there.
+        :raises KieJournalError: it makes no sense, so nobody knows what was submitted.
+        :raises OutOfStepError: Airflow answers other questions than were asked.
+        """
+        if self.is_durable:
+            self._read_all()
+
+    def resume(self, expected: Sequence[int] | None = None) -> None:
+        """Read what this try has written before it was deferred.
+
+        :param expected: the :attr:`position` then; fewer facts are read again, as they must be there.
         :raises KieJournalError: it makes no sense, so nobody knows what was submitted.
         :raises OutOfStepError: Airflow answers other questions than were asked.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ class _TaskStateStore:
         return self._store.get(key)
 
     def set(self, key: str, value: Any) -> None:
-        from airflow.sdk.execution_time.context import NEVER_EXPIRE
-
-        self._store.set(key, value, retention=NEVER_EXPIRE)
+        self._store.set(key, value, retention=timedelta.max)  # Airflow's NEVER_EXPIRE is this very object
 
 
 class _TryXComs:

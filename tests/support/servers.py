@@ -18,6 +18,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,19 @@ def truncated(body: bytes, missing: int = 10, content_type: str = "application/j
     return raw(head.encode() + body)
 
 
+def drip(head: bytes, drop: bytes, every: float = 0.02) -> Step:
+    """Send ``head``, then ``drop`` again and again, for ten seconds at most: never silent, never done."""
+
+    def step(exchange: Exchange) -> None:
+        exchange.send(head)
+        for _ in range(int(10 / every)):
+            exchange.send(drop)
+            time.sleep(every)
+        exchange.close()
+
+    return step
+
+
 def in_turn(*steps: Step) -> Step:
     """Do several steps for one request."""
 
@@ -143,6 +157,20 @@ def in_turn(*steps: Step) -> Step:
             one(exchange)
 
     return step
+
+
+#: Answers that never end, though a byte comes every now and then.
+DRIPS = {
+    "before the status line": drip(b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "in the status line": drip(b"HTTP/1.1 200 ", b"O"),
+    "in a header": drip(b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "headers": drip(b"HTTP/1.1 200 OK\r\n", b"X: x\r\n", every=0.15),
+    "in the body": drip(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 9999\r\n\r\n", b" "),
+    "in a body without end": drip(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n", b" "),
+    "in a chunk": drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\n", b" "),
+    "in the size of a chunk": drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+    "in the body of a redirect": drip(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 9999\r\n\r\n", b" "),
+}
 
 
 def hang(exchange: Exchange) -> None:

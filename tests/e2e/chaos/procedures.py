@@ -340,13 +340,13 @@ def late_write_after_clear(trial: Trial) -> None:
 
 @procedure
 def api_server_away(trial: Trial) -> None:
-    _away(trial, 30)
+    _away(trial, "chaos_generate", 30)
     finish(trial)
 
 
 @procedure
 def api_server_away_long(trial: Trial) -> None:
-    _away(trial, 90)
+    _away(trial, "chaos_slow_retries", 90)
     trial.wait_for_end()
     (kie_task_id,) = trial.charged()
     trial.settle("kie.1.1.settled", kie_task_id)
@@ -354,10 +354,10 @@ def api_server_away_long(trial: Trial) -> None:
     finish(trial)
 
 
-def _away(trial: Trial, seconds: float) -> None:
+def _away(trial: Trial, dag_id: str, seconds: float) -> None:
     """Kie answers createTask when the worker does not reach Airflow any more."""
     trial.kie.fault({"on": "createTask", "do": "hold"})
-    trial.start()
+    trial.start(dag_id)
     wait_for_kie_task(trial)
     trial.proves_that_it_lives()
     with trial.cut_off():

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 from airflow.sdk import Connection
 
-from kie_provider.client.errors import KieConnectionError, KieNotFoundError, KieTaskTimeoutError
+from kie_provider.client.errors import (
+    KieConnectionError,
+    KieNotFoundError,
+    KieTargetError,
+    KieTaskTimeoutError,
+    KieValidationError,
+)
 from kie_provider.client.models import TaskState
 from kie_provider.hooks.kie import KieHook, endpoint_from_connection
+from tests.support.servers import ScriptedServer, envelope
 
 FOX = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
 MODEL = "flux-2/pro-text-to-image"
@@ -29,6 +37,9 @@ def connect(monkeypatch, **fields):
         ({"host": "http://gateway.example:8080", "port": 9090}, "http://gateway.example:8080"),
         ({"host": "https://gateway.example/kie", "port": 444}, "https://gateway.example:444/kie"),
         ({"host": "[::1]", "schema": "http", "port": 8080}, "http://[::1]:8080"),
+        ({"port": 0}, "https://api.kie.ai"),
+        ({"port": "0", "host": "gateway.example"}, "https://gateway.example"),
+        ({"port": 443}, "https://api.kie.ai"),
     ],
 )
 def test_host_schema_and_port_are_honoured(monkeypatch, fields, host):
@@ -51,6 +62,57 @@ def test_connection_as_uri(monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", "kie://:secret@gateway.example:8443/https")
 
     assert KieHook().get_conn().endpoint.host == "https://gateway.example:8443"
+
+
+#: As they are kept for other hooks, each with a password that is none of Kie's business.
+OTHER_TYPES = [
+    '{"conn_type": "postgres", "host": "%s", "password": "hunter2"}',
+    '{"conn_type": "http", "host": "%s", "password": "hunter2"}',
+    '{"conn_type": "KIE", "host": "%s", "password": "hunter2"}',
+    '{"conn_type": "", "host": "%s", "password": "hunter2"}',
+    '{"host": "%s", "password": "hunter2"}',
+    "postgresql://me:hunter2@db.example:5432/airflow",
+    "postgres://:hunter2@127.0.0.1/http",
+    "kie-ai://:hunter2@db.example",
+    "//:hunter2@db.example",
+]
+
+
+@pytest.mark.parametrize("value", OTHER_TYPES)
+def test_a_connection_of_another_type_is_refused(value, monkeypatch, tmp_path):
+    (tmp_path / "in.png").write_bytes(b"in")
+    with ScriptedServer(envelope(5.5)) as server:
+        monkeypatch.setenv("AIRFLOW_CONN_OTHER", value % server.url if "%s" in value else value)
+        hook = KieHook("other")
+        for call in (
+            hook.get_credits,
+            lambda: hook.create_task(MODEL, FOX),
+            lambda: hook.get_task("0" * 32),
+            lambda: hook.upload_file(tmp_path / "in.png"),
+            lambda: asyncio.run(hook.aget_task("0" * 32)),
+            lambda: asyncio.run(hook.await_task("0" * 32, poll_interval=0.01)),
+        ):
+            with pytest.raises(KieConnectionError, match="connection 'other': conn_type: must be 'kie', got") as caught:
+                call()
+            assert "hunter2" not in str(caught.value)
+        assert isinstance(hook.look("0" * 32), KieConnectionError)
+        assert not hook.test_connection()[0]
+    assert server.connections == 0
+
+
+def test_the_upload_host_follows_the_host(monkeypatch):
+    connect(monkeypatch, host="gateway.example", schema="http", port=8080)
+    assert KieHook().get_conn().endpoint.upload_host == "http://gateway.example:8080"
+
+    connect(monkeypatch, host="gateway.example", extra={"upload_host": ""})  # as a form sends it
+    assert KieHook().get_conn().endpoint.upload_host == "https://gateway.example"
+
+
+@pytest.mark.parametrize("port", [None, 8080])
+def test_a_host_that_is_no_url(port, monkeypatch):
+    connect(monkeypatch, host="http://[::1", port=port)
+    with pytest.raises(KieConnectionError, match="host: must be scheme, host and port"):
+        KieHook().get_conn()
 
 
 @pytest.mark.parametrize("extra", ["[1]", "{"])
@@ -105,6 +167,16 @@ def test_upload(kie_emulator, tmp_path):
         copy = hook.download_file(url, tmp_path / "out.png").path
 
     assert copy.read_bytes() == b"\x89PNG not really"
+
+
+def test_files_that_are_not_there_are_kie_errors(kie_emulator, tmp_path):
+    with KieHook() as hook:
+        with pytest.raises(KieValidationError, match="nothing was sent"):
+            hook.upload_file(tmp_path / "none.png")
+        record = hook.wait(hook.create_task(MODEL, FOX), poll_interval=0.05)
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(KieTargetError, match=r"Not a directory|File exists"):
+            hook.download_file(record.urls[0], tmp_path / "file" / "fox.png")
 
 
 def test_connection_test(kie_emulator, monkeypatch):

@@ -571,6 +571,16 @@ class TestUnknownSubmission:
         assert (outcome.retried, kie_emulator.requests()) == (False, [])
 
 
+@durable
+def test_facts_never_expire(at_kie, journal):
+    from airflow.utils.session import create_session
+
+    run_task(flux2)
+
+    with create_session() as session:
+        assert {row.expires_at for row in session.query(TaskStateStoreModel).all()} == {None}
+
+
 class Store:
     """Airflow's store, which fails at a key, a few times or always."""
 
@@ -761,6 +771,8 @@ class TestBeforeAirflow33:
 
     @GENERATE
     def test_trouble_at_kie_costs_nothing_and_is_retried(self, operator, kie_emulator, at_kie):
+        if TaskStateStoreModel is None and operator is generate_deferred:
+            pytest.skip("dag.test() of Airflow 3.1 resumes the next try where the last one was deferred")
         kie_emulator.fault(INTERNAL)
 
         outcome = run_task(lambda **kw: operator(pre_execute=without_store, **kw))

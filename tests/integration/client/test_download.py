@@ -3,17 +3,21 @@
 import gzip
 import hashlib
 import json
+import socket
 import time
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 
+from kie_provider.client import adapter
 from kie_provider.client import download as download_module
 from kie_provider.client.download import DownloadedFile, download
 from kie_provider.client.endpoint import is_private_host
-from kie_provider.client.errors import KieError, KieFileError, KieResultError
+from kie_provider.client.errors import KieError, KieFileError, KieResultError, KieTargetError
 from tests.integration.client.conftest import KEY, assert_no_key
 from tests.support.servers import (
+    DRIPS,
     ScriptedServer,
     close,
     hang,
@@ -30,7 +34,7 @@ PNG = {"Content_Type": "image/png"}
 
 def fetch(url, path, read_timeout=5.0, **kwargs):
     """Once, from the servers of these tests, which are on this machine."""
-    return download(url, Path(path), read_timeout=read_timeout, allow_private=True, **kwargs)
+    return download(url, Path(path), read_timeout=read_timeout, may_be_private=lambda: True, **kwargs)
 
 
 def files(directory):
@@ -233,7 +237,7 @@ PRIVATE = [
 
 @pytest.mark.parametrize("url", PRIVATE)
 def test_a_private_address_is_refused(url, tmp_path):
-    with pytest.raises(KieResultError, match="is a private address"):
+    with pytest.raises(KieResultError, match="leads to the private address"):
         download(url, tmp_path / "cat.png", read_timeout=1)
 
 
@@ -245,20 +249,106 @@ def test_a_public_address_is_not(url):
 
 
 @pytest.fixture
-def public(monkeypatch):
-    """Take every port but that of the second server for public: a public host that redirects to a private one."""
-    hidden = []
-    monkeypatch.setattr(download_module, "is_private_host", lambda url: any(each in url for each in hidden))
-    return hidden
+def names(monkeypatch):
+    """Return names that lead to addresses, each to several in turn; the tests' own servers count as public."""
+    known = {}
+    really = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        addresses = known.get(host)
+        return really(addresses.pop(0) if addresses else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(adapter, "is_private_host", lambda url: "127.0.0.2" in url)
+    monkeypatch.setattr(adapter, "is_private_address", lambda address: address == "127.0.0.2")
+    return known
 
 
-def test_a_redirect_to_a_private_address_is_refused(public, tmp_path):
-    with ScriptedServer() as inside, ScriptedServer(reply(b"", 302, Location=f"{inside.url}/secret")) as server:
-        public.append(inside.url)
-        with pytest.raises(KieResultError, match=f"/secret', where {server.url} redirects to, is a private address"):
-            download(server.url, tmp_path / "cat.png", read_timeout=1)
-    assert inside.requests == []
+def test_a_redirect_to_a_private_address_is_refused(names, tmp_path):
+    with (
+        ScriptedServer(reply(b"", 302, Location="http://127.0.0.2/secret")) as server,
+        pytest.raises(KieResultError, match=f"secret', where {server.url} redirects to, leads to the private address"),
+    ):
+        download(server.url, tmp_path / "cat.png", read_timeout=1)
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("is_redirect", [False, True])
+def test_a_name_that_leads_to_a_private_address_is_refused(is_redirect, names, tmp_path):
+    with socket.create_server(("127.0.0.2", 0)) as inside:
+        names["inside.example"] = ["127.0.0.2"]
+        link = f"http://inside.example:{inside.getsockname()[1]}/x.png"
+        with ScriptedServer(reply(b"", 302, Location=link)) as server:
+            url = server.url if is_redirect else link
+            with pytest.raises(KieResultError, match=r"leads to the private address 127\.0\.0\.2"):
+                download(url, tmp_path / "cat.png", read_timeout=1)
+        inside.settimeout(5)
+        connection, _ = inside.accept()
+        with connection:
+            assert connection.recv(1000) == b""  # nothing was asked
+    assert files(tmp_path) == []
+
+
+def test_it_does_not_help_to_change_where_a_name_leads(names, tmp_path):
+    with socket.create_server(("127.0.0.2", 0)) as inside, ScriptedServer() as server:
+        names["rebound.example"] = ["127.0.0.1", "127.0.0.2"]
+        port = inside.getsockname()[1]
+        assert socket.getaddrinfo("rebound.example", port)[0][4][0] == "127.0.0.1"
+        with pytest.raises(KieResultError, match="leads to the private address"):
+            download(f"http://rebound.example:{port}/x.png", tmp_path / "cat.png", read_timeout=1)
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "{}\\@good.example/x.png",
+        "{}/\\@good.example/x.png",
+        "{}#@good.example/x.png",
+        "{}?@good.example/x.png",
+        "http://good.example@{host}/x.png",
+        "http://①②⑦.0.0.1:{port}/x.png",
+        "http://127。0。0。1:{port}/x.png",
+        "http://localhost:{port}/x.png",
+        "http://here.example:{port}/x.png",
+        " {}/x.png",
+        "http:/\t/{host}/x.png",
+    ],
+)
+@pytest.mark.parametrize("is_redirect", [False, True])
+def test_no_spelling_leads_to_this_machine(link, is_redirect, tmp_path, monkeypatch):
+    really = socket.getaddrinfo
+    here = {"here.example": "127.0.0.1"}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **kw: really(here.get(host, host), *args, **kw))
+    with ScriptedServer(reply(IMAGE, **PNG)) as server:
+        url = link.format(server.url, host=server.host, port=server.port)
+        if is_redirect:
+            url = urljoin("https://tempfile.example/x.png", url)
+        with pytest.raises(KieError):
+            download(url, tmp_path / "cat.png", read_timeout=1)
+    assert server.requests == []
+    assert files(tmp_path) == []
+
+
+def test_a_proxy_may_be_at_a_private_address(tmp_path, monkeypatch):
+    with ScriptedServer(reply(IMAGE, **PNG)) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        download("http://tempfile.example/x.png", tmp_path / "cat.png", read_timeout=1)
+        for url in ("http://10.0.0.1/x.png", f"{proxy.url}\\@good.example/x.png"):
+            with pytest.raises(KieResultError, match="leads to the private address"):
+                download(url, tmp_path / "dog.png", read_timeout=1)
+    assert [request.target for request in proxy.requests] == ["http://tempfile.example/x.png"]
+
+
+def test_a_connection_by_name_to_a_private_address(connect, tmp_path, monkeypatch):
+    """As an emulator is in a container beside this one."""
+    really = socket.getaddrinfo
+    here = {"emulator": "127.0.0.1"}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **kw: really(here.get(host, host), *args, **kw))
+    with ScriptedServer(reply(IMAGE, **PNG)) as server:
+        url = f"http://emulator:{server.port}"
+        connect(url).download_file(f"{url}/x.png", tmp_path / "cat.png")
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -272,22 +362,35 @@ def test_a_file_that_is_too_large(chunked, tmp_path):
     assert files(tmp_path) == []
 
 
-def test_a_drip_is_not_waited_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(download_module, "SLOW_START_SECONDS", 0.2)
-
-    def drip(exchange):
-        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-        for _ in range(100):
-            exchange.send(b"x")
-            time.sleep(0.05)
-
+@pytest.mark.parametrize("name", DRIPS)
+def test_a_drip_is_not_waited_for(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(download_module, "SLOW_START_SECONDS", 0.3)
     began = time.monotonic()
-    with ScriptedServer(drip) as server:
-        error = error_of(server.url, tmp_path / "cat.png")
+    with ScriptedServer(DRIPS[name]) as server:
+        error = error_of(server.url, tmp_path / "cat.png", read_timeout=0.3)
         assert time.monotonic() - began < 3
     assert type(error) is KieFileError
-    assert "too slow" in error.message
+    assert "redirects" in error.message or "is too slow" in error.message or "timed out" in error.message
     assert files(tmp_path) == []
+
+
+def test_a_large_file_takes_as_long_as_it_takes(monkeypatch, tmp_path):
+    def slowly(exchange):
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 20000\r\n\r\n")
+        for _ in range(20):
+            exchange.send(b"x" * 1000)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(download_module, "SLOW_START_SECONDS", 0.3)
+    with ScriptedServer(slowly) as server:
+        assert fetch(server.url, tmp_path / "cat.png", read_timeout=0.3).bytes == 20_000
+
+
+def test_what_cannot_be_written_is_a_kie_error(connect, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with ScriptedServer(reply(IMAGE, **PNG)) as server, pytest.raises(KieTargetError, match="file"):
+        connect(server.url).download_file(server.url, tmp_path / "file" / "cat.png")
+    assert files(tmp_path) == ["file"]
 
 
 class TestClient:
@@ -317,6 +420,9 @@ class TestClient:
         ):
             connect(api.url).download_file(f"{host.url}/dead", tmp_path / "cat.png")
         assert caught.value.http_status == 403
+        assert f"refused both '{host.url}/dead' and the fresh link" in caught.value.message
+        assert "can expire" not in caught.value.message
+        assert "airflow-provider-kie/" in caught.value.message
         assert len(api.requests) == 1
 
     def test_no_fresh_link_says_what_is_lost(self, connect, tmp_path):

@@ -1,17 +1,23 @@
 """The free requests over real sockets: records, credits, links; and whole conversations as Kie has held them."""
 
+import gzip
 import json
+import time
+import tracemalloc
 from pathlib import Path
 
 import pendulum
 import pytest
 
+from kie_provider import __version__
 from kie_provider.client import errors
+from kie_provider.client.download import is_there
 from kie_provider.client.models import TaskRecord, TaskState
 from kie_provider.client.polling import Waiting, wait
 from kie_provider.emulator import KieEmulator
 from tests.integration.client.conftest import KEY, assert_no_key
 from tests.support.servers import (
+    DRIPS,
     ScriptedServer,
     close,
     echo,
@@ -126,6 +132,75 @@ def test_a_slow_answer(connect):
     assert error.may_have_arrived
     assert "Timeout" in error.message
     assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("name", DRIPS)
+def test_an_answer_in_drips(name, connect):
+    began = time.monotonic()
+    with ScriptedServer(DRIPS[name]) as server:
+        error = connect(server.url, request_timeout=0.3).look(TASK)
+        assert time.monotonic() - began < 2
+    assert type(error) is errors.KieTransportError
+    assert error.may_have_arrived
+
+
+@pytest.mark.parametrize("status", [200, 302, 502])
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip"])
+def test_a_compressed_answer_is_not_read(encoding, status, connect):
+    body = gzip.compress(bytes(50_000_000))
+    with ScriptedServer(reply(body, status, Content_Encoding=encoding, Location="/")) as server:
+        tracemalloc.start()
+        error = connect(server.url).look(TASK)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert type(error) is errors.KieTransportError
+    assert f"Content-Encoding is '{encoding}'" in error.message
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+    assert peak < 10_000_000
+
+
+def test_an_answer_that_says_it_is_not_compressed(connect):
+    with ScriptedServer(envelope(5.5, Content_Encoding="identity")) as server:
+        assert connect(server.url).get_credits() == 5.5
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_an_answer_that_does_not_end(is_chunked, connect):
+    def pour(exchange):
+        length = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: 999999999"
+        exchange.send(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n")
+        while True:  # until the client has gone
+            exchange.send(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+
+    with ScriptedServer(pour) as server:
+        error = connect(server.url).look(TASK)
+    assert type(error) is errors.KieTransportError
+    assert "the answer has more than 4194304 bytes" in error.message
+
+
+def test_a_large_answer(connect):
+    with ScriptedServer(envelope({"state": "waiting", "param": "x" * 4_000_000})) as server:
+        assert connect(server.url).get_task(TASK).state is TaskState.RUNNING
+
+
+def test_every_request_says_who_asks(connect, tmp_path):
+    (tmp_path / "cat.png").write_bytes(b"cat")
+    link = "http://127.0.0.1/1"
+    created, uploaded = envelope({"taskId": TASK}), envelope({"downloadUrl": link})
+    script = [envelope(5.5), created, envelope({"state": "waiting"}), envelope(link), uploaded, reply("gone", 404)]
+    with ScriptedServer(*script, envelope(code=422, msg="url is wrong"), reply(b"", 200)) as server:
+        client = connect(server.url)
+        client.get_credits()
+        client.create_task("m", {})
+        client.get_task(TASK)
+        client.get_download_url(link)
+        client.upload_file(tmp_path / "cat.png")
+        with pytest.raises(errors.KieResultError):
+            client.download_file(f"{server.url}/1.png", tmp_path / "1.png")
+        assert is_there(server.url)
+    assert {request.headers["user-agent"] for request in server.requests} == {f"airflow-provider-kie/{__version__}"}
+    assert {request.headers["accept-encoding"] for request in server.requests} == {"identity"}
+    assert len(server.requests) == 8
 
 
 def test_a_host_that_is_not_there(connect, pauses):

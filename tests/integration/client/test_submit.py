@@ -1,6 +1,7 @@
 """createTask over real sockets: sent once, and sent again only when nothing can have been created."""
 
 import gc
+import gzip
 from email.utils import formatdate
 from time import time
 
@@ -8,9 +9,10 @@ import pytest
 from urllib3 import HTTPConnectionPool, PoolManager
 
 from kie_provider.client import errors, transport
-from kie_provider.client.sent_bytes import SentBytesAdapter
+from kie_provider.client.adapter import KieAdapter
 from tests.integration.client.conftest import KEY, assert_no_key
 from tests.support.servers import (
+    DRIPS,
     Exchange,
     ScriptedServer,
     close,
@@ -70,6 +72,8 @@ DOUBTS = {
     "code 430": envelope(code=430, msg="?"),
     "code 999": envelope(code=999, msg="?"),
     "code -1": envelope(code=-1, msg="?"),
+    "gzip": reply(gzip.compress(b'{"code":429,"msg":"busy"}'), 429, Content_Encoding="gzip"),
+    "more than an answer has": reply(b" " * 5 * 2**20 + b'{"code":429,"msg":"busy"}'),
     "redirect to nowhere": reply(b"", 302),
     "redirect to a bad host": reply(b"", 302, Location="http://[bad/"),
 }
@@ -167,6 +171,34 @@ def test_a_doubtful_outcome_is_not_sent_again(name, connect, pauses):
     assert type(error) is errors.KieSubmitUnknownError
     assert not error.is_transient
     assert (len(server.requests), server.connections, pauses) == (1, 1, [])
+
+
+@pytest.mark.parametrize("name", DRIPS)
+def test_an_answer_in_drips_is_a_doubtful_outcome(name, connect, pauses):
+    began = time()
+    with ScriptedServer(DRIPS[name], CREATED) as server:
+        error = error_of(connect(server.url, request_timeout=0.3))
+        assert 0.25 < time() - began < 2
+    assert type(error) is errors.KieSubmitUnknownError
+    assert (len(server.requests), server.connections, pauses) == (1, 1, [])
+
+
+@pytest.mark.parametrize("name", ["in a header", "in the body"])
+def test_drips_over_tls(name, tls, connect):
+    began = time()
+    with ScriptedServer(DRIPS[name], tls=tls) as server:
+        assert type(error_of(connect(server.url, request_timeout=0.3))) is errors.KieSubmitUnknownError
+        assert time() - began < 2
+    assert len(server.requests) == 1
+
+
+def test_a_proxy_that_drips(connect, pauses, monkeypatch):
+    began = time()
+    with ScriptedServer(DRIPS["in a header"]) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        assert_it_never_left(error_of(connect("https://api.example", request_timeout=0.1)), pauses)
+        assert time() - began < 5
+    assert {request.method for request in proxy.requests} == {"CONNECT"}
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -379,7 +411,7 @@ def test_a_socks_proxy_keeps_its_own_way_of_connecting():
 
     manager = PoolManager()
     manager.pool_classes_by_scheme = {"http": SocksPool}
-    SentBytesAdapter()._watch(manager)
+    KieAdapter()._watch(manager, is_direct=False)
     assert issubclass(manager.pool_classes_by_scheme["http"], SocksPool)
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import gzip
 import threading
 import time
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,15 +13,17 @@ import aiohttp
 import pytest
 from blockbuster import blockbuster_ctx
 
+from kie_provider import __version__
 from kie_provider.client import protocol, transport
 from kie_provider.client.endpoint import Endpoint
-from kie_provider.client.errors import KieError, KieTransportError
+from kie_provider.client.errors import KieConnectionError, KieError, KieTransportError
 from kie_provider.client.models import TaskState
 from kie_provider.client.polling import Waiting, wait_async
 from kie_provider.client.protocol import Answer
 from kie_provider.client.transport import send_async, shared_session
 from tests.integration.client.conftest import KEY, assert_no_key
 from tests.support.servers import (
+    DRIPS,
     ScriptedServer,
     close,
     echo,
@@ -354,6 +358,72 @@ async def test_a_proxy_url_that_is_none(url, monkeypatch):
     assert type(await error_of(endpoint("http://api.example"))) is KieTransportError
 
 
+def ways(url):
+    """How a worker and the triggerer fare: credits, or the class of the error."""
+
+    def outcome(ask):
+        try:
+            return ask()
+        except KieError as error:
+            return type(error)
+
+    def worker():
+        with transport.reusable_session() as session:
+            return protocol.read_credits(transport.send(session, endpoint(url), protocol.get_credits()))
+
+    return [outcome(worker), outcome(lambda: asyncio.run(get_credits(endpoint(url))))]
+
+
+@pytest.mark.parametrize(
+    ("variables", "through"),
+    [
+        ({"HTTP_PROXY": "{}"}, True),
+        ({"http_proxy": "{}"}, True),
+        ({"ALL_PROXY": "{}"}, True),
+        ({"all_proxy": "{}"}, True),
+        ({"HTTPS_PROXY": "{}"}, False),
+        ({"ALL_PROXY": "socks5://127.0.0.1:1", "HTTP_PROXY": "{}"}, True),
+        ({"HTTP_PROXY": "{}", "NO_PROXY": "127.0.0.0/8"}, False),
+        ({"HTTP_PROXY": "{}", "NO_PROXY": "10.0.0.0/8, 127.0.0.1"}, False),
+        ({"HTTP_PROXY": "{}", "NO_PROXY": "10.0.0.0/8"}, True),
+        ({"HTTP_PROXY": "{}", "no_proxy": "*"}, False),
+        ({"ALL_PROXY": "{}", "NO_PROXY": "127.0.0.0/8"}, False),
+        ({"ALL_PROXY": "socks5h://127.0.0.1:1", "NO_PROXY": "127.0.0.0/8"}, False),
+    ],
+)
+def test_worker_and_triggerer_take_the_same_way(variables, through, monkeypatch):
+    with ScriptedServer(CREDITS) as server, ScriptedServer(CREDITS) as proxy:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value.format(proxy.url))
+        assert ways(server.url) == [5.5, 5.5]
+    assert (len(server.requests), len(proxy.requests)) == ((0, 2) if through else (2, 0))
+
+
+@pytest.mark.parametrize("scheme", ["socks4", "socks5", "socks5h", "SOCKS5", "ftp"])
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+def test_worker_and_triggerer_refuse_the_same_proxies(variable, scheme, monkeypatch):
+    with ScriptedServer(CREDITS) as server:
+        monkeypatch.setenv(variable, f"{scheme}://me:hunter2@{server.host}")
+        assert ways(server.url) == [KieConnectionError, KieConnectionError]
+        with transport.reusable_session() as session, pytest.raises(KieConnectionError) as caught:
+            transport.send(session, endpoint(server.url), protocol.get_credits())
+    assert f"{scheme.lower()}:// proxy" in caught.value.message
+    assert "hunter2" not in caught.value.message
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("proxy", ["http://me:hunter2@[bad", "me:hunter2@[bad", "http://me:hunter2@127.0.0.1:x"])
+def test_the_password_of_a_proxy_is_in_no_error(proxy, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+
+    async def triggerer():
+        return await error_of(endpoint("http://api.example"))
+
+    with transport.reusable_session() as session, pytest.raises(KieTransportError) as caught:
+        transport.send(session, endpoint("http://api.example"), protocol.get_credits())
+    assert "hunter2" not in str(caught.value) + str(asyncio.run(triggerer()))
+
+
 # ---------------------------------------------------------------- trouble
 
 
@@ -384,6 +454,39 @@ async def test_a_slow_answer():
         error = await asyncio.wait_for(error_of(endpoint(server.url, timeout=0.05)), 2)
     assert type(error) is KieTransportError
     assert "Timeout" in error.message
+
+
+@pytest.mark.parametrize("name", DRIPS)
+async def test_an_answer_in_drips(name):
+    with ScriptedServer(DRIPS[name]) as server:
+        error = await asyncio.wait_for(error_of(endpoint(server.url, timeout=0.3)), 2)
+    assert type(error) is KieTransportError
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip"])
+async def test_a_compressed_answer_is_not_read(encoding):
+    with ScriptedServer(reply(gzip.compress(bytes(50_000_000)), Content_Encoding=encoding)) as server:
+        tracemalloc.start()
+        error = await error_of(endpoint(server.url))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert type(error) is KieTransportError
+    assert f"Content-Encoding is '{encoding}'" in error.message
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+    assert server.requests[0].headers["user-agent"] == f"airflow-provider-kie/{__version__}"
+    assert peak < 10_000_000
+
+
+async def test_an_answer_that_does_not_end():
+    def pour(exchange):
+        exchange.send(OK + b"Content-Length: 999999999\r\n\r\n")
+        while True:  # until the client has gone
+            exchange.send(b" " * 65536)
+
+    with ScriptedServer(pour) as server:
+        error = await error_of(endpoint(server.url))
+    assert type(error) is KieTransportError
+    assert "the answer has more than 4194304 bytes" in error.message
 
 
 async def test_hosts_that_are_not_there(certificate):

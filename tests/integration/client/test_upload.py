@@ -1,11 +1,15 @@
 """Uploads over a real socket."""
 
 import json
+import socket
+import time
 from email import message_from_bytes
 
 import pytest
 
-from kie_provider.client import errors
+from kie_provider.client import errors, protocol, transport
+from kie_provider.client.client import KieClient
+from kie_provider.client.endpoint import Endpoint
 from tests.integration.client.conftest import KEY, assert_no_key
 from tests.support.servers import ScriptedServer, envelope, reply
 
@@ -92,10 +96,47 @@ def test_a_refused_upload(connect, image):
     assert len(server.requests) == 1
 
 
-def test_no_file(connect, tmp_path):
-    with ScriptedServer(UPLOADED) as server, pytest.raises(FileNotFoundError):
-        connect(server.url).upload_file(tmp_path / "none.png")
+@pytest.mark.parametrize("name", ["none.png", ".", "none/cat.png", "x" * 300, "nul\0.png"])
+def test_no_file(name, connect, tmp_path):
+    with ScriptedServer(UPLOADED) as server, pytest.raises(errors.KieValidationError, match="path: must be a file"):
+        connect(server.url).upload_file(tmp_path / name)
     assert server.connections == 0
+
+
+def test_files_and_key_stay_with_a_host_of_ones_own(image):
+    with ScriptedServer(UPLOADED) as server, KieClient(Endpoint(KEY, host=server.url)) as client:
+        client.upload_file(image)
+    assert len(server.requests) == 1
+
+
+def test_a_host_that_takes_no_bytes(connect, image, monkeypatch):
+    def read_slowly(exchange):
+        exchange.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        for _ in range(100):
+            exchange.sock.recv(256)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(transport, "SLOWEST_UPLOAD", 1e9)
+    image.write_bytes(bytes(20_000_000))
+    began = time.monotonic()
+    with ScriptedServer(on_accept=read_slowly) as server:
+        observed = connect(server.url, request_timeout=0.3)
+        with pytest.raises(errors.KieTransportError):
+            transport.send(
+                observed._session, observed.endpoint, protocol.upload_file("a", image.read_bytes(), "airflow")
+            )
+        assert time.monotonic() - began < 3
+
+
+def test_a_slow_line_gets_more_time_for_a_large_file(connect, image, monkeypatch):
+    def answer_late(exchange):
+        time.sleep(0.5)
+        UPLOADED(exchange)
+
+    monkeypatch.setattr(transport, "SLOWEST_UPLOAD", len(IMAGE) / 2)
+    with ScriptedServer(answer_late) as server:
+        connect(server.url, request_timeout=0.1).upload_file(image)
+    assert len(server.requests) == 1
 
 
 def test_the_upload_answer_without_a_link(connect, image):

@@ -99,6 +99,41 @@ def test_a_fault_that_is_no_json_is_refused(client):
     assert control(client, "POST", "faults", data="{").status_code == 400
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Origin": ""},
+        {"Host": "evil.example"},
+        {"Host": "evil.example", "Origin": "http://evil.example"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "8.8.8.8"},
+        {"Host": "127.0.0.1@evil.example"},
+        {"Host": "[bad"},
+    ],
+)
+def test_a_page_of_another_site_controls_nothing(client, headers):
+    client.new_task()
+    refused = [
+        control(client, "POST", "reset", headers=headers),
+        control(client, "POST", "faults", headers=headers, data='{"on": "credit", "do": "reset"}'),
+        control(client, "POST", "release", headers=headers),
+        *(control(client, "GET", name, headers=headers) for name in ("bill", "requests", "callbacks", "faults")),
+    ]
+    assert {answer.status_code for answer in refused} == {403}
+    assert len(client.kie.bill()["tasks"]) == 1
+    assert control(client, "GET", "faults").json() == []
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "127.0.0.2", "[::1]"])
+def test_its_own_page_may(client, name):
+    host = f"{name}:{client.kie.url.rpartition(':')[2]}"
+    for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
+        assert control(client, "POST", "reset", headers=headers).json() == {"ok": True}
+
+
 def test_faults_are_listed_with_how_often_they_were_met(client):
     assert control(client, "POST", "faults", json={"on": "credit", "do": "code", "code": 455}).json() == {"ok": True}
     client.credit()

@@ -1,6 +1,8 @@
+import socket
+
 import pytest
 
-from kie_provider.client.endpoint import Endpoint
+from kie_provider.client.endpoint import Endpoint, is_private_address, without_userinfo
 from kie_provider.client.errors import KieAuthError, KieError
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -53,7 +55,7 @@ def test_good_hosts(host):
 @pytest.mark.parametrize(
     "host",
     [
-        "",
+        " ",
         "api.kie.ai",
         "ftp://api.kie.ai",
         "https://",
@@ -65,6 +67,7 @@ def test_good_hosts(host):
         "https://api.kie.ai#x",
         "https://api.kie.ai /",
         "https://api.kie.ai\n",
+        "https://127.0.0.1\\.kie.ai",
         None,
         17,
     ],
@@ -74,11 +77,104 @@ def test_bad_hosts_are_named(name, host):
         Endpoint(KEY, **{name: host})
 
 
-def test_a_password_in_the_host_is_not_shown():
+@pytest.mark.parametrize("name", ["host", "upload_host"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:{}@api.kie.ai",
+        "https://{}@api.kie.ai",
+        "me:{}@api.kie.ai",
+        "//me:{}@api.kie.ai",
+        "HTTPS://me:{}@api.kie.ai",
+    ],
+)
+@pytest.mark.parametrize(
+    "password", ["hunter2", "hun/ter2", "hun@ter2", "hun ter2", "hun?ter2", "hun#ter2", "hun\nter2"]
+)
+def test_a_password_in_the_host_is_not_shown(name, url, password):
     with pytest.raises(KieError) as caught:
-        Endpoint(KEY, host="https://me:hunter2@api.kie.ai")
-    assert "hunter2" not in str(caught.value)
-    assert "https://***@api.kie.ai" in str(caught.value)
+        Endpoint(KEY, **{name: url.format(password)})
+    assert "hun" not in str(caught.value)
+    assert "ter2" not in str(caught.value)
+    assert "***@api.kie.ai" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "upload_host"),
+    [
+        ("https://api.kie.ai", "https://kieai.redpandaai.co"),
+        ("https://api.kie.ai/", "https://kieai.redpandaai.co"),
+        ("http://API.kie.ai:8443", "https://kieai.redpandaai.co"),
+        ("https://kie.ai", "https://kieai.redpandaai.co"),
+        ("https://gateway.example/kie", "https://gateway.example/kie"),
+        ("https://api.kie.ai.example", "https://api.kie.ai.example"),
+        ("https://notkie.ai", "https://notkie.ai"),
+        ("http://127.0.0.1:8787", "http://127.0.0.1:8787"),
+        ("http://[::1]:8787", "http://[::1]:8787"),
+    ],
+)
+def test_uploads_go_to_kie_only_where_the_host_is_kies(host, upload_host):
+    assert Endpoint(KEY, host=host).upload_host == upload_host
+    assert Endpoint(KEY, host=host, upload_host="https://up.example").upload_host == "https://up.example"
+
+
+@pytest.mark.parametrize(
+    ("host", "is_private"),
+    [
+        ("http://127.0.0.1:1", True),
+        ("http://localhost:1", True),
+        ("http://emulator.example", True),
+        ("http://gateway.example", False),
+        ("http://unknown.example", False),
+        (f"http://{'a' * 80}.example", False),
+    ],
+)
+def test_a_host_at_a_private_address(host, is_private, monkeypatch):
+    def getaddrinfo(name, *args, **kwargs):
+        known = {"emulator.example": "172.18.0.2", "gateway.example": "8.8.8.8"}
+        if name not in known:
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (known[name], 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert Endpoint(KEY, host=host).is_private is is_private
+
+
+@pytest.mark.parametrize(
+    ("address", "is_private"),
+    [
+        ("127.0.0.1", True),
+        ("10.0.0.1", True),
+        ("169.254.169.254", True),
+        ("8.8.8.8", False),
+        ("2606:4700::1", False),
+        ("::1", True),
+        ("::", True),
+        ("fe80::1%eth0", True),
+        ("::ffff:10.0.0.1", True),
+        ("::ffff:8.8.8.8", False),
+        ("::7f00:1", True),
+        ("64:ff9b::127.0.0.1", True),
+        ("64:ff9b::8.8.8.8", False),
+        ("2002:7f00:1::", True),
+        ("2002:808:808::", False),
+    ],
+)
+def test_what_only_this_network_knows(address, is_private):
+    assert is_private_address(address) is is_private
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ValueError: http://me:pw@host/x", "ValueError: http://***@host/x"),
+        ("Failed to parse: me:p/w@[bad", "Failed to parse: ***@[bad"),
+        ("('http://me:p@w@host')", "***@host')"),
+        ("no name at all", "no name at all"),
+    ],
+)
+def test_users_and_passwords_of_urls_are_hidden(text, shown):
+    assert without_userinfo(text) == shown
 
 
 @pytest.mark.parametrize(("given", "seconds"), [(5, 5.0), (0.1, 0.1), ("30", 30.0), (" 1.5 ", 1.5)])

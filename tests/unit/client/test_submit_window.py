@@ -68,7 +68,10 @@ def test_a_storage_in_memory_counts_the_same():
     assert 9 < window.take() <= 10
 
 
-@pytest.mark.parametrize("uri", ["nonsense", "nosuch://x", "redis+nosuch://x", "redis://:secret@host:port/x"])
+SECRETS = ["redis//:secret@host", "redis:/:secret@host", ":secret@host", "redis:secret@x://host", "//:secret@host://x"]
+
+
+@pytest.mark.parametrize("uri", ["nonsense", "nosuch://x", "redis+nosuch://x", "redis://:secret@host:port/x", *SECRETS])
 def test_a_storage_that_is_none(uri):
     with pytest.raises(KieConnectionError, match=r"\[kie\] rate_limit_storage: .*redis://host:6379/0") as caught:
         window_of(Endpoint(api_key="k"), uri).take()

@@ -51,7 +51,7 @@ def open_journal(store):
 
     def open_journal(try_number=1, max_tries=1, expected=None):
         journal = Journal(context(store, try_number, max_tries))
-        journal.read(expected)
+        journal.read() if expected is None else journal.resume(expected)
         return journal
 
     return open_journal
@@ -519,7 +519,7 @@ class TestWithoutStore:
         create(journal, "the-id")
 
         resumed = Journal({"ti": ti})
-        resumed.read()
+        resumed.resume()
         assert told(resumed) == [("kie.3.1", "submitted", "the-id")]
         assert resumed.has_begun
 
@@ -527,4 +527,5 @@ class TestWithoutStore:
         journal = Journal({})
         journal.read()
         create(journal, "the-id")
+        journal.resume()
         assert told(journal) == [("kie.1.1", "submitted", "the-id")]

@@ -42,6 +42,11 @@ with dag("chaos_save"):  # below the folder in which workers are started
 with dag("chaos_no_retries"):
     Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, retries=0)
 
+with dag("chaos_slow_retries"):  # no retry while the API server is away
+    Flux2GenerateImageOperator(
+        task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, retry_delay=timedelta(seconds=60)
+    )
+
 with dag("chaos_post_execute"):
     Flux2GenerateImageOperator(
         task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, retries=0, post_execute=fail_in_the_first_try
