@@ -6,10 +6,13 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
 BENCH_ARGS ?=
+# Spends credits, so it counts on make's command line only: REAL in the environment does nothing, nor does a key there.
+REAL :=
 
 UV_VERSION := 0.13.9
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
+DEMO_ARGS := $(if $(filter 1,$(REAL)),--real)
 LOCK := requirements/airflow-$(AIRFLOW).lock
 # The name says what the environment was made with; another name makes it anew.
 READY := $(VENV)/.ready-airflow-$(AIRFLOW)-$(subst /,_,$(PYTHON))
@@ -23,7 +26,6 @@ export AIRFLOW_HOME := $(CURDIR)/build/airflow-home-$(AIRFLOW)
 COMPILE := $(UV) pip compile -q --python $(BIN)/python pyproject.toml
 COMPILE_OPTIONS := --group dev --extra emulator --extra redis --universal --python-version 3.10 --no-emit-index-url \
 	--no-emit-find-links --no-header
-
 AS_OF_3_1 := --exclude-newer 2025-10-15 \
 	--exclude-newer-package apache-airflow-providers-common-compat=2026-10-31 \
 	--exclude-newer-package asgiref=2026-10-31 \
@@ -35,16 +37,16 @@ AS_OF_3_1 := --exclude-newer 2025-10-15 \
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  AIRFLOW=3.1|3.3 (now $(AIRFLOW)), PYTHON (now $(PYTHON)), VENV (now $(VENV)), PYTEST_ARGS"
+	@echo "  AIRFLOW=lowest|3.1|3.3 (now $(AIRFLOW)), PYTHON (now $(PYTHON)), VENV (now $(VENV)), PYTEST_ARGS"
 
-demo: $(READY) ## Make a day's illustrations with a real Airflow; free, unless KIE_API_KEY is set
-	@$(BIN)/python -m tests.support.demo
+demo: $(READY) ## Make a day's illustrations with a real Airflow; free, unless REAL=1
+	@$(BIN)/python -m tests.support.demo $(DEMO_ARGS)
 
 airflow: $(READY) ## The same, and leave Airflow running until Ctrl-C
-	@$(BIN)/python -m tests.support.demo --keep
+	@$(BIN)/python -m tests.support.demo --keep $(DEMO_ARGS)
 
-test: $(READY) ## Lint, types and all tests (with AIRFLOW=3.1 the tests only)
-ifneq ($(AIRFLOW),3.1)
+test: $(READY) ## Lint, types and all tests (lint and types with AIRFLOW=3.3 only)
+ifeq ($(AIRFLOW),3.3)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
 endif
@@ -71,8 +73,10 @@ docs: $(READY) ## Build the documentation into build/docs
 
 lock: $(UV) ## Write the lock files again after a change of the requirements
 	$(COMPILE) requirements/airflow-3.3.in $(COMPILE_OPTIONS) -o requirements/airflow-3.3.lock
-	$(COMPILE) requirements/airflow-3.1.in $(COMPILE_OPTIONS) -o requirements/airflow-3.1.lock $(AS_OF_3_1)
-	$(COMPILE) requirements/lowest.in $(COMPILE_OPTIONS) -o requirements/lowest.lock $(AS_OF_3_1)
+	$(COMPILE) requirements/airflow-3.1.in $(COMPILE_OPTIONS) $(AS_OF_3_1) -o requirements/airflow-3.1.lock
+	$(COMPILE) --resolution lowest-direct --constraint requirements/airflow-3.1.in \
+		--constraint requirements/airflow-lowest.in $(COMPILE_OPTIONS) $(AS_OF_3_1) \
+		-o requirements/airflow-lowest.lock
 	$(COMPILE) requirements/airflow-3.3.in $(COMPILE_OPTIONS) -o requirements/bench.lock \
 		--group bench --constraint requirements/airflow-3.3.lock
 

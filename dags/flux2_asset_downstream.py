@@ -9,6 +9,7 @@ with DAG(
     dag_id="flux2_asset_downstream",
     schedule=[IMAGES],
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    default_args={"retries": 2, "retry_delay": pendulum.duration(seconds=10)},
     tags=["kie", "flux-2"],
     doc_md=__doc__,
 ):

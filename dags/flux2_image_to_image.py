@@ -13,7 +13,12 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     params={"output_dir": Param("kie_images", type="string", description="A folder, or s3://connection@bucket/prefix")},
-    default_args={"target": "{{ params.output_dir }}/{{ run_id }}", "deferrable": True, "retries": 2},
+    default_args={
+        "target": "{{ params.output_dir }}/{{ run_id }}",
+        "deferrable": True,
+        "retries": 2,
+        "retry_delay": pendulum.duration(seconds=10),
+    },
     tags=["kie", "flux-2"],
     doc_md=__doc__,
 ):

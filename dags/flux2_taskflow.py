@@ -11,6 +11,7 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     params={"output_dir": Param("kie_images", type="string", description="A folder, or s3://connection@bucket/prefix")},
+    default_args={"retries": 2, "retry_delay": pendulum.duration(seconds=10)},
     tags=["kie", "flux-2"],
     doc_md=__doc__,
 ):
@@ -20,7 +21,7 @@ with DAG(
         """Say what there is to illustrate; a feed or a database could."""
         return ["Bees return to the city", "The last night train", "A library under the sea"]
 
-    @task.flux2(target="{{ params.output_dir }}/{{ run_id }}", deferrable=True, retries=2)
+    @task.flux2(target="{{ params.output_dir }}/{{ run_id }}", deferrable=True)
     def illustrate(headline: str) -> dict:
         """Return a prompt, or a dict with a prompt and other inputs."""
         return {"prompt": f"editorial illustration for the headline: {headline}", "aspect_ratio": "16:9"}

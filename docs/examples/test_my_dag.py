@@ -13,11 +13,12 @@ def dag(kie_connection):
     return runpy.run_path("dags/flux2_single_image.py")["create"].dag
 
 
-def test_one_image_is_paid(dag, kie_emulator):
-    run = dag.test()
+def test_one_image_is_paid(dag, kie_emulator, tmp_path):
+    run = dag.test(run_conf={"output_dir": str(tmp_path)})
 
     assert run.state == "success"
     assert kie_emulator.bill()["charged_total"] == 5
+    assert len(list(tmp_path.rglob("*.png"))) == 1
 
 
 def test_a_lost_answer_is_not_sent_again(dag, kie_emulator):

@@ -1,7 +1,8 @@
 """What the emulator paints: a composition and a palette, chosen by the words and the hash of a prompt.
 
 Everything is drawn with Pillow alone on a canvas of twice the 1K size: halving it smooths the edges, and it is the 2K
-picture as it is. Random numbers come from a generator seeded by the prompt, so a prompt always gives the same picture.
+picture as it is. Random numbers come from two generators: the prompt's decides on scene and palette, the task's on all
+else, so a prompt always gives the same kind of picture, and each task one of its own.
 Lengths are shares of ``u``, the shorter side.
 """
 
@@ -400,17 +401,19 @@ def choose(prompt: str, rng: random.Random) -> tuple[Callable[[Canvas], None], l
     return scene, [(int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for c in colors.split()]
 
 
-def paint(prompt: str, size: tuple[int, int], seed: int, source: Image.Image | None = None) -> Image.Image:
-    """Paint the picture of a prompt.
+def paint(
+    prompt: str, size: tuple[int, int], prompt_seed: int, task_seed: int, source: Image.Image | None = None
+) -> Image.Image:
+    """Paint what a task makes of a prompt.
 
     :param size: pixels of the canvas, width and height.
     :param source: the first input image of image-to-image: it comes back in the colours of the prompt.
     """
-    rng = random.Random(seed)
-    scene, palette = choose(prompt, rng)
+    scene, palette = choose(prompt, random.Random(prompt_seed))
+    rng = random.Random(task_seed)
     if source is not None:
         grey = ImageOps.autocontrast(ImageOps.fit(source.convert("L"), size))
-        return ImageOps.colorize(grey, palette[0], palette[5], mid=palette[3])
+        return ImageOps.colorize(grey, palette[0], palette[5], mid=mix(palette[2], palette[4], rng.random()))
     canvas = Canvas(size, rng, palette)
     scene(canvas)
     return canvas.image

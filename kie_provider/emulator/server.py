@@ -353,7 +353,9 @@ class Server:
         try:
             if ratio == "auto":
                 ratio = await asyncio.to_thread(images.ratio_of, source or b"")
-            return await asyncio.to_thread(images.render, order.prompt, ratio, order.resolution, image_format, source)
+            return await asyncio.to_thread(
+                images.render, order.prompt, ratio, order.resolution, image_format, source, task.id
+            )
         except images.PillowMissingError as error:
             raise web.HTTPNotImplemented(text=str(error)) from error
 

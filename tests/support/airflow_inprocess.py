@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from airflow.sdk import DAG
 _dag_ids = itertools.count(1)
 
 
+@functools.cache
 def initialise_database() -> None:
-    """Create Airflow's database in AIRFLOW_HOME."""
+    """Create Airflow's database in AIRFLOW_HOME, once in a process: it never closes two connections the second time."""
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.utils.db import initdb
 
@@ -50,11 +52,15 @@ class Outcome:
 
 
 def run_dag(
-    dag: DAG, conf: dict[str, Any] | None = None, labels: dict[tuple[str, int], str] | None = None
+    dag: DAG,
+    conf: dict[str, Any] | None = None,
+    labels: dict[tuple[str, int], str] | None = None,
+    **run: Any,
 ) -> dict[tuple[str, int], Outcome]:
     """Run ``dag`` once, with the run's ``conf``, and return every outcome by (task id, map index).
 
     :param labels: takes up what ``map_index_template`` was rendered to.
+    :param run: what else ``dag.test()`` takes; the run has no logical date with ``logical_date=None``.
     """
     from airflow.sdk.execution_time.supervisor import run_task_in_process
 
@@ -69,7 +75,7 @@ def run_dag(
 
     _serialise(dag)
     with patch("airflow.sdk.execution_time.supervisor.run_task_in_process", watched):
-        run = dag.test(run_conf=conf)
+        run = dag.test(run_conf=conf, **run)
     for ti in run.get_task_instances():
         outcome = outcomes.setdefault((ti.task_id, ti.map_index), Outcome())
         outcome.state, outcome.tries = ti.state, ti.try_number

@@ -1,6 +1,7 @@
 """`make demo`: a real Airflow makes a day's illustrations, and everything is gone afterwards except the images.
 
-Without `KIE_API_KEY` the Kie.ai emulator plays the other side and nothing costs anything.
+The Kie.ai emulator plays the other side and nothing costs anything. Only `make demo REAL=1` uses the real API, with the
+key in `KIE_API_KEY`, and says first what it will spend.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import sys
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from kie_provider.client.client import KieClient
 from kie_provider.client.endpoint import Endpoint
 from kie_provider.client.errors import KieError
+from kie_provider.client.prices import LIST_PRICES, LIST_USD_PER_CREDIT
 from tests.support.airflow_stack import AirflowStack, AirflowStackError, epoch
 from tests.support.processes import ChildProcess, stop_all
 
@@ -42,16 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo; 0 when every image was made."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave Airflow and the emulator running until Ctrl-C")
+    parser.add_argument("--real", action="store_true", help="use the real Kie.ai with KIE_API_KEY; spends credits")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
         with contextlib.ExitStack() as cleanup:
-            return Demo(cleanup, keep=options.keep).run()
+            return Demo(cleanup, keep=options.keep, is_real=options.real).run()
     except KeyboardInterrupt:
         say("\nStopped by Ctrl-C; nothing is left running.")
         return 128 + signal.SIGINT
-    except (AirflowStackError, KieError) as error:
+    except (DemoError, AirflowStackError, KieError) as error:
         say(f"\nThe demo has failed: {error}")
         return 1
 
@@ -60,37 +64,23 @@ def _end(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+class DemoError(RuntimeError):
+    """The demo cannot begin."""
+
+
 class Demo:
     """One run of the example DAG, shown in the terminal."""
 
-    def __init__(self, cleanup: contextlib.ExitStack, *, keep: bool) -> None:
+    def __init__(self, cleanup: contextlib.ExitStack, *, keep: bool = False, is_real: bool = False) -> None:
         self.cleanup = cleanup
         self.keep = keep
+        self.is_real = is_real
         self.began = time.monotonic()
         self.phases: list[tuple[str, float]] = []
 
     def run(self) -> int:
         """Start everything, run the DAG, report; with `keep`, stay until Ctrl-C."""
-        key = os.environ.pop("KIE_API_KEY", "").strip()
-        self.is_real = bool(key)
-        _SECRETS.update(filter(None, [key]))
-        emulator_url = None
-        if key:
-            say("KIE_API_KEY is set: this uses the REAL Kie.ai API and spends REAL credits (one charge per image).")
-            say("Unset it to use the emulator.\n")
-            self.client = KieClient(Endpoint(key))
-            connection: dict[str, Any] = {"conn_type": "kie", "password": key}
-        else:
-            emulator_url = self.cleanup.enter_context(emulator())
-            say(f"Kie.ai emulator on {emulator_url}: same API, no real credits.")
-            self.client = KieClient(Endpoint(EMULATOR_KEY, host=emulator_url, upload_host=emulator_url))
-            connection = {
-                "conn_type": "kie",
-                "host": emulator_url,
-                "password": EMULATOR_KEY,
-                "extra": {"upload_host": emulator_url},
-            }
-        self.cleanup.enter_context(self.client)
+        connection = self.connect()
         self.credits_start = self.client.get_credits()
         say(f"Credits: {self.credits_start:g}")
 
@@ -105,10 +95,33 @@ class Demo:
         if self.keep:
             say("Everything keeps running until you press Ctrl-C:")
             say(f"  Airflow   {self.airflow.url}/dags/{DAG_ID}  (no password)")
-            if emulator_url:
-                say(f"  Emulator  {emulator_url}  (bill: {emulator_url}/_emulator/bill)")
+            if not self.is_real:
+                say("  Emulator  {host}  (bill: {host}/_emulator/bill)".format(**connection))
             self.wait_for_ctrl_c()
         return status
+
+    def connect(self) -> dict[str, Any]:
+        """Make the client and return Airflow's connection: to the emulator, or to Kie and then say what it will cost.
+
+        :raises DemoError: Kie is wanted, and there is no key.
+        """
+        key = os.environ.pop("KIE_API_KEY", "").strip()  # no process that is started from here needs it
+        _SECRETS.update(filter(None, [key]))
+        if self.is_real:
+            if not key:
+                raise DemoError("REAL=1 needs a key in KIE_API_KEY; without REAL=1 the emulator is used, which is free")
+            images, cost = expected_cost()
+            usd = cost * LIST_USD_PER_CREDIT
+            say(f"This uses the REAL Kie.ai API and will spend {cost:g} REAL credits ({usd:g} USD at list price):")
+            say(f"one charge for each of {images} images. Nothing is ordered before Airflow runs; Ctrl-C stops it.\n")
+            self.client = self.cleanup.enter_context(KieClient(Endpoint(key)))
+            return {"conn_type": "kie", "password": key}
+        host = self.cleanup.enter_context(emulator())
+        say(f"Kie.ai emulator on {host}: same API, no real credits.")
+        if key:
+            say("KIE_API_KEY is not used; make demo REAL=1 would use it, and spend real credits.")
+        self.client = self.cleanup.enter_context(KieClient(Endpoint(EMULATOR_KEY, host=host, upload_host=host)))
+        return {"conn_type": "kie", "host": host, "password": EMULATOR_KEY, "extra": {"upload_host": host}}
 
     def make_images(self) -> int:
         """Run the DAG once and report what came of it."""
@@ -234,6 +247,12 @@ class Display:
         if line != self.last:
             say(f"{seconds:6.1f} s  {line}")
         self.last = line
+
+
+def expected_cost() -> tuple[int, float]:
+    """How many images the DAG makes, and the credits they cost together at list price."""
+    images = len(runpy.run_path(str(ROOT / "dags" / f"{DAG_ID}.py"))["PLAN"])
+    return images, images * LIST_PRICES["flux-2/pro-text-to-image"]["1K"]
 
 
 @contextlib.contextmanager

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -15,14 +13,6 @@ from tests.support.processes import ChildProcess, stop_all
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-def redis_server() -> str | None:
-    """Return the path of redis-server, which Debian's package brings; None: it cannot be installed here."""
-    if shutil.which("redis-server") is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "redis-server"]):
-            subprocess.run(["apt-get", *command], check=False, capture_output=True)
-    return shutil.which("redis-server")
 
 
 class Redis:

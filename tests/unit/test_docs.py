@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import inspect
@@ -14,6 +15,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jinja2
+import jinja2.nodes
 import pytest
 from airflow.providers.common.compat.sdk import Connection
 
@@ -147,17 +150,51 @@ def readme_dag(tmp_path):
 def test_readme_dag_loads(readme_dag):
     assert set(readme_dag.task_ids) == {"image", "show", "illustrate", "winter", "create", "wait", "save", "catalogue"}
     assert readme_dag.get_task("image").deferrable is True
+    assert [task.task_id for task in readme_dag.tasks if not task.retries] == []
 
 
 def test_readme_dag_makes_images(readme_dag, tmp_path, kie_connection, kie_emulator, capsys):
     initialise_database()
-    outcomes = run_dag(readme_dag)
+    outcomes = run_dag(readme_dag, logical_date=None)
     assert {outcome.state for outcome in outcomes.values()} == {"success"}
     results = [outcome.result for outcome in outcomes.values() if isinstance(outcome.result, dict)]
     paths = [file["path"] for result in results for file in result.get("files", [])]
     assert sorted(paths) == sorted(map(str, tmp_path.glob("data/images/*/*.png")))
     assert outcomes["image", -1].result["files"][0]["path"] in capsys.readouterr().out
     assert kie_emulator.bill()["charged_total"] == 5 * (len(paths) + 3) == 40  # three of the batch
+
+
+def snippets():
+    """Return all Python code of the pages, of `dags/` and of `docs/examples/`."""
+    for file in (*ROOT.glob("dags/*.py"), *DOCS.glob("examples/*.py")):
+        yield file.read_text(encoding="utf-8")
+    for page in PAGES:
+        yield from (textwrap.dedent(source) for source in blocks(page, "python"))
+
+
+def test_examples_need_no_logical_date():
+    """A run that was triggered without one has none of these names, and rendering the template would fail the task."""
+    dated = re.compile(r"(prev_)?data_interval_\w+|logical_date|[dt]s(_nodash(_with_tz)?)?")
+    # The names of a page's prose are told apart from whole examples by what stands before the braces.
+    examples = [*snippets(), *(name for page in PAGES for name in code(prose(page)) if not name.startswith("{{"))]
+    templates = [template for example in examples for template in re.findall(r"\{\{.*?\}\}", example)]
+    assert "{{ run_id }}" in templates
+    for template in templates:
+        tree = jinja2.Environment().parse(template)
+        names = [node.name for node in tree.find_all(jinja2.nodes.Name)]
+        names += [node.attr for node in tree.find_all(jinja2.nodes.Getattr)]
+        assert not list(filter(dated.fullmatch, names)), template
+
+
+def test_every_task_of_a_snippet_has_retries():
+    for source in snippets():
+        keywords = [
+            {keyword.arg for keyword in call.keywords}
+            for call in ast.walk(ast.parse(source))
+            if isinstance(call, ast.Call)
+        ]
+        if not any("default_args" in names for names in keywords):
+            assert all("retries" in names for names in keywords if "task_id" in names), source
 
 
 def test_hook_example_runs(tmp_path, monkeypatch, kie_connection, capsys):

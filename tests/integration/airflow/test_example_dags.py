@@ -10,19 +10,33 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.support.airflow_inprocess import load_dag, run_dag
+from tests.support import airflow_inprocess, demo
+from tests.support.airflow_inprocess import load_dag
 
 DAGS = Path(__file__).parents[3] / "dags"
 
 
-def test_single_image(kie_emulator):
-    outcomes = run_dag(load_dag(DAGS / "flux2_single_image.py"))
+def run_dag(dag, folder):
+    """Run an example as an asset or an API call does that names no logical date: there is no ``{{ ds }}`` then."""
+    return airflow_inprocess.run_dag(dag, {"output_dir": str(folder)}, logical_date=None)
+
+
+@pytest.mark.parametrize("file", sorted(DAGS.glob("*.py")), ids=lambda file: file.stem)
+def test_every_task_has_retries(file):
+    assert [task.task_id for task in load_dag(file).tasks if not task.retries] == []
+
+
+def test_single_image(kie_emulator, tmp_path):
+    outcomes = run_dag(load_dag(DAGS / "flux2_single_image.py"), tmp_path)
 
     assert {key: outcome.state for key, outcome in outcomes.items()} == {
         ("create", -1): "success",
         ("wait", -1): "success",
+        ("save", -1): "success",
     }
     assert outcomes["wait", -1].result["urls"]
+    [image] = saved_images(outcomes, "save")
+    assert image.parent.parent == tmp_path
     assert kie_emulator.bill()["charged_total"] == 5
 
 
@@ -32,7 +46,7 @@ def test_daily_content(kie_emulator, tmp_path, one_fails):
         kie_emulator.fault(
             {"on": "createTask", "do": "fail", "failMsg": "The prompt was flagged", "match": {"prompt": "hills"}}
         )
-    outcomes = run_dag(load_dag(DAGS / "flux2_daily_content.py"), conf={"output_dir": str(tmp_path)})
+    outcomes = run_dag(load_dag(DAGS / "flux2_daily_content.py"), tmp_path)
 
     made = 3 if one_fails else 4
     states = [outcome.state for (task_id, _), outcome in outcomes.items() if task_id == "image"]
@@ -43,6 +57,7 @@ def test_daily_content(kie_emulator, tmp_path, one_fails):
         with Image.open(image) as opened:
             assert opened.width / opened.height == pytest.approx(4 / 3, rel=0.05)
     assert kie_emulator.bill()["charged_total"] == 5 * made
+    assert one_fails or demo.expected_cost() == (made, kie_emulator.bill()["charged_total"])
 
     sheet = outcomes["contact_sheet", -1].result
     assert (sheet["images"], sheet["missing"], sheet["credits"]) == (made, 4 - made, 5 * made)
@@ -60,7 +75,7 @@ def test_batch(kie_emulator, tmp_path, monkeypatch):
     kie_emulator.fault(
         {"on": "createTask", "do": "fail", "failMsg": "It was flagged", "match": {"prompt": "blue pair of boots"}}
     )
-    outcomes = run_dag(load_dag(DAGS / "flux2_batch.py"), conf={"output_dir": str(tmp_path)})
+    outcomes = run_dag(load_dag(DAGS / "flux2_batch.py"), tmp_path)
 
     assert {outcome.state for outcome in outcomes.values()} == {"success"}
     batch, sheet = outcomes["images", -1].result, outcomes["contact_sheet", -1].result
@@ -74,7 +89,7 @@ def test_batch(kie_emulator, tmp_path, monkeypatch):
 
 
 def test_image_to_image(kie_emulator, tmp_path):
-    outcomes = run_dag(load_dag(DAGS / "flux2_image_to_image.py"), conf={"output_dir": str(tmp_path)})
+    outcomes = run_dag(load_dag(DAGS / "flux2_image_to_image.py"), tmp_path)
 
     [original] = saved_images(outcomes, "original")
     restyled = saved_images(outcomes, "restyle")
@@ -92,7 +107,7 @@ def test_image_to_image(kie_emulator, tmp_path):
 
 
 def test_taskflow(kie_emulator, tmp_path):
-    outcomes = run_dag(load_dag(DAGS / "flux2_taskflow.py"), conf={"output_dir": str(tmp_path)})
+    outcomes = run_dag(load_dag(DAGS / "flux2_taskflow.py"), tmp_path)
 
     images = saved_images(outcomes, "illustrate")
     assert len(images) == 3

@@ -51,6 +51,13 @@ def test_a_result_is_public_and_has_the_size_asked_for(timed, ready):
     assert [r["headers"]["authorization"] for r in timed.kie.requests() if r["path"].startswith("/h/")] == [None] * 2
 
 
+def test_the_same_prompt_again_gives_another_picture(timed, clock):
+    tasks = [timed.new_task("a red fox", aspect_ratio="3:2") for _ in range(2)]
+    clock.now += 15
+    one, other = (timed.get(timed.url_of(task)).content for task in tasks)
+    assert one != other
+
+
 def test_jpeg_results(clock):
     with KieEmulator(clock=clock, image_format="jpeg", generating_seconds=0) as kie:
         client = Client(kie)

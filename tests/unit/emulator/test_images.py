@@ -9,7 +9,7 @@ import sys
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from kie_provider.emulator import images
+from kie_provider.emulator import images, scenes
 from kie_provider.emulator.models import RATIOS
 from kie_provider.emulator.scenes import SCENES, choose
 
@@ -61,6 +61,21 @@ def test_same_prompt_same_bytes_even_when_drawn_again(tiny):
     first = images.render("a red fox", "1:1", "1K", "png")
     images.render.cache_clear()
     assert images.render("a red fox", "1:1", "1K", "png") == first
+
+
+@pytest.mark.parametrize("source", [False, True])
+@pytest.mark.parametrize("prompt", ["lunch", "the sea", "a man", "a rose", "a logo", "music", "night lights"])
+def test_two_tasks_with_one_prompt_make_two_pictures_of_one_subject(prompt, source, tiny, monkeypatch):
+    gradient = io.BytesIO()
+    Image.linear_gradient("L").save(gradient, "PNG")
+    chosen = []
+    monkeypatch.setattr(scenes, "choose", lambda *args: chosen.append(choose(*args)) or chosen[-1])
+    one, other = (
+        images.render(prompt, "1:1", "1K", "png", gradient.getvalue() if source else None, kie_task_id)
+        for kie_task_id in ("e7600001", "e7600002")
+    )
+    assert difference(one, other) > (2 if source else 4)
+    assert chosen[0] == chosen[1]
 
 
 def test_different_prompts_are_clearly_different(tiny):
