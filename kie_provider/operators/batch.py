@@ -223,8 +223,8 @@ class Flux2BatchOperator(SavingOperator):
         run = self._new_run(items, claimed, journal, hook, context)
         for item, order in zip(items, orders, strict=True):
             item.order = order
-            if returns_the_same and not item.is_settled:
-                item.settle(item.outcome)
+            if returns_the_same and item.outcome == "not_ordered":
+                item.settle("not_ordered")  # as it was; what is at Kie is saved again if its files are gone
         self._warn_of_changes(run)
         if run.to_order:
             self._saver(hook, file_name=DEFAULT_FILE_NAME).check_target()

@@ -230,7 +230,7 @@ class TestNames:
 
         assert outcome.state == "success", outcome.error
         assert len(sent(kie)) == 6
-        assert len(list(tmp_path.glob("b-*.png"))) in (0, 6)
+        assert len(list(tmp_path.glob("b-*.png"))) == outcome.result["saved"] == 6
 
 
 class TestBalance:

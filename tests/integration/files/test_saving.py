@@ -233,7 +233,9 @@ class TestSecondTime:
 
     @pytest.mark.parametrize("ending", ["png", "json"])
     @pytest.mark.parametrize(
-        "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir, make_socket], ids=str
+        "make",
+        [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir, make_socket],
+        ids=["a FIFO", "a device", "a folder", "a socket"],
     )
     def test_what_is_no_regular_file_is_not_read(self, save, out, ending, make):
         out.mkdir()

@@ -105,11 +105,6 @@ def test_what_kie_says_is_one_line_of_sane_length(text, line):
     assert error_for_code(422, text).message == errors.one_line(text) == line
 
 
-@pytest.mark.parametrize(("number", "words"), [(0, "0 images"), (1, "1 image"), (2, "2 images")])
-def test_numbers_and_their_nouns(number, words):
-    assert errors.counted(number, "image") == words
-
-
 def test_text_names_cause_code_status_task_and_what_to_do():
     error = errors.KieInsufficientCreditsError("Please top up", code=402, http_status=200, kie_task_id="abc")
     assert str(error) == (
