@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -270,8 +271,12 @@ def test_ctrl_c_ends_the_demo_and_all_it_has_started(tmp_path: Path) -> None:
         demo.send_signal(signal.SIGINT)
         exit_code = demo.wait(60)
     finally:
+        left = psutil.Process(demo.pid).children(recursive=True) if demo.poll() is None else []
         demo.kill()
         demo.wait()
+        for child in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
     assert exit_code == 128 + signal.SIGINT, (tmp_path / "output").read_text()
     assert not [child for child in children if is_alive(child)]

@@ -388,6 +388,7 @@ def cleared_while_deferred(trial: Trial) -> None:
 def cleared_after_success(trial: Trial) -> None:
     trial.start()
     finish(trial)
+    wait_for_noted_success(trial)
     trial.clear()
     finish(trial)
 
@@ -396,8 +397,14 @@ def cleared_after_success(trial: Trial) -> None:
 def batch_cleared_after_success(trial: Trial) -> None:
     trial.start("chaos_batch")
     finish(trial)
+    wait_for_noted_success(trial)
     trial.clear()
     finish(trial)
+
+
+def wait_for_noted_success(trial: Trial) -> None:
+    """The worker notes a success a moment after Airflow shows it."""
+    trial.arena.wait(lambda: "kie.1.ok" in trial.store(), lambda: f"{trial.name}: {trial.describe()}")
 
 
 @procedure
