@@ -31,7 +31,6 @@ from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAU
 from kie_provider.links import KieLogsLink
 from kie_provider.operators.flux2 import DEFAULT_MODEL
 from kie_provider.operators.results import DEFAULT_FILE_NAME, SavingOperator
-from kie_provider.submission.journal import WORTH_A_SUMMARY, Journal, note_success
 from kie_provider.waiting import (
     DEFERRAL_MARGIN,
     come_back_later,
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
     from kie_provider.batch.run import BatchRun, Item
+    from kie_provider.submission.journal import Journal
     from kie_provider.submission.record import SubmissionRecord
 
 #: XCom key under which the counts stand while the batch runs.
@@ -290,6 +290,8 @@ class Flux2BatchOperator(SavingOperator):
                 raise self._deferral(run)
             time.sleep(self.poll_interval)
         if isinstance(run.halted, KieRateLimitError) and run.to_order:
+            from kie_provider.submission.journal import WORTH_A_SUMMARY
+
             run.journal.summarize(at_least=WORTH_A_SUMMARY)
             come_back_later(run.halted, is_durable=run.journal.is_durable)
         return self._finish(run, context)
@@ -410,8 +412,9 @@ class Flux2BatchOperator(SavingOperator):
     @contextlib.contextmanager
     def _at_work(self, context: Context) -> Iterator[tuple[Journal, KieHook]]:
         """Open the journal and the hook; log what goes wrong, and turn Kie errors into what Airflow understands."""
-        journal = Journal(context)
-        note_success(self)
+        from kie_provider.submission.journal import open_journal
+
+        journal = open_journal(self, context)
         with (
             failures(self.log, self._facts, lambda error: self._failure(error, journal)),
             KieHook(self.kie_conn_id) as hook,

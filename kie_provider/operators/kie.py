@@ -28,15 +28,13 @@ from kie_provider.client.errors import (
 from kie_provider.client.wording import counted, sentence
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.links import KieLogsLink
-from kie_provider.submission.decide import Reattach, Unknown, changed_fields, next_step
-from kie_provider.submission.journal import WORTH_A_SUMMARY, Journal, note_success
-from kie_provider.submission.record import fingerprint_of_request, iso
-from kie_provider.submission.submit import submit
 from kie_provider.waiting import come_back_later, goes_on, log_last_words
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from kie_provider.submission.decide import Reattach
+    from kie_provider.submission.journal import Journal
     from kie_provider.submission.record import SubmissionRecord
 
 
@@ -113,9 +111,10 @@ class KieCreateTaskOperator(BaseOperator):
             )
 
     def _open_journal(self, context: Context) -> Journal:
-        self._journal = journal = Journal(context)
-        note_success(self)
-        return journal
+        from kie_provider.submission.journal import open_journal
+
+        self._journal = open_journal(self, context)
+        return self._journal
 
     def _order(self) -> tuple[str, Mapping[str, Any]]:
         """Return createTask's ``model`` and ``input`` from the rendered fields, all parameters checked.
@@ -134,6 +133,9 @@ class KieCreateTaskOperator(BaseOperator):
 
     def _create_once(self, journal: Journal) -> str:
         """Return the id of this task instance's one Kie task: that of an earlier try, or of a new one."""
+        from kie_provider.submission.decide import Reattach, Unknown, next_step
+        from kie_provider.submission.record import fingerprint_of_request, iso
+
         journal.read()
         request = self._request(journal)
         step = next_step(
@@ -189,6 +191,8 @@ class KieCreateTaskOperator(BaseOperator):
         return create_task(*self._order(), self.callback_url).json_body or {}
 
     def _reattach(self, step: Reattach, request: Mapping[str, Any], journal: Journal) -> str:
+        from kie_provider.submission.decide import changed_fields
+
         kie_task_id = str(step.record.kie_task_id)
         self._submitted_id = kie_task_id
         self.log.info("Going on with Kie task %s, which an earlier try created", kie_task_id)
@@ -221,6 +225,7 @@ class KieCreateTaskOperator(BaseOperator):
         """
         from kie_provider.client.models import TaskState
         from kie_provider.client.polling import VISIBILITY_GRACE
+        from kie_provider.submission.record import iso
 
         kie_task_id, is_cleared = str(record.kie_task_id), record.is_cleared_since(journal.max_tries)
         try:
@@ -253,6 +258,10 @@ class KieCreateTaskOperator(BaseOperator):
 
     def _submit(self, hook: KieHook, journal: Journal, request: Mapping[str, Any]) -> str:
         """Create a task."""
+        from kie_provider.submission.journal import WORTH_A_SUMMARY
+        from kie_provider.submission.record import fingerprint_of_request
+        from kie_provider.submission.submit import submit
+
         if not journal.is_durable:
             self.log.info(
                 "There is no task state store (Airflow 3.3 brought it). If this try dies after createTask was sent, "

@@ -28,8 +28,15 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from kie_provider.client.errors import LOGS_PAGE, KieJournalError
 from kie_provider.execution_timeout import Alarm, held
-from kie_provider.submission import record as facts
-from kie_provider.submission.record import Intent, SubmissionRecord, Summary
+from kie_provider.submission import facts
+from kie_provider.submission.reading import (
+    MAX_WITHOUT_SUMMARY,
+    SUBMISSIONS_PER_SUMMARY,
+    OutOfStepError,
+    Reader,
+    TryFacts,
+)
+from kie_provider.submission.record import Intent, SubmissionRecord, Summary, merge
 from kie_provider.submission.store import is_replaced, open_store
 
 if TYPE_CHECKING:
@@ -39,34 +46,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: A summary is written after this many submissions.
-SUBMISSIONS_PER_SUMMARY = 100
-#: A try that comes back later writes one only after this many.
+#: A try that comes back later writes a summary only after this many submissions.
 WORTH_A_SUMMARY = 20
-#: More submissions than this without a summary are none of ours.
-MAX_WITHOUT_SUMMARY = 3 * SUBMISSIONS_PER_SUMMARY
-MAX_SUMMARIES = 10_000
 #: Reads, and the intent, are tried this often; Airflow's client has tried each for some 15 seconds by then.
 ATTEMPTS = 3
 #: Seconds between attempts to write down an answer: doubled each time, up to the second.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
 #: What of an intent is looked at when it is read back.
 _READ_BACK = ("key", "fingerprint", "at")
-#: Where a value names another key, it is read again this often, to tell a wrong value from a wrong answer.
-REREADS = 10
 #: How often, and for how many seconds, facts are looked for that were there before the task was deferred.
 LATE_READS, LATE_PAUSE = 3, 5.0
-
-
-class OutOfStepError(RuntimeError):
-    """What Airflow answers about a fact is not what was written: nothing may be built on its answers any more."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(
-            f"Airflow's answer about the key {key!r} of this task instance's state store is not the answer to that "
-            "question: the try was cleared or replaced, or its channel to Airflow is out of step. Nothing was sent to "
-            "Kie.ai, and nothing is lost: the next try goes on."
-        )
 
 
 class Journal:
@@ -77,6 +66,7 @@ class Journal:
 
     def __init__(self, context: Context) -> None:
         self._store = open_store(context)
+        self._reader = Reader(self._ask)
         ti: Any = context.get("ti")  # a DAG author's unit test may have none
         self._try_number: int = getattr(ti, "try_number", 1)
         self.max_tries: int | None = getattr(ti, "max_tries", None)
@@ -171,7 +161,7 @@ class Journal:
         """Return the intent of a submission; None if it was removed."""
         key = (record.try_number, record.number)
         if key not in self._intents:
-            intent = self._get_fact(record.key, lambda value: facts.read_intent(value, *key))
+            intent = self._reader.read_intent(*key)
             if intent is None:
                 return None
             self._intents[key] = intent
@@ -180,113 +170,30 @@ class Journal:
     def _read_all(self) -> None:
         first = 1 if self.is_durable else self._try_number
         for try_number in range(self._try_number, first - 1, -1):
-            if self._read_try(try_number):
-                return
+            found = self._reader.read_try(try_number)
+            if found is None:
+                continue
+            if try_number == self._try_number:
+                self._go_on_after(found)
+            elif self._reader.has_succeeded(try_number):
+                return  # and a person has cleared it since, and wants new images
+            self._records = dict(found.records)
+            self._intents = {(try_number, intent.record.number): intent for intent in found.intents}
+            self._read_max_tries, self.is_complete = found.max_tries, found.is_complete
+            return
 
-    def _read_try(self, try_number: int) -> bool:
-        """Read the facts of a try; False: there are none that count."""
-        summaries = self._read_summaries(try_number)
-        intents = self._read_intents(try_number, max((summary.last for summary in summaries), default=0))
-        if summaries and summaries[0].part and sum(1 for each in summaries if each.part) < summaries[0].parts:
-            if not intents:
-                return False  # it died while it began, so the try before knows everything
-            raise self._nonsense(facts.summary_key(try_number, len(summaries) + 1), "is missing")
-        for intent in intents:
-            if intent.summaries > len(summaries):
-                raise self._nonsense(facts.summary_key(try_number, len(summaries) + 1), "is missing")
-        if not summaries and not intents:
-            return False
-        if try_number < self._try_number and self._get_fact(facts.success_key(try_number), dict) is not None:
-            return True  # and a person has cleared it since, and wants new images
-        known: dict[tuple[int, int], SubmissionRecord] = {}
-        for summary in summaries:
-            known = facts.merge(known, summary.records)
-        known = facts.merge(known, (intent.record for intent in intents))
-        known = facts.merge(known, map(self._settled, known.values()))
-        self._records = known
-        self._intents = {(try_number, intent.record.number): intent for intent in intents}
-        self._read_max_tries = summaries[0].max_tries if summaries else intents[0].record.max_tries
-        self.is_complete = bool(summaries) and summaries[-1].is_complete
-        if try_number == self._try_number:
-            self.has_begun = True
-            self._summaries = len(summaries)
-            self._summarized = max((summary.last for summary in summaries), default=0)
-            self._last = self._summarized + len(intents)
-            self._news = {
-                (try_number, intent.record.number): known[try_number, intent.record.number] for intent in intents
-            }
-            if summaries and summaries[0].part:
-                self.begun_at, self.estimate = summaries[0].begun_at, summaries[0].estimate
-        return True
-
-    def _read_summaries(self, try_number: int) -> list[Summary]:
-        summaries: list[Summary] = []
-        for number in range(1, MAX_SUMMARIES):
-            key = facts.summary_key(try_number, number)
-            summary = self._get_fact(key, lambda value: facts.read_summary(value, try_number))
-            if summary is None:
-                return summaries
-            last = max((each.last for each in summaries), default=0)
-            if summary.part != (number if summary.part else 0) or (not summary.part and summary.first != last + 1):
-                raise self._nonsense(key, "does not follow the summary before it")
-            summaries.append(summary)
-        raise self._nonsense(facts.summary_key(try_number, MAX_SUMMARIES), "is one of too many")
-
-    def _read_intents(self, try_number: int, after: int) -> list[Intent]:
-        """Return the intents behind the last summary, up to the first gap."""
-        intents: list[Intent] = []
-        for number in range(after + 1, after + MAX_WITHOUT_SUMMARY + 2):
-            intent = self._read_intent(try_number, number)
-            if intent is None:
-                if (intents or after) and self._read_intent(try_number, number + 1) is not None:
-                    raise self._nonsense(f"kie.{try_number}.{number}", "is missing")
-                return intents
-            intents.append(intent)
-        raise self._nonsense(f"kie.{try_number}.{number}", "is one of too many without a summary")
-
-    def _read_intent(self, try_number: int, number: int) -> Intent | None:
-        return self._get_fact(f"kie.{try_number}.{number}", lambda value: facts.read_intent(value, try_number, number))
-
-    def _settled(self, record: SubmissionRecord) -> SubmissionRecord:
-        """Return the record with its answer, or with what a person has found out."""
-        if record.state != "unknown":
-            return record
-        answered = self._get_fact(record.answer_key, lambda value: facts.read_answer(record, value))
-        return answered or self._get(record.settled_key, lambda value: facts.read_settled(record, value)) or record
-
-    def _get_fact(self, key: str, read: Callable[[Any], T]) -> T | None:
-        """Read a value that names its key; None: there is none.
-
-        :raises KieJournalError: it makes no sense.
-        :raises OutOfStepError: it came in answer to another question.
-        """
-        for attempt in range(REREADS):
-            value = self._ask(key)
-            if value is None or (isinstance(value, Mapping) and value.get("key") == key):
-                if attempt:
-                    raise OutOfStepError(key)
-                return None if value is None else self._read(key, value, read)
-        why = "it names another key" if isinstance(value, Mapping) else "it is no object"
-        raise self._nonsense(key, f"holds {value!r:.200}: {why}")
-
-    def _get(self, key: str, read: Callable[[Any], T]) -> T | None:
-        value = self._ask(key)
-        return None if value is None else self._read(key, value, read)
-
-    def _read(self, key: str, value: Any, read: Callable[[Any], T]) -> T:
-        try:
-            return read(value)
-        except ValueError as error:
-            raise self._nonsense(key, f"holds {value!r:.200}: {error}") from None
+    def _go_on_after(self, found: TryFacts) -> None:
+        """Take over where an earlier phase of this try has ended."""
+        self.has_begun = True
+        self._summaries, self._summarized = len(found.summaries), found.summarized
+        self._last = self._summarized + len(found.intents)
+        behind = [(self._try_number, intent.record.number) for intent in found.intents]
+        self._news = {key: found.records[key] for key in behind}
+        if found.beginning:
+            self.begun_at, self.estimate = found.beginning.begun_at, found.beginning.estimate
 
     def _ask(self, key: str) -> Any:
         return self._persist(partial(self._store.get, key))
-
-    def _nonsense(self, key: str, problem: str) -> KieJournalError:
-        return KieJournalError(
-            f"the key {key!r} of this task instance's state store {problem}. Put it right, or remove all keys there "
-            "that begin with 'kie.' to begin anew; then clear this task"
-        )
 
     # Writing
 
@@ -305,7 +212,7 @@ class Journal:
         """
         self.begun_at, self.estimate = time.time(), estimate
         goes_on = [replace(record, max_tries=self.max_tries) for record in claimed if record is not None]
-        self._records = facts.merge(facts.merge({}, kept), goes_on)
+        self._records = merge(merge({}, kept), goes_on)
         self._add_summary(Summary(tuple(self._records.values()), self.max_tries, 1, 1, self.begun_at, estimate))
         self._write_summaries()
         self.has_begun = True
@@ -460,10 +367,11 @@ class Journal:
             attempt, pause = attempt + 1, 2 * pause
 
 
-def note_success(operator: Any) -> None:
-    """Have an operator's success written down, behind the callbacks of its author."""
+def open_journal(operator: Any, context: Context) -> Journal:
+    """Return the journal of a running operator, and have its success written down, behind its author's callbacks."""
     if record_success not in operator.on_success_callback:
         operator.on_success_callback = [*operator.on_success_callback, record_success]
+    return Journal(context)
 
 
 def record_success(context: Context) -> None:

@@ -99,8 +99,9 @@ def journal() -> dict[str, Any]:
     """Return all facts of a task instance whose second try has succeeded."""
     from kie_provider.client.errors import KieRateLimitError, KieValidationError
     from kie_provider.execution_timeout import Alarm
+    from kie_provider.submission.facts import success_fact, success_key
     from kie_provider.submission.journal import Journal
-    from kie_provider.submission.record import fingerprint_of_request, success_fact, success_key
+    from kie_provider.submission.record import fingerprint_of_request
 
     facts: dict[str, Any] = {}
 

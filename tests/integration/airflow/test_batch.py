@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import Asset
 from kie_provider.client.errors import KieBatchError
 from kie_provider.emulator import KieEmulator
 from kie_provider.operators.batch import PROGRESS_KEY, Flux2BatchOperator
-from kie_provider.submission.record import success_fact, success_key
+from kie_provider.submission.facts import success_fact, success_key
 from tests.support.airflow_inprocess import run_task
 
 durable = pytest.mark.skipif(

@@ -14,17 +14,8 @@ from kie_provider.client.errors import KieRateLimitError, KieSubmitUnknownError,
 from kie_provider.hooks.kie import KieHook
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.kie import KieCreateTaskOperator
-from kie_provider.submission.record import (
-    Intent,
-    SubmissionRecord,
-    created_fact,
-    fingerprint_of_request,
-    intent_fact,
-    iso,
-    refused_fact,
-    success_fact,
-    success_key,
-)
+from kie_provider.submission.facts import created_fact, intent_fact, refused_fact, success_fact, success_key
+from kie_provider.submission.record import Intent, SubmissionRecord, fingerprint_of_request, iso
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 
 try:

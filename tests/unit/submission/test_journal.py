@@ -10,13 +10,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from kie_provider.client.errors import KieJournalError, KieRateLimitError, KieValidationError
 from kie_provider.execution_timeout import Alarm
-from kie_provider.submission.journal import (
-    MAX_WITHOUT_SUMMARY,
-    SUBMISSIONS_PER_SUMMARY,
-    Journal,
-    OutOfStepError,
-)
-from kie_provider.submission.record import MAX_SUMMARY_BYTES, success_fact, success_key
+from kie_provider.submission.facts import MAX_SUMMARY_BYTES, success_fact, success_key
+from kie_provider.submission.journal import Journal
+from kie_provider.submission.reading import MAX_WITHOUT_SUMMARY, SUBMISSIONS_PER_SUMMARY, OutOfStepError
 from tests.unit.submission.conftest import airflow_error, context
 
 QUIET = Alarm()

@@ -1,0 +1,301 @@
+"""The JSON of every fact that is written about submissions. Pure.
+
+A fact is a key of the task instance's state store that is written once, with one value. T is Airflow's number of the
+try, N counts the submissions of that try, P its summaries, all from 1:
+
+- ``kie.T.N``: the intent, written before createTask is sent.
+- ``kie.T.N.answer``: what Kie answered: the Kie task id, or a refusal.
+- ``kie.T.N.settled``: what a person has found out, where there is no answer: the Kie task id, or ``"nothing"``.
+- ``kie.T.sum.P``: what the try knew when it began, then what it has learnt since the summary before.
+- ``kie.T.ok``: Airflow has accepted the success of the try.
+
+All values but that of ``settled`` name their own key, so that an answer to another question is recognised.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pendulum
+
+from kie_provider.client.errors import KieValidationError, storable
+from kie_provider.client.models import is_kie_task_id
+from kie_provider.submission.record import MAX_REASON, NOTHING, Intent, State, SubmissionRecord, Summary, iso
+
+FORMAT = 1
+#: Airflow advises against values over 64 kB.
+MAX_SUMMARY_BYTES = 48_000
+
+
+def summary_key(try_number: int, number: int) -> str:
+    """Return the key of a summary."""
+    return f"kie.{try_number}.sum.{number}"
+
+
+def success_key(try_number: int) -> str:
+    """Return the key that says that a try has succeeded."""
+    return f"kie.{try_number}.ok"
+
+
+# Facts as they are written
+
+
+def success_fact(try_number: int) -> dict[str, Any]:
+    """Return the fact that a try has succeeded."""
+    return _fact(success_key(try_number), {"at": iso(time.time())})
+
+
+def intent_fact(intent: Intent) -> dict[str, Any]:
+    """Return the intent as it is written."""
+    record = intent.record
+    return _fact(
+        record.key,
+        {
+            "item": record.item,
+            "fingerprint": record.fingerprint,
+            "request": intent.request,
+            "at": iso(record.at),
+            "max_tries": record.max_tries,
+            "conn_id": intent.conn_id,
+            "host": intent.host,
+            "summaries": intent.summaries,
+        },
+    )
+
+
+def created_fact(record: SubmissionRecord, kie_task_id: str) -> dict[str, Any]:
+    """Return the answer that a Kie task was created."""
+    return _fact(record.answer_key, {"kie_task_id": kie_task_id, "at": iso(time.time())})
+
+
+def refused_fact(record: SubmissionRecord, error: Exception) -> dict[str, Any]:
+    """Return the answer that nothing was created."""
+    refused = {
+        "code": getattr(error, "code", None),
+        "message": str(getattr(error, "message", error))[:MAX_REASON],
+        # It would be refused again; not so what a gateway refuses, which a person sets right.
+        "is_final": isinstance(error, KieValidationError) and not error.is_from_gateway,
+    }
+    return _fact(record.answer_key, {"refused": refused, "at": iso(time.time())})
+
+
+def summary_facts(try_number: int, number: int, summary: Summary) -> Iterator[tuple[str, dict[str, Any], Summary]]:
+    """Yield a summary as it is written, in as many keys as it needs: key, fact, and the part that it is.
+
+    :param number: of its first key.
+    """
+    is_beginning = bool(summary.part)
+    chunks = list(_chunks(summary.records))
+    next_first = summary.first
+    for index, chunk in enumerate(chunks):
+        is_last = index == len(chunks) - 1
+        if is_beginning:
+            part = replace(summary, records=chunk, part=index + 1, parts=len(chunks))
+        else:
+            own = [record.number for record in chunk if _is_covered(record, try_number, next_first, summary.last)]
+            last = summary.last if is_last else max(own, default=next_first - 1)
+            part = replace(
+                summary, records=chunk, first=next_first, last=last, is_complete=summary.is_complete and is_last
+            )
+            next_first = last + 1
+        key = summary_key(try_number, number + index)
+        content: dict[str, Any] = {"max_tries": part.max_tries}
+        if is_beginning:
+            content |= {"part": part.part, "parts": part.parts, "at": iso(part.begun_at), "estimate": part.estimate}
+        else:
+            content |= {"first": part.first, "last": part.last, "complete": part.is_complete}
+        yield key, _fact(key, {**content, "submissions": [_line(record) for record in chunk]}), part
+
+
+def _chunks(records: Sequence[SubmissionRecord]) -> Iterator[tuple[SubmissionRecord, ...]]:
+    chunk: list[SubmissionRecord] = []
+    size = 0
+    for record in records:
+        length = len(json.dumps(_line(record)))
+        if chunk and size + length > MAX_SUMMARY_BYTES:
+            yield tuple(chunk)
+            chunk, size = [], 0
+        chunk.append(record)
+        size += length
+    yield tuple(chunk)
+
+
+def _is_covered(record: SubmissionRecord, try_number: int, first: int, last: int) -> bool:
+    return record.try_number == try_number and first <= record.number <= last
+
+
+def _line(record: SubmissionRecord) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "try": record.try_number,
+        "number": record.number,
+        "item": record.item,
+        "max_tries": record.max_tries,
+        "state": record.state,
+        "fingerprint": record.fingerprint,
+        "at": iso(record.at),
+    }
+    optional = {
+        "kie_task_id": record.kie_task_id,
+        "reason": record.reason,
+        "may_succeed_anew": record.may_succeed_anew,
+    }
+    return line | {name: value for name, value in optional.items() if value}
+
+
+def _fact(key: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(storable({"key": key, "v": FORMAT, **content}))
+
+
+# Facts as they are read: ValueError says what is wrong with one
+
+
+def read_intent(value: Any, try_number: int, number: int) -> Intent:
+    """Read an intent.
+
+    :raises ValueError: it is none.
+    """
+    fields = _object(value)
+    record = SubmissionRecord(
+        try_number,
+        number,
+        fingerprint=_text(fields, "fingerprint"),
+        item=_number(fields, "item"),
+        max_tries=_max_tries(fields),
+        at=_epoch(_text(fields, "at")),
+    )
+    request = fields.get("request")
+    if not isinstance(request, Mapping):
+        raise ValueError("request is no object")  # noqa: TRY004
+    return Intent(
+        record,
+        request,
+        conn_id=_text(fields, "conn_id"),
+        host=_text(fields, "host"),
+        summaries=_number(fields, "summaries"),
+    )
+
+
+def read_answer(record: SubmissionRecord, value: Any) -> SubmissionRecord:
+    """Return the record with Kie's answer.
+
+    :raises ValueError: it is none.
+    """
+    fields = _object(value)
+    at = _epoch(_text(fields, "at"))
+    refused = fields.get("refused")
+    if refused is None:
+        return replace(record, state="submitted", kie_task_id=_kie_task_id(fields.get("kie_task_id")), at=at)
+    refused = _object(refused)
+    state: State = "refused" if refused.get("is_final") is True else NOTHING
+    return replace(record, state=state, at=at, reason=_text(refused, "message"))
+
+
+def read_settled(record: SubmissionRecord, value: Any) -> SubmissionRecord:
+    """Return the record with what a person has found out.
+
+    :raises ValueError: that is neither an id nor "nothing".
+    """
+    if not isinstance(value, str):
+        raise ValueError("it is no text")  # noqa: TRY004
+    if value.strip().lower() == NOTHING:
+        return replace(record, state=NOTHING, reason="a person has found out that nothing was created")
+    return replace(record, state="submitted", kie_task_id=_kie_task_id(value.strip()))
+
+
+def read_summary(value: Any, try_number: int) -> Summary:
+    """Read a summary of a try.
+
+    :raises ValueError: it is none, or lacks a submission that it says to cover.
+    """
+    fields = _object(value)
+    lines = fields.get("submissions")
+    if not isinstance(lines, list):
+        raise ValueError("submissions is no list")  # noqa: TRY004
+    records = tuple(map(_read_line, lines))
+    max_tries = _max_tries(fields)
+    if "parts" in fields:
+        part, parts = _number(fields, "part"), _number(fields, "parts")
+        if not 1 <= part <= parts:
+            raise ValueError(f"part {part} of {parts}")
+        if any(record.try_number >= try_number for record in records):
+            raise ValueError("it knows a submission that was not there yet")
+        estimate = fields.get("estimate")
+        if estimate is not None and not _is_number(estimate):
+            raise ValueError("estimate is no number")
+        return Summary(
+            records, max_tries, part=part, parts=parts, begun_at=_epoch(_text(fields, "at")), estimate=estimate
+        )
+    first, last = _number(fields, "first"), _number(fields, "last")
+    covered = {record.number for record in records if _is_covered(record, try_number, first, last)}
+    missing = set(range(first, last + 1)) - covered if last - first < len(records) else {first}
+    if missing:
+        raise ValueError(f"submission {min(missing)} is missing in it")
+    return Summary(records, max_tries, first=first, last=last, is_complete=fields.get("complete") is True)
+
+
+def _read_line(value: Any) -> SubmissionRecord:
+    fields = _object(value)
+    state = fields.get("state")
+    if state not in ("unknown", "submitted", "nothing", "refused", "failed"):
+        raise ValueError(f"state {state!r:.50}")
+    kie_task_id = fields.get("kie_task_id")
+    return SubmissionRecord(
+        _number(fields, "try", at_least=1),
+        _number(fields, "number", at_least=1),
+        fingerprint=_text(fields, "fingerprint"),
+        item=_number(fields, "item"),
+        max_tries=_max_tries(fields),
+        state=state,
+        kie_task_id=_kie_task_id(kie_task_id) if state == "submitted" or kie_task_id is not None else None,
+        at=_epoch(_text(fields, "at")),
+        reason=str(fields.get("reason", "")),
+        may_succeed_anew=fields.get("may_succeed_anew") is True,
+    )
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError("it is no object")  # noqa: TRY004
+    return value
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is no text")  # noqa: TRY004
+    return value
+
+
+def _number(fields: Mapping[str, Any], name: str, at_least: int = 0) -> int:
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} is no whole number from {at_least}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _max_tries(fields: Mapping[str, Any]) -> int | None:
+    return None if fields.get("max_tries") is None else _number(fields, "max_tries")
+
+
+def _kie_task_id(value: Any) -> str:
+    if not is_kie_task_id(value):
+        raise ValueError("there is no Kie task id")
+    return str(value)
+
+
+def _epoch(text: str) -> float:
+    """Return epoch seconds; 0 if that is no time."""
+    try:
+        at = pendulum.parse(text)
+    except ValueError:
+        return 0.0
+    return at.timestamp() if isinstance(at, pendulum.DateTime) else 0.0
