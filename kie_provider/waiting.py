@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from datetime import timedelta
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pendulum
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from kie_provider.client.errors import LOGS_PAGE, KieRateLimitError, KieResultError
+from kie_provider.client.errors import KieRateLimitError, KieResultError
 from kie_provider.client.wording import counted
 from kie_provider.execution_timeout import held
 from kie_provider.hooks.kie import KieHook
@@ -140,21 +139,3 @@ def deadline_seconds(timeout: timedelta | float, execution_timeout: timedelta | 
     """Return how long a try may wait: Airflow does not count the time in the triggerer as execution."""
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     return seconds if execution_timeout is None else min(seconds, execution_timeout.total_seconds())
-
-
-def goes_on(kie_task_id: str) -> str:
-    """Say what it means to stop waiting."""
-    return f"Kie cannot cancel tasks: Kie task {kie_task_id} goes on and is billed when it succeeds; see {LOGS_PAGE}"
-
-
-def go_on(number: int) -> str:
-    """Say what it means to stop waiting for a batch."""
-    if number == 1:
-        return f"Kie cannot cancel tasks: 1 Kie task goes on and is billed when it succeeds; see {LOGS_PAGE}"
-    return f"Kie cannot cancel tasks: {number} Kie tasks go on and are billed when they succeed; see {LOGS_PAGE}"
-
-
-def log_last_words(log: Any, text: str) -> None:
-    """Write one line when a task is killed. Never raises: the signal may have come in the middle of another line."""
-    with contextlib.suppress(Exception):
-        log.warning(text)

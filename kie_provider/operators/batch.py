@@ -28,6 +28,7 @@ from kie_provider.client.errors import (
 from kie_provider.client.wording import counted, sentence
 from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
+from kie_provider.last_words import go_on, log_last_words
 from kie_provider.links import KieLogsLink
 from kie_provider.operators.flux2 import DEFAULT_MODEL
 from kie_provider.operators.results import DEFAULT_FILE_NAME, SavingOperator
@@ -37,8 +38,6 @@ from kie_provider.waiting import (
     count_trigger_restart,
     deadline_seconds,
     deferral_exceptions,
-    go_on,
-    log_last_words,
     push_xcom,
 )
 

@@ -27,8 +27,9 @@ from kie_provider.client.errors import (
 )
 from kie_provider.client.wording import counted, sentence
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
+from kie_provider.last_words import goes_on, log_last_words
 from kie_provider.links import KieLogsLink
-from kie_provider.waiting import come_back_later, goes_on, log_last_words
+from kie_provider.waiting import come_back_later
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

@@ -21,14 +21,13 @@ from kie_provider import parameters
 from kie_provider.airflow_errors import Facts, failures, sensor_failure
 from kie_provider.client.errors import KieError, KieTaskTimeoutError, KieValidationError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
+from kie_provider.last_words import goes_on, log_last_words
 from kie_provider.links import KieLogsLink, KieResultLink
 from kie_provider.waiting import (
     count_trigger_restart,
     deadline_seconds,
     deferral,
     deferral_exceptions,
-    goes_on,
-    log_last_words,
     log_success,
     look,
 )

@@ -12,8 +12,8 @@ from airflow.triggers.base import TriggerEvent
 from kie_provider.client.errors import KieError, KieServerError, error_from_dict
 from kie_provider.client.wording import counted
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
+from kie_provider.last_words import go_on
 from kie_provider.triggers.kie import KieTrigger
-from kie_provider.waiting import go_on
 
 #: A batch has so many looks at its tasks under way at the same time.
 LOOKS_AT_ONCE = 10

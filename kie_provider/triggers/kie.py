@@ -10,7 +10,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from kie_provider.client.errors import KieError, error_from_dict
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
-from kie_provider.waiting import goes_on, log_last_words
+from kie_provider.last_words import goes_on, log_last_words
 
 if TYPE_CHECKING:
     from kie_provider.client.models import TaskRecord
