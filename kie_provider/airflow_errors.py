@@ -127,7 +127,8 @@ def _charged(error: BaseException, facts: Facts, kie_task_id: str | None) -> str
     if isinstance(error, KieSubmitUnknownError) or (facts.is_in_doubt and not kie_task_id):
         return "not known; if Kie has created a task, it is charged when it succeeds"
     if isinstance(error, KieTaskFailedError):
-        return "nothing; Kie does not charge failed tasks"
+        charged = error.credits_consumed
+        return counted(charged, "credit") if charged else "nothing; Kie does not charge failed tasks"
     if not kie_task_id:
         return "nothing; no Kie task was created"
     if isinstance(error, KieNotFoundError):

@@ -17,6 +17,7 @@ SHORTEST_POLL_INTERVAL = 1.0
 LONGEST_WAIT = 366 * 86_400.0
 #: What makes one image.
 ORDER_FIELDS = ("prompt", "model", "aspect_ratio", "resolution", "input_images", "input_urls", "nsfw_checker")
+DEFAULT_FILE_NAME = "{kie_task_id}-{index}.{extension}"
 UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
 _DURATION = re.compile(r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 

@@ -1,4 +1,4 @@
-"""What sensors and operators share when they wait for a Kie task: one look, the deferral, and its accidents."""
+"""What sensors and operators share when they wait for Kie tasks: poll or defer, its accidents, and the deadline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pendulum
-from airflow.providers.common.compat.sdk import TaskDeferred
+from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
 
 from kie_provider.client.errors import KieRateLimitError, KieResultError
 from kie_provider.client.wording import counted
@@ -16,6 +16,12 @@ from kie_provider.execution_timeout import held
 from kie_provider.hooks.kie import KieHook
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.providers.common.compat.sdk import Context
+    from airflow.triggers.base import BaseTrigger
+
+    from kie_provider.client.models import TaskRecord
     from kie_provider.client.polling import Again, Done, Waiting
 
 log = logging.getLogger(__name__)
@@ -29,8 +35,39 @@ RATE_LIMIT_SECONDS = 10.0
 _RESTARTS_KEY = "kie_trigger_restarts"
 
 
-def look(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> Done | Again:
-    """Take one look at a task.
+def poll_or_defer(
+    ti: Any, kie_conn_id: str, kie_task_id: str, waiting: Waiting, trigger_error: Exception | None = None
+) -> TaskRecord:
+    """Return the record of a Kie task that has succeeded; if it is still running, wait for it in the triggerer.
+
+    :param waiting: with a deadline.
+    :param trigger_error: how the trigger that waited has ended, if it should not have.
+    :raises TaskDeferred: it is still running.
+    :raises KieError: the wait is over without a result.
+    """
+    from kie_provider.client.polling import Again
+    from kie_provider.triggers.kie import KieTaskTrigger
+
+    assert waiting.deadline is not None  # noqa: S101  # every wait in the triggerer has one
+    verdict = poll(kie_conn_id, kie_task_id, waiting)
+    if not isinstance(verdict, Again):
+        return verdict.record
+    log.info("Kie task %s: %s", kie_task_id, verdict.reason)
+    if trigger_error is not None:
+        count_trigger_restart(ti, trigger_error)
+    raise deferral(
+        KieTaskTrigger(
+            kie_conn_id=kie_conn_id,
+            kie_task_id=kie_task_id,
+            poll_interval=waiting.poll_interval,
+            deadline=waiting.deadline,
+        ),
+        waiting.deadline,
+    )
+
+
+def poll(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> Done | Again:
+    """Poll a Kie task once.
 
     :raises KieError: the wait is over without a result.
     """
@@ -43,21 +80,64 @@ def look(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> Done | Again:
     return verdict
 
 
-def deferral(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> TaskDeferred:
-    """Return what to raise to go on waiting in the triggerer, which ends in the operator's ``execute_complete``."""
-    from kie_provider.triggers.kie import KieTaskTrigger
+def try_started_at(ti: Any) -> float:
+    """Return the epoch seconds when a try began, which deferral does not change."""
+    start: float = ti.start_date.timestamp() if ti.start_date else time.time()
+    return start
 
-    assert waiting.deadline is not None  # noqa: S101  # every wait in the triggerer has one
-    return TaskDeferred(
-        trigger=KieTaskTrigger(
-            kie_conn_id=kie_conn_id,
-            kie_task_id=kie_task_id,
-            poll_interval=waiting.poll_interval,
-            deadline=waiting.deadline,
-        ),
-        method_name="execute_complete",
-        timeout=timedelta(seconds=max(waiting.deadline - time.time(), 0.0) + DEFERRAL_MARGIN),
+
+def try_seconds(timeout: float, execution_timeout: timedelta | None) -> float:
+    """Return how long a try may wait: Airflow does not count the time in the triggerer as execution."""
+    return timeout if execution_timeout is None else min(timeout, execution_timeout.total_seconds())
+
+
+def wait_of_try(ti: Any, poll_interval: float, seconds: float) -> Waiting:
+    """Return the wait of a try, as a worker takes it up.
+
+    :param seconds: to the deadline, from the start of the try.
+    """
+    from kie_provider.client.polling import Waiting
+
+    started_at = try_started_at(ti)
+    return Waiting(
+        started_at,
+        poll_interval,
+        deadline=started_at + seconds,
+        visible_at=time.time(),  # as far as anybody knows; one answer to the contrary decides nothing
+        key_was_refreshed=True,  # the worker reads the connection first, so a refused key is final at once
     )
+
+
+def deferral(trigger: BaseTrigger, deadline: float, kwargs: dict[str, Any] | None = None) -> TaskDeferred:
+    """Return what to raise to go on waiting in the triggerer, which ends in the operator's ``execute_complete``.
+
+    :param deadline: epoch seconds of the trigger's last poll.
+    :param kwargs: for ``execute_complete``.
+    """
+    return TaskDeferred(
+        trigger=trigger,
+        method_name="execute_complete",
+        kwargs=kwargs,
+        timeout=timedelta(seconds=max(deadline - time.time(), 0.0) + DEFERRAL_MARGIN),
+    )
+
+
+def resume(
+    operator: BaseOperator,
+    next_method: str,
+    next_kwargs: dict[str, Any] | None,
+    context: Context,
+    without_event: Callable[[Exception], Any],
+) -> Any:
+    """Go on after a deferral.
+
+    :param without_event: called in place of the next method if the trigger timed out, crashed or could not be loaded.
+    """
+    try:
+        return BaseOperator.resume_execution(operator, next_method, next_kwargs, context)
+    except deferral_exceptions() as error:
+        log.warning("The trigger ended without an event (%s); polling Kie", error)
+        return without_event(error)
 
 
 def come_back_later(error: KieRateLimitError, *, is_durable: bool) -> NoReturn:
@@ -133,9 +213,3 @@ def push_xcom(ti: Any, key: str, value: Any) -> None:
     """Push an XCom of this try; ``execution_timeout`` is held back meanwhile."""
     with held():
         ti.xcom_push(key, value)
-
-
-def deadline_seconds(timeout: timedelta | float, execution_timeout: timedelta | None) -> float:
-    """Return how long a try may wait: Airflow does not count the time in the triggerer as execution."""
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    return seconds if execution_timeout is None else min(seconds, execution_timeout.total_seconds())

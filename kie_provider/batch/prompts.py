@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kie_provider.client.errors import KieValidationError
-from kie_provider.client.models import Flux2Input, from_text, got, is_blank
+from kie_provider.client.models import from_text, got, is_blank
+from kie_provider.client.protocol import callback_url_problems
 from kie_provider.files.inputs import InputImage, read_input_images
-from kie_provider.orders import read_order
 from kie_provider.parameters import ORDER_FIELDS
-
-if TYPE_CHECKING:
-    from kie_provider.client.prices import PriceTable
+from kie_provider.submission.inputs import TaskRequest, flux2_request
 
 #: What an item may have.
 ITEM_FIELDS = (*ORDER_FIELDS, "file_name")
 #: Blank, these mean the default; the other fields mean nothing.
 _LEFT_OUT_IF_BLANK = ("model", "aspect_ratio", "resolution")
-
-Order = tuple[Flux2Input, Sequence[InputImage]]
 
 
 def read_prompts(value: Any, defaults: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -51,10 +46,13 @@ def duplicate_problems(fingerprints: Sequence[str]) -> list[str]:
     ]
 
 
-def read_orders(items: Sequence[Mapping[str, Any]]) -> tuple[list[Order], list[str]]:
+def read_requests(
+    items: Sequence[Mapping[str, Any]], callback_url: str | None = None
+) -> tuple[list[TaskRequest], list[str]]:
     """Check all items, and look at their input images, each of which is opened once.
 
-    :return: an order for every item, if nothing is wrong with any, and what is wrong.
+    :param callback_url: public URL that Kie calls when a task ends.
+    :return: a request for every item, if nothing is wrong with any, and what is wrong.
     :raises KieStorageError: the storage of an input image failed; it may work later.
     """
     seen: dict[str, tuple[Sequence[InputImage], list[str]]] = {}
@@ -65,23 +63,13 @@ def read_orders(items: Sequence[Mapping[str, Any]]) -> tuple[list[Order], list[s
             seen[key] = read_input_images(value)
         return seen[key]
 
-    orders, problems = [], []
+    problems = callback_url_problems(callback_url)
+    requests = []
     for index, fields in enumerate(items):
         try:
-            orders.append(read_order(fields, allowed=ITEM_FIELDS, read_images=read_images))
+            requests.append(
+                flux2_request(fields, None if problems else callback_url, allowed=ITEM_FIELDS, read_images=read_images)
+            )
         except KieValidationError as error:  # noqa: PERF203  # all of them are wanted
             problems += [f"prompts[{index}].{problem}" for problem in error.problems]
-    return orders, problems
-
-
-def estimate(orders: Iterable[Order], prices: PriceTable) -> tuple[float | None, str]:
-    """Return the credits that the orders cost, and the sum in words; None: one of them is not in the price table."""
-    kinds = Counter((order.model, order.resolution) for order, _ in orders)
-    prices_by_kind = {kind: prices.credits_for(*kind) for kind in kinds}
-    words = ", ".join(_priced(number, kind, prices_by_kind[kind]) for kind, number in kinds.items())
-    known = [price * kinds[kind] for kind, price in prices_by_kind.items() if price is not None]
-    return sum(known) if len(known) == len(kinds) else None, words
-
-
-def _priced(number: int, kind: tuple[str, str], price: float | None) -> str:
-    return f"{number} x {kind[0]} at {kind[1]}" + ("" if price is None else f" for {price:g}")
+    return requests, problems

@@ -1,421 +1,314 @@
-"""One worker phase of a batch: save what is ready, order more, and say how it stands."""
+"""A batch as one task instance runs it: what there is to do, doing it, and how it ends."""
 
 from __future__ import annotations
 
-import itertools
+import functools
 import logging
 import math
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from kie_provider.batch import manifest
-from kie_provider.batch.prompts import Order
-from kie_provider.client.errors import (
-    LOGS_PAGE,
-    KieError,
-    KieNotFoundError,
-    KieResultError,
-    KieStorageError,
-    KieSubmitUnknownError,
-    KieTargetError,
-    KieTaskFailedError,
-    KieTaskTimeoutError,
-    KieValidationError,
-)
-from kie_provider.client.models import TaskRecord, shorten
-from kie_provider.client.polling import Again, Raise, Waiting, judge
-from kie_provider.files.provenance import credits_of, input_of, prompt_sha256
-from kie_provider.orders import read_order, upload_files
-from kie_provider.submission.journal import Journal
-from kie_provider.submission.record import NOTHING, SubmissionRecord, iso
-from kie_provider.submission.submit import submit
+from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+
+from kie_provider import parameters
+from kie_provider.airflow_errors import Facts, failures, operator_failure
+from kie_provider.batch.engine import BatchEngine
+from kie_provider.batch.items import Item
+from kie_provider.batch.names import read_names, refuse_taken
+from kie_provider.batch.prompts import duplicate_problems, read_prompts, read_requests
+from kie_provider.batch.report import Report
+from kie_provider.client.errors import KieBatchError, KieRateLimitError, KieSubmitUnknownError
+from kie_provider.client.models import raise_for_problems
+from kie_provider.client.wording import counted, sentence
+from kie_provider.config import price_table
+from kie_provider.files.provenance import RunFacts
+from kie_provider.files.storage import storage_path
+from kie_provider.hooks.kie import KieHook
+from kie_provider.last_words import go_on, log_last_words
+from kie_provider.parameters import DEFAULT_FILE_NAME
+from kie_provider.submission.budget import Budget, estimate, refuse_unpayable
+from kie_provider.submission.decide import assign, claim, of_this_try
+from kie_provider.submission.journal import WORTH_A_SUMMARY, open_journal
+from kie_provider.triggers.batch import KieBatchTrigger
+from kie_provider.waiting import come_back_later, count_trigger_restart, deferral, push_xcom
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
+    from airflow.providers.common.compat.sdk import Context
 
-    from kie_provider.client.prices import PriceTable
-    from kie_provider.files.provenance import RunFacts
-    from kie_provider.files.saving import ResultSaver
-    from kie_provider.hooks.kie import KieHook
+    from kie_provider.submission.record import SubmissionRecord
 
 log = logging.getLogger(__name__)
 
-#: So many results are looked at and saved at the same time; an image takes up to 48 MB while it is decoded.
-AT_ONCE = 4
-#: So many images are made at the same time.
-MAX_RUNNING = 100
-#: After so many unknown submissions in a row no more is sent: each may be a task that is paid for and lost.
-UNKNOWN_IN_A_ROW = 3
-#: So many items are named in a message; the manifest has them all.
-NAMED = 10
-
-Outcome = Literal["saved", "failed", "unknown", "running", "not_ordered"]
-OUTCOMES: tuple[Outcome, ...] = ("saved", "failed", "unknown", "running", "not_ordered")
-
-
-@dataclass
-class Item:
-    """One image of the batch.
-
-    :param file_name: pattern of its name below the target.
-    :param record: what is known of its submission; None: there is none yet.
-    :param reason: why it is not saved, for people.
-    :param is_settled: nothing more is done about it in this try.
-    :param is_hearsay: that it is saved stands in the manifest, and nobody has looked at its files yet.
-    :param may_succeed_later: a retry may help.
-    """
-
-    index: int
-    fields: Mapping[str, Any]
-    fingerprint: str
-    file_name: str
-    record: SubmissionRecord | None = None
-    order: Order | None = None
-    outcome: Outcome = "not_ordered"
-    reason: str = ""
-    is_settled: bool = False
-    is_hearsay: bool = False
-    may_succeed_later: bool = False
-    result: Mapping[str, Any] | None = None
-
-    @property
-    def is_changed(self) -> bool:
-        """Whether it is not what was submitted for it, and that is what counts."""
-        return self.record is not None and self.record.fingerprint != self.fingerprint
-
-    @property
-    def kie_task_id(self) -> str | None:
-        """Kie's id of its task, once known."""
-        return self.record.kie_task_id if self.record else None
-
-    @property
-    def submitted_at(self) -> float:
-        """Epoch seconds when it was submitted; 0 if that is not known."""
-        return self.record.at if self.record else 0.0
-
-    def settle(self, outcome: Outcome, reason: str = "", *, may_succeed_later: bool = False) -> None:
-        """Say how it has ended."""
-        self.outcome, self.reason, self.may_succeed_later = outcome, reason, may_succeed_later
-        self.is_settled = True
-
-
-@dataclass(frozen=True)
-class Look:
-    """What one look at a Kie task, and saving its result, have come to.
-
-    :param error: why there is no saved result; None beside no result: it is still running.
-    :param is_at_kie: the error is how the Kie task has ended, so no retry finds it otherwise.
-    """
-
-    result: Mapping[str, Any] | None = None
-    error: KieError | None = None
-    is_at_kie: bool = False
-    was_charged: bool = False
+#: XCom key under which the counts stand while the batch runs.
+PROGRESS_KEY = "progress"
+_DEFAULTS = ("model", "aspect_ratio", "resolution", "input_images", "nsfw_checker")
 
 
 class BatchRun:
-    """The batch, as one worker process knows it.
+    """The batch of a task instance.
 
-    :param timeout: seconds that one image may take, from its submission or the start of this try.
-    :param batch_timeout: seconds from the start of this try, after which nothing more is waited for or ordered; None:
-        no end.
+    :param operator: the running :class:`~kie_provider.operators.batch.Flux2BatchOperator`, whose rendered parameters
+        say what to do.
     """
 
-    def __init__(
-        self,
-        items: Sequence[Item],
-        journal: Journal,
-        hook: KieHook,
-        saver: ResultSaver,
-        prices: PriceTable,
-        run: RunFacts,
-        *,
-        target: ObjectStoragePath,
-        redact_prompt: bool,
-        timeout: float,
-        batch_timeout: float | None = None,
-    ) -> None:
-        self.items = items
-        self.journal = journal
-        self.manifest = manifest.manifest_path(target, run)
-        self.halted: KieError | None = None
-        self.target = target
-        self._hook = hook
-        self._saver = saver
-        self._prices = prices
-        self._run = run
-        self._redact_prompt = redact_prompt
-        self._timeout = timeout
-        self._batch_timeout = batch_timeout
+    def __init__(self, operator: Any, context: Context) -> None:
+        self._operator = operator
+        self._ti: Any = context["ti"]
+        self._journal = open_journal(operator, context)
+        self._engine: BatchEngine | None = None
+        self._report: Report | None = None
+        self._reported: dict[str, Any] | None = None
+        self._is_hopeless = False  # a retry would save no more images
 
-    def recall(self) -> None:
-        """Take over what the journal and the manifest know of the items."""
-        saved = {item["kie_task_id"]: item for item in manifest.read_items(self.manifest) if manifest.is_saved(item)}
-        for item in self.items:
-            record = item.record
-            if record is None:
-                continue
-            if record.state == "submitted":
-                item.outcome = "running"
-                result = saved.get(item.kie_task_id or "")
-                if result and self._saver.named(item.file_name).could_have_saved(result):
-                    item.result, item.is_hearsay = result, True
-                    item.settle("saved")
-            elif record.state == "unknown":
-                item.settle(
-                    "unknown",
-                    f"try {record.try_number} sent createTask at {iso(record.at)} and knows no answer"
-                    + self._settled_with(record),
+    def execute(self) -> dict[str, Any]:
+        """Check the whole list, then submit, wait and save until every image is there; return the counts.
+
+        :raises TaskDeferred: nothing but waiting is left to do.
+        """
+        with failures(log, self._facts, self._failure), KieHook(self._operator.kie_conn_id) as hook:
+            self._journal.read()
+            return self._go_on(self._begin(hook))
+
+    def resume(self, trigger_error: Exception, position: Sequence[int] | None = None) -> dict[str, Any]:
+        """Go on after a deferral; otherwise as :meth:`execute`.
+
+        :param trigger_error: what to raise in the end, if triggers keep coming back though nothing has ended.
+        :param position: of the journal when the task was deferred; None: not known.
+        """
+        with failures(log, self._facts, self._failure), KieHook(self._operator.kie_conn_id) as hook:
+            self._journal.resume(position)
+            if not self._journal.has_begun:
+                raise AirflowFailException(
+                    "The journal of this batch has gone while it was deferred, so nobody knows what was submitted. "
+                    "Nothing more was sent; clear this task to begin anew."
                 )
-            else:
-                item.settle("failed", record.reason, may_succeed_later=record.may_succeed_anew)
-
-    def confirm(self) -> bool:
-        """Look at the files of what the manifest says is saved; what is not there goes on as if it were running.
-
-        :return: whether all of them are there.
-        :raises KieError: the storage failed.
-        """
-        hearsay = [item for item in self.items if item.is_hearsay]
-        pool = ThreadPoolExecutor(AT_ONCE)
-        try:
-            found = list(pool.map(lambda item: self._saver.named(item.file_name).saved(item.result), hearsay))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow storage
-        for item, result in zip(hearsay, found, strict=True):
-            item.result, item.is_hearsay = result, False
-            if result is None:
-                log.warning("prompts[%d]: its files are gone or were changed since they were saved", item.index)
-                item.outcome, item.is_settled = "running", False
-        return all(found)
-
-    @property
-    def running(self) -> list[Item]:
-        """The items that are worth waiting for."""
-        return [item for item in self.items if item.outcome == "running" and not item.is_settled]
-
-    @property
-    def running_ids(self) -> list[str]:
-        """The Kie task ids of those."""
-        return [item.kie_task_id or "" for item in self.running]
-
-    @property
-    def deadline(self) -> float:
-        """Epoch seconds when the last running item has had its time."""
-        return max(map(self._deadline, self.running))
-
-    @property
-    def to_order(self) -> list[Item]:
-        """The items that have not been ordered, or are to be ordered anew."""
-        return [item for item in self.items if item.outcome == "not_ordered" and not item.is_settled]
-
-    def look(self) -> int:
-        """Look at every running item, save what is ready, and return how many have ended.
-
-        :raises KieError: what will go wrong for the others too; what could be saved is saved.
-        """
-        running = self.running
-        if not running:
-            return 0
-        self._hook.get_conn()  # read once, not by every thread
-        pool = ThreadPoolExecutor(AT_ONCE)
-        try:
-            looks = list(pool.map(self._look, running))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow hosts
-        fatal = [error for item, look in zip(running, looks, strict=True) if (error := self._judge(item, look))]
-        ended = sum(item.is_settled for item in running)
-        if ended:
-            self.write_manifest()
-        if fatal:
-            raise fatal[0]
-        return ended
-
-    def order(self) -> None:
-        """Order what is missing, until a slice is running or something speaks against more."""
-        self.halted = None
-        room, unknown_in_a_row = MAX_RUNNING - len(self.running), self._unknown_in_a_row()
-        if unknown_in_a_row >= UNKNOWN_IN_A_ROW:
-            self.halted = KieSubmitUnknownError(f"the last {unknown_in_a_row} of this try were not answered")
-            return
-        for item in self.to_order:
-            if room <= 0:
-                return
-            if time.time() >= self._ends_at:
-                self.halted = KieTaskTimeoutError("execution_timeout is over")
-                return
-            try:
-                self._order(item)
-            except KieSubmitUnknownError as error:
-                item.record = self.journal.latest
-                item.settle("unknown", error.message + self._settled_with(item.record))
-                log.error("prompts[%d]: %s", item.index, error)  # noqa: TRY400  # a traceback adds nothing
-                unknown_in_a_row += 1
-                if unknown_in_a_row == UNKNOWN_IN_A_ROW:
-                    self.halted = error
-                    return
-            except KieError as error:
-                is_its_own = isinstance(error, KieValidationError | KieTargetError | KieStorageError)
-                if not is_its_own or error.is_from_gateway:
-                    self.halted = error
-                    log.warning("No more is ordered for now: %s", error)
-                    return
-                item.settle("failed", error.message, may_succeed_later=error.is_transient)
-                log.warning("prompts[%d]: %s", item.index, error)
-                unknown_in_a_row = 0
-            else:
-                room, unknown_in_a_row = room - 1, 0
-
-    def counts(self) -> dict[str, int]:
-        """Return how many items are at each outcome."""
-        counted = Counter(item.outcome for item in self.items)
-        return {outcome: counted[outcome] for outcome in OUTCOMES}
-
-    @property
-    def credits(self) -> float:
-        """What the saved images have cost."""
-        return sum(credits_of(item.result, self._prices) or 0.0 for item in self.items if item.result is not None)
-
-    def progress(self) -> dict[str, Any]:
-        """Return the counts and the credits: what XCom shows while the batch runs."""
-        return {"images": len(self.items), **self.counts(), "credits": self.credits}
-
-    def named_failures(self) -> str:
-        """Return one line for each of the first items that are not saved."""
-        missing = [item for item in self.items if item.outcome != "saved"]
-        lines = [
-            f"  - prompts[{item.index}] {shorten(self._prompt(item))}: {item.outcome.replace('_', ' ')}"
-            + (f" ({item.reason.splitlines()[-1].strip()})" if item.reason else "")
-            for item in missing[:NAMED]
-        ]
-        more = len(missing) - NAMED
-        return "\n".join([*lines, *([f"  - and {more} more"] if more > 0 else [])])
-
-    def settle_advice(self) -> str:
-        """Say how unknown submissions are settled, if there are any."""
-        if not (self.journal.is_durable and any(item.outcome == "unknown" for item in self.items)):
-            return ""
-        return (
-            f"Of an unknown one, {LOGS_PAGE} shows whether a Kie task was created. Add its id, as a JSON string, or "
-            f'"{NOTHING}", under the key that is named to this task instance\'s state store, and clear this task.\n'
-        )
-
-    def write_manifest(self) -> None:
-        """Write down what has become of every item."""
-        manifest.write(
-            self.manifest,
-            {
-                **self.progress(),
-                "items": [self._told(item) for item in self.items],
-                "estimated_credits": self.journal.estimate,
-                "usd": self._prices.usd(self.credits),
-                "airflow": asdict(self._run),
-            },
-        )
-
-    def _look(self, item: Item) -> Look:
-        assert item.kie_task_id is not None  # noqa: S101  # it was submitted
-        waiting = Waiting(
-            max(item.submitted_at, self.journal.begun_at),
-            deadline=self._deadline(item),
-            key_was_refreshed=True,  # the connection was just read, so a refused key is final
-        )
-        observation = self._hook.look(item.kie_task_id)
-        verdict = judge(observation, waiting, time.time())
-        if isinstance(verdict, Again):
-            return Look()
-        if isinstance(verdict, Raise):
-            was_charged = isinstance(observation, TaskRecord) and bool(observation.credits_consumed)
-            return Look(error=verdict.error, is_at_kie=True, was_charged=was_charged)
-        try:
-            return Look(self._saver.named(item.file_name).save(verdict.record.to_result(), self._run))
-        except KieError as error:
-            return Look(error=error)
-
-    def _judge(self, item: Item, look: Look) -> KieError | None:
-        """Settle an item; return an error that is not this item's alone."""
-        error = look.error
-        if look.result is not None:
-            item.result = look.result
-            item.settle("saved")
-            log.info(
-                "prompts[%d] saved (%d of %d): %s",
-                item.index,
-                self.counts()["saved"],
-                len(self.items),
-                ", ".join(self._name(file["path"]) for file in look.result["files"]),
+            raise_for_problems(
+                parameters.problems(self._operator), "no more was sent; the Kie tasks that are there go on."
             )
-        elif error is None:
-            return None
-        elif isinstance(error, KieTaskTimeoutError):
-            item.settle("running", error.message, may_succeed_later=True)
-        elif look.is_at_kie and isinstance(error, KieTaskFailedError | KieResultError):
-            anew = isinstance(error, KieTaskFailedError) and error.may_succeed_anew and not look.was_charged
-            charged = ", but was charged" if look.was_charged else ""
-            assert item.record is not None  # noqa: S101  # it was submitted
-            item.record = self.journal.failed(item.record, f"{error.message}{charged}", may_succeed_anew=anew)
-            item.settle("failed", f"{error.message}{charged}", may_succeed_later=anew)
-        elif isinstance(error, KieNotFoundError | KieResultError) or (
-            error.is_transient and not isinstance(error, KieStorageError)
-        ):
-            item.settle("failed", str(error), may_succeed_later=error.is_transient)
+            items, _ = self._read_items()
+            engine = self._new_engine(items, of_this_try(self._journal.records, len(items)), hook)
+            return self._go_on(engine, trigger_error)
+
+    def stop(self) -> None:
+        """Say in the log that the Kie tasks go on. For ``on_kill``, which may come within a call to Airflow."""
+        self._journal.stop()
+        if self._engine is not None and (running := len(self._engine.running)):
+            log_last_words(log, go_on(running))
+
+    def _begin(self, hook: KieHook) -> BatchEngine:
+        """Check everything, decide what there is to do, and write down that this try is at work.
+
+        :raises KieError: nothing more was sent.
+        """
+        journal = self._journal
+        items, problems = self._read_items()
+        problems = [*parameters.problems(self._operator), *problems]
+        requests, request_problems = read_requests([item.fields for item in items], self._operator.callback_url)
+        if not request_problems and not self._operator.allow_duplicates:
+            problems += duplicate_problems([request.fingerprint for request in requests])
+        has_submitted = any(record.state in ("submitted", "unknown") for record in journal.records)
+        raise_for_problems(
+            [*problems, *request_problems],
+            "no more was sent; the Kie tasks of earlier tries go on." if has_submitted else "nothing was sent.",
+        )
+        for item, request in zip(items, requests, strict=True):
+            item.request = request
+        # A try whose success was not recorded returns the same again, one that comes back later has begun.
+        returns_the_same = journal.is_complete and not journal.is_cleared
+        fingerprints, kept = [request.fingerprint for request in requests], journal.records
+        if journal.has_begun:
+            claimed = of_this_try(journal.records, len(items))
+        elif returns_the_same:
+            claimed = claim(journal.records, fingerprints, max_tries=journal.max_tries)
         else:
+            resubmits = self._operator.on_unknown_submit == "resubmit"
+            claimed, kept = assign(
+                journal.records, fingerprints, max_tries=journal.max_tries, resubmit_unknown=resubmits
+            )
+        engine = self._new_engine(items, claimed, hook)
+        if returns_the_same:
+            for item in engine.to_submit:
+                item.become("left_out")  # as it was; what is at Kie is saved again if its files are gone
+        self._warn_of_changes(items)
+        self._check_before_paying(engine, hook, has_submitted=has_submitted)
+        credits_in_all, words = estimate((request.kind for request in requests), price_table())
+        log.info("%s, %s credits by the price table: %s", counted(len(items), "image"), _credits(credits_in_all), words)
+        if not journal.has_begun:
+            journal.begin(kept, claimed, estimate=credits_in_all)
+        return engine
+
+    def _check_before_paying(self, engine: BatchEngine, hook: KieHook, *, has_submitted: bool) -> None:
+        """Check what must be right before the first image, or the next, is paid for.
+
+        :param has_submitted: an earlier try has submitted something.
+        :raises KieError: nothing more was sent.
+        """
+        if not engine.to_submit or self._report is None:
+            return
+        self._operator.saver(hook, images_only=True, file_name=DEFAULT_FILE_NAME).check_target()
+        if not self._operator.overwrite:
+            refuse_taken(self._report.target, [item.file_name for item in engine.to_submit])
+        to_pay = [item.request.kind for item in (*engine.running, *engine.to_submit) if item.request]
+        credits_to_pay, words = estimate(to_pay, price_table())
+        what = f"{counted(len(to_pay), 'image')} ({words})"
+        get_credits = functools.cache(hook.get_credits)
+        budget = Budget(self._operator.max_credits, self._operator.min_credits_left)
+        budget.check(what, credits_to_pay, get_credits, spent=self._report.credits)
+        if not has_submitted:
+            refuse_unpayable(what, credits_to_pay, get_credits)
+        if not self._journal.is_durable:
+            log.info(
+                "There is no task state store (Airflow 3.3 brought it). If this try dies, the next one creates and "
+                "pays for all images again. Use retries=0 here."
+            )
+
+    def _go_on(self, engine: BatchEngine, trigger_error: Exception | None = None) -> dict[str, Any]:
+        """Save, order and wait until nothing is left to wait for.
+
+        :param trigger_error: what to raise in the end, if triggers keep coming back though nothing has ended.
+        """
+        assert self._report is not None  # noqa: S101  # it was made with the engine
+        while True:
+            engine.work()
+            if engine.running or engine.confirm():
+                break
+        self._tell_progress()
+        if engine.running:
+            if trigger_error is not None and not engine.ended:
+                count_trigger_restart(self._ti, trigger_error)
+            self._journal.summarize()
+            raise self._deferral(engine)
+        halted = self._report.halted
+        if isinstance(halted, KieRateLimitError) and engine.to_submit:
+            self._journal.summarize(at_least=WORTH_A_SUMMARY)
+            come_back_later(halted, is_durable=self._journal.is_durable)
+        return self._finish(engine, self._report)
+
+    def _finish(self, engine: BatchEngine, report: Report) -> dict[str, Any]:
+        engine.write_manifest()
+        saved, wanted = report.counts()["saved"], len(report.items)
+        needed = math.ceil(self._operator.min_success * wanted - 1e-9)
+        estimated = self._journal.estimate
+        log.info(
+            "%g credits were charged, %s were estimated; see %s", report.credits, _credits(estimated), report.manifest
+        )
+        if saved < wanted:
+            log.warning("%s missing:", counted(wanted - saved, "image"))
+            for line in report.named_failures().splitlines():
+                log.warning(line)
+        if saved < needed:
+            halted = f"{sentence(f'No more was ordered: {report.halted}')} " if report.halted else ""
+            settle_advice = report.settle_advice() if self._journal.is_durable else ""
+            error = KieBatchError(
+                f"{saved} of {wanted} are saved, and min_success={self._operator.min_success:g} asks for {needed}. "
+                f"{halted}{report.manifest} lists them.\n{report.named_failures()}\n{settle_advice}"
+            )
+            self._journal.summarize()
+            may_help = any(item.may_succeed_later for item in report.items) or (
+                report.halted and report.halted.is_transient
+            )
+            self._is_hopeless = not may_help
+            raise error
+        self._journal.summarize(is_complete=True)
+        return {**report.progress(), "manifest": str(report.manifest), "estimated_credits": estimated}
+
+    def _tell_progress(self) -> None:
+        progress = self._report.progress() if self._report else None
+        if progress is None or progress == self._reported:
+            return
+        self._reported = progress
+        push_xcom(self._ti, PROGRESS_KEY, progress)
+        log.info(
+            "%d of %d images saved, %d failed, %d unknown, %d running, %d to order; %g credits",
+            *(progress[name] for name in ("saved", "images", "failed", "unknown", "running", "not_ordered", "credits")),
+        )
+
+    def _deferral(self, engine: BatchEngine) -> TaskDeferred:
+
+        trigger = KieBatchTrigger(
+            kie_conn_id=self._operator.kie_conn_id,
+            kie_task_ids=[item.kie_task_id for item in engine.running],
+            poll_interval=self._operator.poll_interval,
+            deadline=engine.deadline,
+        )
+        return deferral(trigger, engine.deadline, {"journal": self._journal.position})
+
+    def _read_items(self) -> tuple[list[Item], list[str]]:
+        operator = self._operator
+        fields, problems = read_prompts(operator.prompts, {name: getattr(operator, name) for name in _DEFAULTS})
+        # The name is no part of what is ordered: another one orders nothing anew.
+        rows = [(each.pop("file_name", None), each.get("prompt")) for each in fields]
+        names, name_problems = read_names(rows, operator.file_name, redact_prompt=operator.redact_prompt is True)
+        items = [
+            Item(index, each, name or DEFAULT_FILE_NAME)
+            for index, (each, name) in enumerate(zip(fields, names, strict=True))
+        ]
+        return items, [*problems, *name_problems]
+
+    def _new_engine(self, items: list[Item], claimed: Sequence[SubmissionRecord | None], hook: KieHook) -> BatchEngine:
+        operator = self._operator
+        limit = operator.execution_timeout
+        self._report = Report(
+            items,
+            price_table(),
+            RunFacts.of(self._ti),
+            target=storage_path("target", operator.target),
+            redact_prompt=operator.redact_prompt,
+        )
+        self._engine = BatchEngine(
+            self._report,
+            self._journal,
+            hook,
+            operator.saver(hook, images_only=True, file_name=DEFAULT_FILE_NAME),  # every item has a name of its own
+            callback_url=operator.callback_url,
+            poll_interval=operator.poll_interval,
+            timeout=operator.timeout,
+            batch_timeout=None if limit is None else limit.total_seconds(),
+            defers=operator.deferrable,
+            on_progress=self._tell_progress,
+        )
+        self._engine.recall(claimed)
+        return self._engine
+
+    def _warn_of_changes(self, items: Sequence[Item]) -> None:
+        changed = [item for item in items if item.is_changed]
+        if changed:
+            log.warning(
+                "%d items, the first of them prompts[%d], are not what they were when they were ordered; this try goes "
+                "on with what was ordered. Clear the task to order the new ones.",
+                len(changed),
+                changed[0].index,
+            )
+
+    def _facts(self) -> Facts:
+        report, conn_id = self._report, self._operator.kie_conn_id
+        if self._engine is None or report is None:
+            return Facts(conn_id)
+        charged = f"{counted(report.credits, 'credit')} for {counted(report.counts()['saved'], 'image')} saved"
+        if running := len(self._engine.running):
+            charged += f"; {counted(running, 'Kie task')} more at work, charged on success"
+        return Facts(conn_id, charged=charged)
+
+    def _failure(self, error: BaseException) -> BaseException:
+        journal = self._journal
+        unwritten = journal.write_again()
+        if isinstance(error, AirflowFailException):
             return error
-        if error is not None:
-            log.warning("prompts[%d]: %s", item.index, error)
-        return None
+        if unwritten:
+            advice = " ".join(f"Kie task {record.kie_task_id}: key {record.settled_key!r}." for record in unwritten)
+            return AirflowFailException(
+                f"{sentence(str(error))} No retry, it would not know all Kie tasks. Add their ids, as JSON strings, to "
+                f"this task instance's state store, and clear this task. {advice}"
+            )
+        if not journal.is_durable and any(each.kie_task_id or each.state == "unknown" for each in journal.records):
+            running = sum(record.state == "submitted" for record in journal.records)
+            return AirflowFailException(
+                f"{sentence(str(error))} No retry, it would order all images again. {go_on(running)}."
+            )
+        if isinstance(error, KieSubmitUnknownError):
+            return AirflowFailException(str(error))
+        return error if isinstance(error, KieBatchError) and not self._is_hopeless else operator_failure(error)
 
-    def _order(self, item: Item) -> None:
-        """Create the Kie task of an item."""
-        flux2, images = item.order or read_order(item.fields)
-        payload = flux2.to_payload()
-        task_input = upload_files(payload, lambda: images, self._hook)
-        request = {"model": flux2.model, "input": payload}
-        item.record = submit(self.journal, self._hook, request, task_input, item.fingerprint, item=item.index)
-        item.outcome = "running"
 
-    def _unknown_in_a_row(self) -> int:
-        """Return how many submissions of this try, the last ones, are unknown; an earlier phase may have sent them."""
-        sent = [each for each in self.journal.submissions_of_this_try if each.state == "unknown" or each.kie_task_id]
-        return sum(1 for _ in itertools.takewhile(lambda each: each.state == "unknown", reversed(sent)))
-
-    def _settled_with(self, record: SubmissionRecord | None) -> str:
-        return f"; settled with the key {record.settled_key!r}" if record and self.journal.is_durable else ""
-
-    @property
-    def _ends_at(self) -> float:
-        return math.inf if self._batch_timeout is None else self.journal.begun_at + self._batch_timeout
-
-    def _deadline(self, item: Item) -> float:
-        deadline = max(item.submitted_at, self.journal.begun_at) + self._timeout
-        return min(deadline, self._ends_at)
-
-    def _name(self, path: str) -> str:
-        """Return a path as it is named below the target."""
-        return path.removeprefix(str(self.target)).lstrip("/")
-
-    def _prompt(self, item: Item) -> Any:
-        prompt = item.fields.get("prompt")
-        return prompt_sha256(prompt) if self._redact_prompt else prompt
-
-    def _told(self, item: Item) -> dict[str, Any]:
-        """Return what the manifest says of an item; of a saved one, the result dict."""
-        facts: dict[str, Any] = {"item": item.index, "outcome": item.outcome}
-        if self._redact_prompt:
-            facts["prompt_sha256"] = self._prompt(item)
-        if item.result is not None:
-            task_input = dict(input_of(item.result))
-            if self._redact_prompt:
-                task_input.pop("prompt", None)
-            return {**item.result, "input": task_input, **facts}
-        task_input = {name: value for name, value in item.fields.items() if name != "prompt" or not self._redact_prompt}
-        return {
-            **facts,
-            "kie_task_id": item.kie_task_id,
-            "reason": item.reason or (str(self.halted) if self.halted and item.outcome == "not_ordered" else ""),
-            "input": task_input,
-        }
+def _credits(number: float | None) -> str:
+    return "an unknown number of" if number is None else f"{number:g}"

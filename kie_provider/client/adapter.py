@@ -50,7 +50,7 @@ class Exchange:
     """
 
     def __init__(self, pace: Pace) -> None:
-        self.was_sent = False
+        self.sent_at: float | None = None  # by time.monotonic(), of the first byte; None: nothing was sent
         self._idle = pace.grace
         self.keep_pace(pace)
 
@@ -161,8 +161,8 @@ class KieAdapter(HTTPAdapter):
                 whole = memoryview(data)
                 for start in range(0, len(whole), _SENT_AT_ONCE):
                     self.sock.settimeout(of_thread.exchange.patience())  # type: ignore[attr-defined]
-                    if not self._connecting:
-                        of_thread.exchange.was_sent = True
+                    if not self._connecting and of_thread.exchange.sent_at is None:
+                        of_thread.exchange.sent_at = time.monotonic()
                     super().send(whole[start : start + _SENT_AT_ONCE])  # type: ignore[misc]
 
             def response_class(self, sock: Any, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:

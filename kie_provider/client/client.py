@@ -51,22 +51,35 @@ class KieClient:
         :raises KieSubmitUnknownError: sent, but it is not known whether a task was created.
         :raises KieError: nothing was created.
         """
-        return persist_in_submitting(lambda: self.create_task_once(model, task_input, callback_url), self._sleep)
+        body, patience = protocol.create_task_body(model, task_input, callback_url), retry.SubmitPatience()
+        while True:
+            try:
+                return self.create_task_once(body)
+            except KieError as error:
+                delay = patience.delay_after(error)
+            self._sleep(delay)
 
-    def create_task_once(self, model: str, task_input: Mapping[str, Any], callback_url: str | None = None) -> str:
+    def create_task_once(self, body: Mapping[str, Any], sent: Callable[[float], object] | None = None) -> str:
         """Send createTask once and return the id of the billed task.
 
+        :param body: of :func:`~kie_provider.client.protocol.create_task_body`.
+        :param sent: told when it left this machine, by ``time.monotonic()``.
         :raises KieSubmitUnknownError: sent, but it is not known whether a task was created.
         :raises KieError: nothing was created.
         """
-        request = protocol.create_task(model, task_input, callback_url)
-        try:
-            with transport.fresh_connection() as session:
-                return protocol.read_created(transport.send(session, self.endpoint, request))
-        except KieTransportError as error:
-            if error.may_have_arrived:
-                raise KieSubmitUnknownError(error.message) from error
-            raise
+        request = protocol.create_task(body)
+        with transport.fresh_connection() as session:
+            try:
+                answer = transport.send(session, self.endpoint, request)
+            except KieTransportError as error:
+                if error.may_have_arrived:
+                    raise KieSubmitUnknownError(error.message) from error
+                raise
+            finally:
+                at = transport.sent_at(session, self.endpoint.url(request.target))
+                if sent is not None and at is not None:
+                    sent(at)
+            return protocol.read_created(answer)
 
     def get_task(self, kie_task_id: str) -> TaskRecord:
         """Return the record of a task.
@@ -212,22 +225,3 @@ def _read(path: Path) -> bytes:
             raise failure from error
         reason = error.strerror or error
     raise KieValidationError(f"path: must be a file that can be read, got {str(path)!r} ({reason}); nothing was sent")
-
-
-def persist_in_submitting(attempt_once: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
-    """Send createTask, again for about twelve seconds while it is certain that nothing was created.
-
-    :param attempt_once: sends it once.
-    :raises KieError: of the last attempt.
-    """
-    attempt, waited = 1, 0.0
-    while True:
-        try:
-            return attempt_once()
-        except KieError as error:
-            delay = retry.submit_delay(error, attempt, waited)
-            if delay is None:
-                raise
-            delay = retry.jitter(delay, at_least=error.retry_after)
-        sleep(delay)
-        attempt, waited = attempt + 1, waited + delay

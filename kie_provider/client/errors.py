@@ -246,7 +246,10 @@ class KieJournalError(KieSubmitUnknownError):
 
 
 class KieTaskFailedError(KieError):
-    """The task ended in ``state=fail``; Kie does not charge for it."""
+    """The task ended in ``state=fail``; Kie does not charge for it, as a rule.
+
+    :param credits_consumed: what Kie says it has charged all the same.
+    """
 
     summary = "The Kie.ai task failed"
     advice = (
@@ -254,13 +257,23 @@ class KieTaskFailedError(KieError):
         "that created it."
     )
 
-    def __init__(self, message: str, **facts: Any) -> None:
+    def __init__(self, message: str, *, credits_consumed: float | None = None, **facts: Any) -> None:
         super().__init__(message, **facts)
-        if self._is_refused_content:
+        self.credits_consumed = credits_consumed
+        if credits_consumed:
+            self.advice = (
+                f"Kie has charged {credits_consumed:g} credits for it all the same; see {LOGS_PAGE}. To order another "
+                "one, clear the Airflow task that created it."
+            )
+        elif self._is_refused_content:
             self.advice = (
                 "Kie does not charge failed tasks. Change the prompt or the input images, then clear the Airflow task "
                 "that created the Kie task."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as JSON, with what was charged."""
+        return {**super().to_dict(), "credits_consumed": self.credits_consumed}
 
     @property
     def _is_refused_content(self) -> bool:
@@ -270,10 +283,14 @@ class KieTaskFailedError(KieError):
     def may_succeed_anew(self) -> bool:
         """Whether the same input, submitted as a new task, may well succeed: Kie had trouble, not the input.
 
-        Kie charges nothing for such a task. Seen in the wild: ``failCode`` 500 with "Internal Error, Please try again
-        later." for whole models at a time.
+        Kie charges nothing for such a task; if it has charged all the same, this says no. Seen in the wild:
+        ``failCode`` 500 with "Internal Error, Please try again later." for whole models at a time.
         """
-        if self._is_refused_content or str(self.code) in ("400", "401", "402", "422", "433", "505"):
+        if (
+            self.credits_consumed
+            or self._is_refused_content
+            or str(self.code) in ("400", "401", "402", "422", "433", "505")
+        ):
             return False
         return str(self.code) in ("408", "429", "455", "500") or bool(_TROUBLE_AT_KIE.search(self.message))
 
@@ -423,4 +440,6 @@ def error_from_dict(data: Mapping[str, Any]) -> KieError:
     if error is None or not isinstance(data.get("message"), str):
         raise ValueError(f"not a Kie error: {data!r}")
     facts = {name: data.get(name) for name in ("code", "http_status", "kie_task_id", "retry_after")}
+    if error is KieTaskFailedError:
+        facts["credits_consumed"] = data.get("credits_consumed")
     return error(data["message"], **facts)

@@ -1,14 +1,15 @@
-"""Waiting for a Kie task: one decision, :func:`judge`, and one loop around it.
+"""Waiting for a Kie task: one decision, :func:`judge`, and one loop around it, :func:`watch`.
 
-The synchronous wait, the trigger and the sensor's poke all decide here.
+Triggers, workers that do not defer, and the sensor's poke all decide here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from kie_provider.client.errors import (
     KieAuthError,
@@ -44,7 +45,7 @@ class Waiting:
     :param started_at: when the wait began.
     :param poll_interval: seconds between two looks, at first.
     :param deadline: the last look is taken at this time; None: no deadline.
-    :param visible_at: when the record was last seen; None: not yet.
+    :param visible_at: when the record was last seen, or may have been; None: not yet.
     :param interval: the present interval, grown from ``poll_interval``; None: not grown.
     :param failures: transient errors in a row.
     :param failing_since: when the first of them was seen; None: the last look was good.
@@ -120,6 +121,7 @@ def _judge_record(record: TaskRecord, waiting: Waiting, now: float) -> Verdict:
                 record.fail_message or "Kie gave no reason",
                 code=record.fail_code,
                 kie_task_id=record.kie_task_id,
+                credits_consumed=record.credits_consumed,
             )
         )
     interval = waiting.interval or waiting.poll_interval
@@ -157,74 +159,40 @@ def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
     )
 
 
-def steps(waiting: Waiting, clock: Callable[[], float]) -> Generator[Again, Observation, TaskRecord]:
-    """Run the wait without doing I/O: yields what to do before each look, is sent what the look showed.
+class Poll(Protocol):
+    """Takes one look at a Kie task; see :class:`~kie_provider.hooks.kie.TaskPoll`."""
 
-    The first look is due at once, the last one at the deadline. Delays are spread by 10 % and never reach past the
-    deadline.
+    async def __call__(self, *, refresh_key: bool = False) -> Observation:
+        """Return the record, or the error in its place.
 
-    :returns: the record of the successful task.
-    :raises KieError: the wait ended otherwise.
-    """
-    step = Again(0.0, waiting, "first look")
-    while True:
-        observation = yield step
-        verdict = judge(observation, step.waiting, clock())
-        if isinstance(verdict, Done):
-            return verdict.record
-        if isinstance(verdict, Raise):
-            raise verdict.error
-        asked_for = observation.retry_after if isinstance(observation, KieError) else None
-        delay = jitter(verdict.delay, at_least=asked_for)
-        if waiting.deadline is not None:
-            delay = min(delay, max(waiting.deadline - clock(), 0.0))
-        step = Again(delay, verdict.waiting, verdict.reason, refresh_key=verdict.refresh_key)
+        :param refresh_key: read the connection anew before: Kie has refused the key.
+        """
 
 
-def wait(
+async def watch(
     waiting: Waiting,
-    look: Callable[[], Observation],
-    refresh_key: Callable[[], None],
-    *,
-    clock: Callable[[], float] = time.time,
-    sleep: Callable[[float], None] = time.sleep,
-) -> TaskRecord:
-    """Wait in the calling thread until the task has succeeded.
-
-    :param look: takes one look at the task.
-    :param refresh_key: reads the connection anew, after Kie refused the key.
-    :raises KieError: the task failed, timed out, or cannot be looked at.
-    """
-    loop = steps(waiting, clock)
-    step = next(loop)
-    while True:
-        sleep(step.delay)
-        if step.refresh_key:
-            refresh_key()
-        try:
-            step = loop.send(look())
-        except StopIteration as end:
-            record: TaskRecord = end.value
-            return record
-
-
-async def wait_async(
-    waiting: Waiting,
-    look: Callable[[], Awaitable[Observation]],
-    refresh_key: Callable[[], None],
+    poll: Poll,
     *,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> TaskRecord:
-    """Wait on the event loop; otherwise as :func:`wait`."""
-    loop = steps(waiting, clock)
-    step = next(loop)
+    """Wait until a Kie task has succeeded: the one loop in which triggers and workers wait.
+
+    The first poll is due at once, the last one at the deadline. Delays are spread by 10 % and never reach past the
+    deadline.
+
+    :raises KieError: the task failed, timed out, or cannot be polled.
+    """
+    refresh_key = False
     while True:
-        await sleep(step.delay)
-        if step.refresh_key:
-            refresh_key()
-        try:
-            step = loop.send(await look())
-        except StopIteration as end:
-            record: TaskRecord = end.value
-            return record
+        observation = await poll(refresh_key=refresh_key)
+        verdict = judge(observation, waiting, clock())
+        if isinstance(verdict, Done):
+            return verdict.record
+        if isinstance(verdict, Raise):
+            raise verdict.error
+        waiting, refresh_key = verdict.waiting, verdict.refresh_key
+        delay = jitter(verdict.delay, at_least=observation.retry_after if isinstance(observation, KieError) else None)
+        if waiting.deadline is not None:
+            delay = min(delay, max(waiting.deadline - clock(), 0.0))
+        await sleep(delay)

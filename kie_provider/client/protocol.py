@@ -75,8 +75,8 @@ class Answer:
     api_key: str = field(default="", repr=False)
 
 
-def create_task(model: str, task_input: Mapping[str, Any], callback_url: str | None = None) -> Request:
-    """Request a new, billed task.
+def create_task_body(model: str, task_input: Mapping[str, Any], callback_url: str | None = None) -> dict[str, Any]:
+    """Return the body of createTask.
 
     :raises KieValidationError: an argument cannot be sent; the message names all that cannot.
     """
@@ -87,17 +87,29 @@ def create_task(model: str, task_input: Mapping[str, Any], callback_url: str | N
         task_input = _plain_object(task_input)
     except (TypeError, ValueError, RecursionError) as error:
         problems.append(f"input: must be a JSON object, got {shorten(task_input)} ({error})")
-    if is_blank(callback_url):
-        callback_url = None
-    elif not is_http_url(callback_url):
-        problems.append(f"callback_url: must be an http(s) URL that Kie can reach, got {shorten(callback_url)}")
-    raise_for_problems(problems)
+    raise_for_problems([*problems, *callback_url_problems(callback_url)])
     body: dict[str, Any] = {"model": model.strip(), "input": task_input}
-    if callback_url is not None:
+    if not is_blank(callback_url):
         body["callBackUrl"] = callback_url
+    return body
+
+
+def callback_url_problems(callback_url: Any) -> list[str]:
+    """Say what is wrong with the URL that Kie is to call; a blank one means none."""
+    if is_blank(callback_url) or is_http_url(callback_url):
+        return []
+    return [f"callback_url: must be an http(s) URL that Kie can reach, got {shorten(callback_url)}"]
+
+
+def create_task(body: Mapping[str, Any]) -> Request:
+    """Request a new, billed task.
+
+    :param body: of :func:`create_task_body`.
+    """
     return Request("POST", "/api/v1/jobs/createTask", json_body=body)
 
 
+@functools.lru_cache(maxsize=4096)  # one for all polls of a wait
 def get_task(kie_task_id: str) -> Request:
     """Request the record of a task."""
     return Request("GET", "/api/v1/jobs/recordInfo", query={"taskId": kie_task_id})

@@ -68,6 +68,25 @@ def submit_delay(error: KieError, attempt: int, waited: float) -> float | None:
     return _polite(error, min(backoff(attempt), remaining), patience=remaining) if remaining > 1 else None
 
 
+class SubmitPatience:
+    """How long one createTask is sent again in place, while it is certain that nothing was created."""
+
+    def __init__(self) -> None:
+        self._attempt, self._waited = 1, 0.0
+
+    def delay_after(self, error: KieError) -> float:
+        """Return after how many seconds it may be sent again.
+
+        :raises KieError: ``error``; it may not.
+        """
+        delay = submit_delay(error, self._attempt, self._waited)
+        if delay is None:
+            raise error
+        delay = jitter(delay, at_least=error.retry_after)
+        self._attempt, self._waited = self._attempt + 1, self._waited + delay
+        return delay
+
+
 def _polite(error: KieError, delay: float, patience: float) -> float | None:
     if error.retry_after is not None:
         delay = max(delay, error.retry_after)

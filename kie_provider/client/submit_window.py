@@ -12,13 +12,20 @@ import re
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from kie_provider.client.endpoint import Endpoint
-from kie_provider.client.errors import KieConnectionError, clean_text
+from kie_provider.client.errors import KieConnectionError, KieRateLimitError, clean_text
 
 log = logging.getLogger(__name__)
 
+#: Kie counts a task when its request arrives. Who waits for a slot takes it so many seconds later than it is free, and
+#: later still where some requests took longer than others to leave this machine.
+LEAST_MARGIN, MOST_MARGIN = 0.05, 1.0
+#: So many requests are remembered for that, and one that Kie refused counts as one that left so many seconds early.
+_REMEMBERED = 40
+_EARLY = 0.25
 #: Kie counts new tasks in windows of so many seconds.
 WINDOW_SECONDS = 10
 #: A shared storage that failed is left alone for so many seconds.
@@ -26,30 +33,53 @@ _RECOVERY_SECONDS = 30.0
 _STORAGE_TIMEOUT = 2.0
 
 
-class LocalWindow:
+class Pace:
+    """How evenly the requests of this process leave it after their slots were taken."""
+
+    def __init__(self) -> None:
+        self._delays: deque[float] = deque(maxlen=_REMEMBERED)
+
+    @property
+    def margin(self) -> float:
+        """Seconds that a slot is taken later than it is free, so that Kie does not get two requests too close."""
+        delays = list(self._delays)
+        spread = max(delays) - min(delays) if delays else 0.0
+        return min(LEAST_MARGIN + spread, MOST_MARGIN)
+
+    def sent(self, delay: float) -> None:
+        """Learn that a request left this machine so many seconds after its slot was taken."""
+        self._delays.append(delay)
+
+    def refused(self) -> None:
+        """Learn that Kie has refused one all the same."""
+        self._delays.append(max(self._delays, default=0.0) + _EARLY)
+
+
+class LocalWindow(Pace):
     """The window of one account as this process knows it; its threads share it.
 
     :param limit: new tasks per window.
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        super().__init__()
+        self.limit = limit
         self._taken: deque[float] = deque()
         self._lock = threading.Lock()
 
     def take(self) -> float:
-        """Take a place for one new task: return 0, or the seconds until there may be one, and nothing was taken."""
+        """Take a slot for one new task: return 0, or the seconds until one is free, and none was taken."""
         with self._lock:
             now = time.monotonic()
             while self._taken and self._taken[0] <= now - WINDOW_SECONDS:
                 self._taken.popleft()
-            if len(self._taken) < self._limit:
+            if len(self._taken) < self.limit:
                 self._taken.append(now)
                 return 0.0
             return self._taken[0] + WINDOW_SECONDS - now
 
 
-class SharedWindow:
+class SharedWindow(Pace):
     """The window of one account as a whole fleet knows it. The clocks of its machines should agree.
 
     :param limit: new tasks per window.
@@ -59,6 +89,8 @@ class SharedWindow:
     """
 
     def __init__(self, limit: int, account: str, storage_uri: str) -> None:
+        super().__init__()
+        self.limit = limit
         try:
             from limits import RateLimitItemPerSecond
             from limits.storage import storage_from_string
@@ -103,6 +135,24 @@ class SharedWindow:
 
 
 Window = LocalWindow | SharedWindow
+
+
+def waits_for_slot(window: Window, patience: float) -> Iterator[float]:
+    """Yield how many seconds to wait before the next attempt, until a slot was taken.
+
+    :param patience: seconds to wait at most.
+    :raises KieRateLimitError: no slot will be free so soon; ``retry_after`` says when one may be.
+    """
+    give_up_at = time.monotonic() + patience
+    while seconds := window.take():
+        if time.monotonic() + seconds > give_up_at:
+            raise KieRateLimitError(
+                f"{window.limit} tasks were created in the last {WINDOW_SECONDS} s, which is this account's limit",
+                retry_after=seconds,
+            )
+        yield seconds + window.margin
+
+
 _windows: dict[tuple[str, int, str], Window] = {}
 _windows_lock = threading.Lock()
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kie_provider import __version__
 from kie_provider.client.endpoint import Endpoint, without_userinfo
-from kie_provider.client.errors import KieTransportError, one_line
+from kie_provider.client.errors import KieConnectionError, KieTransportError, one_line
 from kie_provider.client.protocol import Answer, Request
 from kie_provider.client.proxies import proxy_for
 from kie_provider.client.redaction import blot
 from kie_provider.client.retry import parse_retry_after
 
 if TYPE_CHECKING:
+    import ssl
     from http.cookiejar import CookiePolicy
 
     import aiohttp
@@ -66,7 +70,7 @@ def send(session: requests.Session, endpoint: Endpoint, request: Request) -> Ans
             for piece in response.iter_content(64 * 1024):
                 _add(body, piece)
     except (requests.RequestException, ValueError) as error:  # ValueError: a bad proxy URL, or an answer too large
-        raise _transport_error(endpoint, request, error, may_have_arrived=_was_sent(session, url)) from None
+        raise _transport_error(endpoint, request, error, may_have_arrived=sent_at(session, url) is not None) from None
     return Answer(
         response.status_code,
         bytes(body),
@@ -125,12 +129,10 @@ def _add(body: bytearray, piece: bytes) -> None:
         raise ValueError(f"the answer has more than {LARGEST_ANSWER} bytes")
 
 
-def _was_sent(session: requests.Session, url: str) -> bool:
-    from kie_provider.client.adapter import KieAdapter
-
-    adapter = session.get_adapter(url)
-    exchange = adapter.exchange if isinstance(adapter, KieAdapter) else None
-    return exchange is not None and exchange.was_sent
+def sent_at(session: requests.Session, url: str) -> float | None:
+    """Return when the latest request of this thread left it, by ``time.monotonic()``; None: nothing was sent."""
+    exchange = getattr(session.get_adapter(url), "exchange", None)
+    return None if exchange is None else exchange.sent_at
 
 
 def _bearer_auth(api_key: str) -> Any:
@@ -210,9 +212,10 @@ async def shared_session() -> AsyncIterator[SharedSession]:
     Yield no trigger event inside the lease: a generator suspended there would keep the session open.
     """
     loop = asyncio.get_running_loop()
+    trusted = await _certificates() if loop not in _shared_sessions else None
     shared = _shared_sessions.get(loop)
     if shared is None:
-        shared = _shared_sessions[loop] = SharedSession(_new_async_session(), asyncio.Semaphore(POOL_SIZE))
+        shared = _shared_sessions[loop] = SharedSession(_new_async_session(trusted), asyncio.Semaphore(POOL_SIZE))
     shared.users += 1
     try:
         yield shared
@@ -224,16 +227,46 @@ async def shared_session() -> AsyncIterator[SharedSession]:
             await asyncio.shield(shared.session.close())
 
 
-def _new_async_session() -> aiohttp.ClientSession:
+def _new_async_session(trusted: ssl.SSLContext | None) -> aiohttp.ClientSession:
     import aiohttp
 
     proxy_for.cache_clear()  # a new session looks at the environment anew
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=POOL_SIZE),
+        connector=aiohttp.TCPConnector(limit=POOL_SIZE, ssl=trusted or True),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=HEADERS,
         auto_decompress=False,
     )
+
+
+_trusted: dict[tuple[str, str], ssl.SSLContext] = {}
+_trusted_lock = threading.Lock()
+
+
+async def _certificates() -> ssl.SSLContext | None:
+    """Return what the bundle that requests is told to trust makes aiohttp trust; None: what OpenSSL does.
+
+    :raises KieConnectionError: the bundle cannot be read.
+    """
+    bundles = [(name, os.environ[name]) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name)]
+    if not bundles:
+        return None
+    return _trusted.get(bundles[0]) or await asyncio.to_thread(_read_certificates, *bundles[0])
+
+
+def _read_certificates(name: str, bundle: str) -> ssl.SSLContext:
+    import ssl
+
+    with _trusted_lock:  # many waits may begin at once
+        if (name, bundle) in _trusted:
+            return _trusted[name, bundle]
+        kind = "capath" if Path(bundle).is_dir() else "cafile"
+        try:
+            context = ssl.create_default_context(**{kind: bundle})  # type: ignore[arg-type]
+        except OSError as error:
+            raise KieConnectionError(f"{name}: cannot read the certificates in {bundle!r} ({error})") from None
+        _trusted[name, bundle] = context
+        return context
 
 
 @functools.lru_cache(maxsize=64)

@@ -104,7 +104,7 @@ def _shrink(stream: IO[bytes]) -> tuple[bytes, tuple[int, int]]:
         width, height = size = image.size
         if width * height > MAX_IMAGE_PIXELS:
             raise _TooLargeError(f"{width} \u00d7 {height} pixels")
-        small = image
+        small: Image.Image = image
         if image.mode not in ("RGB", "RGBA", "L", "LA", "CMYK", "YCbCr"):  # others shrink badly, or not at all
             small = image.convert("RGBA" if "transparency" in image.info else "RGB")
         # The gap lets JPEG decode at reduced size and averages whole pixels of the others first: a third of the time.

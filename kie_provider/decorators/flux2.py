@@ -17,17 +17,12 @@ from airflow.providers.common.compat.sdk import (
 from kie_provider import parameters
 from kie_provider.client.errors import KieValidationError
 from kie_provider.decorators.map_label import MapLabel
-from kie_provider.operators.flux2 import Flux2GenerateImageOperator
-from kie_provider.parameters import ORDER_FIELDS
+from kie_provider.operators.flux2 import REQUEST_FIELDS, Flux2GenerateImageOperator, read_request
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
 
-    from kie_provider.files.inputs import InputImage
-    from kie_provider.submission.journal import Journal
-
-#: What the function may return beside the prompt.
-FIELDS = (*ORDER_FIELDS, "callback_url")
+    from kie_provider.submission.inputs import TaskRequest
 
 
 class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
@@ -68,7 +63,12 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
         context_merge(context, self.op_kwargs)
         self._label = MapLabel(context)
         self.op_kwargs = determine_kwargs(self.python_callable, self.op_args, context)
-        return super().execute(context)
+        return self._generate(
+            context,
+            self._call,
+            find=lambda: self._call().images,  # only the function knows them
+            on_recorded=self._take_recorded,
+        )
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral, with the context as it was before."""
@@ -76,27 +76,15 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
         MapLabel(context).recall()
         return super().resume_execution(next_method, next_kwargs, context)
 
-    def _request(self, journal: Journal) -> Mapping[str, Any]:
+    def _take_recorded(self) -> None:
         from kie_provider.client.models import raise_for_problems
 
-        if recorded := self._recorded_request(journal):
-            raise_for_problems(parameters.problems(self), "nothing more was sent.")
-            self.log.info("An earlier try has submitted a prompt; the function is not called again")
-            self._label.recall()
-            return recorded
-        return super()._request(journal)
+        raise_for_problems(parameters.problems(self), "nothing more was sent.")
+        self.log.info("An earlier try has submitted a prompt; the function is not called again")
+        self._label.recall()
 
-    def _new_request(self) -> Mapping[str, Any]:
-        self._call()
-        return super()._new_request()
-
-    def _read_images(self) -> Sequence[InputImage]:
-        if not self._images:
-            self._call()  # an earlier try's task has failed at Kie; only the function knows its images
-        return super()._read_images()
-
-    def _call(self) -> None:
-        """Call the function and take over what it returns.
+    def _call(self) -> TaskRequest:
+        """Call the function, take over what it returns, and return what is asked for.
 
         :raises KieValidationError: it is neither a prompt nor a dict of known fields.
         """
@@ -115,13 +103,14 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
             )
         raise_for_problems(
             [
-                f"{name}: @task.flux2 takes no such field; allowed: {', '.join(FIELDS)}"
+                f"{name}: @task.flux2 takes no such field; allowed: {', '.join(REQUEST_FIELDS)}"
                 for name in returned
-                if name not in FIELDS
+                if name not in REQUEST_FIELDS
             ]
         )
         for name, value in returned.items():
             setattr(self, name, value)
+        return read_request(self)
 
 
 async def _result_of(awaitable: Awaitable[Any]) -> Any:

@@ -8,7 +8,7 @@ import json
 import random
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,12 @@ if TYPE_CHECKING:
     from kie_provider.client.endpoint import Endpoint
     from kie_provider.client.models import TaskRecord
     from kie_provider.client.polling import Observation
+    from kie_provider.client.submit_window import Window
+    from kie_provider.client.transport import SharedSession
 
 DEFAULT_CONN_ID = "kie_default"
 DEFAULT_POLL_INTERVAL = 3.0
 DEFAULT_TIMEOUT = 900.0
-#: Kie counts a task when its request arrives, and the one that makes room may have travelled longer: who waits for a
-#: place takes it so many seconds later.
-SUBMIT_MARGIN = (0.1, 0.2)
 #: Triggers that start within this many seconds of each other read a connection once.
 CONNECTION_SECONDS = 60.0
 
@@ -70,23 +69,28 @@ class KieHook(BaseHook):
         :raises KieConnectionError: there is no such connection, or a field of it is not valid.
         """
         if self._client is None:
-            from kie_provider.client.client import KieClient
-
-            if self._endpoint is None:
-                try:
-                    with held():
-                        connection = self.get_connection(self.kie_conn_id)
-                except AirflowNotFoundException:
-                    raise _no_connection(self.kie_conn_id) from None
-                self._endpoint = endpoint_from_connection(connection)
-            self._client = KieClient(self._endpoint)
+            self._client = self._new_client(self._endpoint or self._read_endpoint())
         return self._client
+
+    def _read_endpoint(self) -> Endpoint:
+        try:
+            with held():
+                connection = self.get_connection(self.kie_conn_id)
+        except AirflowNotFoundException:
+            raise _no_connection(self.kie_conn_id) from None
+        return endpoint_from_connection(connection)
+
+    def _new_client(self, endpoint: Endpoint) -> KieClient:
+        from kie_provider.client.client import KieClient
+
+        self._endpoint = endpoint
+        return KieClient(endpoint)
 
     def create_task(self, model: str, input: Mapping[str, Any], callback_url: str | None = None) -> str:  # noqa: A002
         """Create a task, which Kie bills when it succeeds, and return its Kie task id.
 
-        Never sent twice when the first one may have arrived. Waits for a place in the account's window of new tasks, as
-        :meth:`take_submit_place` does.
+        Never sent twice when the first one may have arrived. Waits for a slot in the account's window of new tasks, as
+        :meth:`acquire_slot` does.
 
         :param model: any model of Kie's market, such as ``flux-2/pro-text-to-image``.
         :param input: the model's input object.
@@ -94,35 +98,36 @@ class KieHook(BaseHook):
         :raises KieSubmitUnknownError: sent, but it is not known whether a task was created.
         :raises KieError: nothing was created.
         """
-        self.take_submit_place()
+        self.acquire_slot()
         return self.get_conn().create_task(model, input, callback_url)
 
-    def take_submit_place(self, patience: float | None = None) -> None:
+    def acquire_slot(self, patience: float | None = None) -> None:
         """Wait until one more task may be created: Kie allows an account 20 in ten seconds, and refuses the rest.
 
         All connections of this process with the same key share a window; with ``[kie] rate_limit_storage``, all workers
         do. :meth:`create_task` calls this itself.
 
         :param patience: seconds to wait at most; default 12, which is Kie's window and a little.
-        :raises KieRateLimitError: there was no place so long; ``retry_after`` says when there may be one.
+        :raises KieRateLimitError: no slot will be free so soon; ``retry_after`` says when one may be.
         :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
         """
-        import requests  # noqa: F401  # not between the place and the request
+        import requests  # noqa: F401  # not between the slot and the request
 
-        from kie_provider.client.errors import KieRateLimitError
         from kie_provider.client.retry import SUBMIT_PATIENCE
+        from kie_provider.client.submit_window import waits_for_slot
+
+        for seconds in waits_for_slot(self.submit_window, SUBMIT_PATIENCE if patience is None else patience):
+            time.sleep(seconds)
+
+    @property
+    def submit_window(self) -> Window:
+        """The account's window of new tasks.
+
+        :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
+        """
         from kie_provider.client.submit_window import window_of
 
-        endpoint = self.get_conn().endpoint
-        window = window_of(endpoint, rate_limit_storage())
-        give_up_at = time.monotonic() + (SUBMIT_PATIENCE if patience is None else patience)
-        while seconds := window.take():
-            if time.monotonic() + seconds > give_up_at:
-                raise KieRateLimitError(
-                    f"{endpoint.submit_limit} tasks were created in the last 10 seconds, which is this account's limit",
-                    retry_after=seconds,
-                )
-            time.sleep(seconds + random.uniform(*SUBMIT_MARGIN))
+        return window_of(self.get_conn().endpoint, rate_limit_storage())
 
     def get_task(self, kie_task_id: str) -> TaskRecord:
         """Return the record of a task.
@@ -149,11 +154,17 @@ class KieHook(BaseHook):
         :raises KieTaskFailedError: it ended in ``state=fail``.
         :raises KieResultError: it succeeded without a result.
         """
-        from kie_provider.client.polling import Waiting, wait
+        from kie_provider.client.polling import Waiting, watch
+        from kie_provider.execution_timeout import run
 
-        now = time.time()
-        waiting = Waiting(started_at=now, poll_interval=poll_interval, deadline=now + timeout)
-        return wait(waiting, lambda: self.look(kie_task_id), self.forget_connection)
+        self.get_conn()  # in this thread, whatever thread waits
+
+        async def wait() -> TaskRecord:
+            now = time.time()
+            async with self.polling() as poll_of:
+                return await watch(Waiting(now, poll_interval, deadline=now + timeout), poll_of(kie_task_id))
+
+        return run(lambda _: wait())
 
     def get_credits(self) -> float:
         """Return the balance in credits (1 credit = 0.005 USD)."""
@@ -216,39 +227,49 @@ class KieHook(BaseHook):
     ) -> TaskRecord:
         """Wait on the event loop until the task has succeeded; otherwise as :meth:`wait`.
 
-        The sensor has just looked, so the first look is taken at a random time within one interval: after a restart
+        The first poll is taken at a random time within one interval, as the worker has just polled: after a restart
         of the triggerer, thousands of waits do not open a connection each at the same moment, but share a few.
 
-        :param deadline: epoch seconds of the last look; None: wait for ever.
-        :param gate: held during each look; a semaphore bounds how many are taken at once.
+        :param deadline: epoch seconds of the last poll; None: wait for ever.
+        :param gate: held during each poll; a semaphore bounds how many are taken at once.
         """
-        from kie_provider.client import protocol
-        from kie_provider.client.polling import Waiting, wait_async
-        from kie_provider.client.transport import send_async, shared_session
+        from kie_provider.client.polling import Waiting, watch
 
         spread = min(poll_interval, DEFAULT_POLL_INTERVAL)
         if deadline is not None:
             spread = min(spread, max(deadline - time.time(), 0.0))
         await asyncio.sleep(random.uniform(0.0, spread))
-        request, gate = protocol.get_task(kie_task_id), gate or contextlib.nullcontext()
+        waiting = Waiting(started_at=time.time(), poll_interval=poll_interval, deadline=deadline)
+        async with self.polling(gate) as poll_of:
+            return await watch(waiting, poll_of(kie_task_id))
+
+    @contextlib.asynccontextmanager
+    async def polling(
+        self, gate: AbstractAsyncContextManager[Any] | None = None
+    ) -> AsyncIterator[Callable[[str], TaskPoll]]:
+        """Lease the pooled session of this event loop, for polls of Kie tasks.
+
+        :param gate: held during each poll.
+        """
+        from kie_provider.client.transport import shared_session
+
         async with shared_session() as shared:
+            yield lambda kie_task_id: TaskPoll(self, shared, kie_task_id, gate)
 
-            async def look() -> Observation:
-                try:
-                    async with gate:
-                        answer = await send_async(shared, await self._aget_endpoint(), request)
-                    return protocol.read_look(answer, kie_task_id)
-                except KieError as error:
-                    error.kie_task_id = kie_task_id
-                    return error
+    def refresh_key(self, refused: Endpoint | None) -> None:
+        """Read the connection anew, because Kie has refused its key: it may have been rotated.
 
-            waiting = Waiting(started_at=time.time(), poll_interval=poll_interval, deadline=deadline)
-            return await wait_async(waiting, look, self.forget_connection)
-
-    def forget_connection(self) -> None:
-        """Read the connection anew at the next call: the key may have been rotated."""
-        self.close()
-        self._forgotten, self._endpoint = self._endpoint, None
+        :param refused: what was in use; nothing is read if it is not any more.
+        :raises KieConnectionError: there is no such connection any more, or a field of it is not valid.
+        """
+        if self._endpoint is not refused:
+            return
+        if self._client is None:  # in the triggerer, where the next poll reads it
+            self._forgotten, self._endpoint = refused, None
+            return
+        # Replaced, not removed and made again: other threads use it, and only this one may ask Airflow.
+        before, self._client = self._client, self._new_client(self._read_endpoint())
+        before.close()
 
     def close(self) -> None:
         """Close kept-alive HTTP connections; the next call opens new ones."""
@@ -292,6 +313,41 @@ class KieHook(BaseHook):
             name: fields[field["schema"]["type"][0]](field["label"], description=field["description"])
             for name, field in CONN_FIELDS.items()
         }
+
+
+class TaskPoll:
+    """Polls one Kie task on the event loop; what it is called with is described at ``client.polling.Poll``."""
+
+    def __init__(
+        self, hook: KieHook, shared: SharedSession, kie_task_id: str, gate: AbstractAsyncContextManager[Any] | None
+    ) -> None:
+        from kie_provider.client import protocol
+
+        self._hook = hook
+        self._shared = shared
+        self._kie_task_id = kie_task_id
+        self._gate = gate
+        self._request = protocol.get_task(kie_task_id)
+        self._endpoint: Endpoint | None = None
+
+    async def __call__(self, *, refresh_key: bool = False) -> Observation:
+        """Return the record, or the error in its place; nothing is retried."""
+        from kie_provider.client.protocol import read_look
+        from kie_provider.client.transport import send_async
+
+        try:
+            if refresh_key:
+                self._hook.refresh_key(self._endpoint)
+            self._endpoint = await self._hook._aget_endpoint()  # noqa: SLF001
+            if self._gate is None:
+                answer = await send_async(self._shared, self._endpoint, self._request)
+            else:
+                async with self._gate:
+                    answer = await send_async(self._shared, self._endpoint, self._request)
+            return read_look(answer, self._kie_task_id)
+        except KieError as error:
+            error.kie_task_id = self._kie_task_id
+            return error
 
 
 def endpoint_from_connection(connection: Connection) -> Endpoint:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,34 +13,40 @@ from kie_provider import parameters
 from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
 from kie_provider.links import KieLogsLink, KieResultLink
-from kie_provider.operators.kie import KieCreateTaskOperator
-from kie_provider.operators.results import SavingOperator
-from kie_provider.parameters import ORDER_FIELDS
+from kie_provider.operators.kie import SubmittingOperator
+from kie_provider.operators.results import (
+    DEFAULT_MAX_BYTES,
+    DEFAULT_MAX_PIXELS,
+    SavingOperator,
+)
+from kie_provider.parameters import DEFAULT_FILE_NAME, ORDER_FIELDS
 from kie_provider.waiting import (
-    count_trigger_restart,
-    deadline_seconds,
-    deferral,
-    deferral_exceptions,
     log_success,
-    look,
+    poll_or_defer,
     pull_xcom,
     push_xcom,
     require_image,
+    resume,
+    try_seconds,
+    wait_of_try,
 )
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
-    from kie_provider.airflow_errors import Facts
-    from kie_provider.client.budget import Budget
+    from kie_provider.client.polling import Waiting
     from kie_provider.files.inputs import InputImage
+    from kie_provider.submission.inputs import TaskRequest
+    from kie_provider.submission.single import SingleSubmission
 
 DEFAULT_MODEL = "flux-2/pro"
 #: XCom key under which a try keeps the Kie task id while it is deferred.
 KIE_TASK_ID_KEY = "kie_task_id"
+#: The parameters that make up createTask's body.
+REQUEST_FIELDS = (*ORDER_FIELDS, "callback_url")
 
 
-class Flux2CreateTaskOperator(KieCreateTaskOperator):
+class Flux2CreateTaskOperator(SubmittingOperator):
     """Create one Flux-2 image task and return its Kie task id (str), for a sensor to wait for.
 
     All fields are checked after rendering, together, before anything is sent. Kie bills the task when it succeeds (pro:
@@ -70,13 +75,11 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
     """
 
     template_fields: Sequence[str] = (
-        *ORDER_FIELDS,
-        "callback_url",
+        *REQUEST_FIELDS,
         "max_credits",
         "min_credits_left",
         "kie_conn_id",
     )
-    template_fields_renderers = {}  # noqa: RUF012  # as BaseOperator declares it
 
     def __init__(
         self,
@@ -95,55 +98,35 @@ class Flux2CreateTaskOperator(KieCreateTaskOperator):
         kie_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            model=model,
-            input={},
-            callback_url=callback_url,
-            on_unknown_submit=on_unknown_submit,
-            kie_conn_id=kie_conn_id,
-            **kwargs,
-        )
+        super().__init__(**kwargs)
         self.prompt = prompt
+        self.model = model
         self.aspect_ratio = aspect_ratio
         self.resolution = resolution
         self.input_images = input_images
         self.input_urls = input_urls
         self.nsfw_checker = nsfw_checker
+        self.callback_url = callback_url
         self.max_credits: Any = max_credits
         self.min_credits_left: Any = min_credits_left
-        self._images: Sequence[InputImage] = ()
+        self.on_unknown_submit = on_unknown_submit
+        self.kie_conn_id = kie_conn_id
         parameters.check_constants(self)
 
-    def _order(self) -> tuple[str, Mapping[str, Any]]:
-        from kie_provider.orders import read_order
+    def execute(self, context: Context) -> str:
+        """Check the rendered fields, create the task unless an earlier try has, return its Kie task id."""
+        from kie_provider.submission.single import SingleSubmission
 
-        fields = {name: getattr(self, name) for name in ORDER_FIELDS}
-        order, self._images = read_order(fields, problems=parameters.problems(self))
-        return order.model, order.to_payload()
-
-    def _make_ready(self, hook: KieHook, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        from kie_provider.orders import upload_files
-
-        task_input = super()._make_ready(hook, request)
-        what = f"{request['model']} at {task_input.get('resolution')}"
-        estimate = price_table().credits_for(request["model"], task_input.get("resolution"))
-        self._budget.check(what, estimate, hook.get_credits)
-        return upload_files(task_input, self._read_images, hook)
-
-    @property
-    def _budget(self) -> Budget:
-        from kie_provider.client.budget import Budget
-
-        return Budget(self.max_credits, self.min_credits_left)
-
-    def _read_images(self) -> Sequence[InputImage]:
-        """Return the input images; they have been read already, unless an earlier try's order is submitted again."""
-        from kie_provider.files.inputs import read_input_images
-
-        return self._images or read_input_images(self.input_images)[0]
+        self._submission = submission = SingleSubmission(self, context)
+        with submission.failures():
+            return submission.create(
+                lambda: read_request(self),
+                before_paying=lambda hook, request: check_budget(self, hook, request),
+                find_images=lambda: find_images(self),
+            )
 
 
-class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
+class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
     """Create one Flux-2 image task, wait until it has succeeded, save the image, and return the result dict.
 
     One task instance from prompt to file, so a retry after a crash in any step goes on with the same Kie task and
@@ -174,89 +157,134 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
         "timeout",
     )
     operator_extra_links = (KieLogsLink(), KieResultLink())
-    _makes_images = True
 
     def __init__(
         self,
         *,
+        prompt: str,
+        model: str = DEFAULT_MODEL,
+        aspect_ratio: str = "1:1",
+        resolution: str = "1K",
+        input_images: Any = None,
+        input_urls: Sequence[str] | None = None,
+        nsfw_checker: bool | None = None,
+        callback_url: str | None = None,
+        max_credits: float | str | None = None,
+        min_credits_left: float | str | None = None,
+        on_unknown_submit: str = "fail",
+        target: str | ObjectStoragePath | None = None,
+        file_name: str = DEFAULT_FILE_NAME,
+        overwrite: bool = False,
+        on_wrong_size: str = "warn",
+        embed_provenance: bool = False,
+        redact_prompt: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: timedelta | float | str = DEFAULT_POLL_INTERVAL,
         timeout: timedelta | float | str = DEFAULT_TIMEOUT,
+        kie_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            target=target,
+            file_name=file_name,
+            overwrite=overwrite,
+            on_wrong_size=on_wrong_size,
+            embed_provenance=embed_provenance,
+            redact_prompt=redact_prompt,
+            max_bytes=max_bytes,
+            max_pixels=max_pixels,
+            **kwargs,
+        )
+        self.prompt = prompt
+        self.model = model
+        self.aspect_ratio = aspect_ratio
+        self.resolution = resolution
+        self.input_images = input_images
+        self.input_urls = input_urls
+        self.nsfw_checker = nsfw_checker
+        self.callback_url = callback_url
+        self.max_credits: Any = max_credits
+        self.min_credits_left: Any = min_credits_left
+        self.on_unknown_submit = on_unknown_submit
         self.deferrable = deferrable
         self.poll_interval: Any = poll_interval
         self.timeout: Any = timeout
+        self.kie_conn_id = kie_conn_id
         parameters.check_constants(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Create the task unless an earlier try has, wait for it, and save the image."""
-        journal = self._open_journal(context)
-        with self._failures(journal):
-            kie_task_id = self._create_once(journal)
-            push_xcom(context["ti"], KIE_TASK_ID_KEY, kie_task_id)
-            if self.deferrable:
-                return self._look_or_defer(kie_task_id, context)
-            remaining = max(self._try_started_at(context) + self._try_seconds() - time.time(), 0.0)
-            with KieHook(self.kie_conn_id) as hook:
-                record = hook.wait(kie_task_id, poll_interval=self.poll_interval, timeout=remaining)
-            return self._finish(record.to_result(), context)
+        return self._generate(context, lambda: read_request(self), lambda: find_images(self))
 
     def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
         """Save the image and return the result that the trigger's event carries, or raise its error."""
         from kie_provider.triggers.kie import read_event
 
-        with self._failures(self._open_journal(context)):
-            return self._finish(read_event(event, self._recall_id(context)), context)
+        submission = self._open_submission(context)
+        with submission.failures():
+            submission.kie_task_id = pull_xcom(context["ti"], KIE_TASK_ID_KEY)
+            return self._finish(read_event(event, submission.kie_task_id or ""), context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral; a trigger that timed out or crashed gets one look and, if need be, a successor."""
-        try:
-            return super().resume_execution(next_method, next_kwargs, context)
-        except deferral_exceptions() as error:
-            self.log.warning("The trigger ended without an event (%s); looking at the Kie task", error)
-            with self._failures(self._open_journal(context)):
-                return self._look_or_defer(self._recall_id(context), context, trigger_error=error)
+        """Go on after the deferral; a trigger that timed out or crashed gets one poll and, if need be, a successor."""
 
-    def _look_or_defer(
+        def without_event(error: Exception) -> dict[str, Any]:
+            submission = self._open_submission(context)
+            with submission.failures():
+                submission.kie_task_id = pull_xcom(context["ti"], KIE_TASK_ID_KEY)
+                return self._poll_or_defer(submission.kie_task_id or "", context, trigger_error=error)
+
+        return resume(self, next_method, next_kwargs, context, without_event)
+
+    def _open_submission(self, context: Context) -> SingleSubmission:
+        from kie_provider.submission.single import SingleSubmission
+
+        self._submission = SingleSubmission(self, context, self._charged)
+        return self._submission
+
+    def _generate(
+        self,
+        context: Context,
+        read: Callable[[], TaskRequest],
+        find: Callable[[], Sequence[InputImage]],
+        on_recorded: Callable[[], object] | None = None,
+    ) -> dict[str, Any]:
+        """Create the task unless an earlier try has, wait for it, and save the image.
+
+        The parameters are those of :meth:`~kie_provider.submission.single.SingleSubmission.create`.
+        """
+        submission = self._open_submission(context)
+        with submission.failures():
+            kie_task_id = submission.create(
+                read, before_paying=self._before_paying, find_images=find, on_recorded=on_recorded
+            )
+            push_xcom(context["ti"], KIE_TASK_ID_KEY, kie_task_id)
+            if self.deferrable:
+                return self._poll_or_defer(kie_task_id, context)
+            remaining = max((self._wait_of_try(context).deadline or 0.0) - time.time(), 0.0)
+            with KieHook(self.kie_conn_id) as hook:
+                record = hook.wait(kie_task_id, poll_interval=self.poll_interval, timeout=remaining)
+            return self._finish(record.to_result(), context)
+
+    def _before_paying(self, hook: KieHook, request: TaskRequest) -> None:
+        if self._saves:
+            self.saver(hook, images_only=True).check_target()
+        check_budget(self, hook, request)
+
+    def _wait_of_try(self, context: Context) -> Waiting:
+        return wait_of_try(context["ti"], self.poll_interval, try_seconds(self.timeout, self.execution_timeout))
+
+    def _poll_or_defer(
         self, kie_task_id: str, context: Context, trigger_error: Exception | None = None
     ) -> dict[str, Any]:
-        """Return the result, if it is there; else wait for it in the triggerer.
-
-        :param trigger_error: how the trigger that waited has ended, if it should not have.
-        """
         from kie_provider.client.models import raise_for_problems
-        from kie_provider.client.polling import Done, Waiting
 
         raise_for_problems(parameters.problems(self), "nothing more was sent.")
-        started_at = self._try_started_at(context)
-        waiting = Waiting(
-            started_at,
-            self.poll_interval,
-            deadline=started_at + self._try_seconds(),
-            key_was_refreshed=True,  # this look reads the connection first, so a refused key is final at once
-        )
-        verdict = look(self.kie_conn_id, kie_task_id, waiting)
-        if isinstance(verdict, Done):
-            return self._finish(verdict.record.to_result(), context)
-        self.log.info("Kie task %s: %s", kie_task_id, verdict.reason)
-        if trigger_error is not None:
-            count_trigger_restart(context["ti"], trigger_error)
-        raise deferral(self.kie_conn_id, kie_task_id, waiting)
-
-    def _try_started_at(self, context: Context) -> float:
-        """Return the epoch seconds when this try began, which survive deferral."""
-        start = context["ti"].start_date
-        return start.timestamp() if start else time.time()
-
-    def _try_seconds(self) -> float:
-        return deadline_seconds(self.timeout, self.execution_timeout)
-
-    def _recall_id(self, context: Context) -> str:
-        """Return the id that this try waits for: the worker that created the task has noted it for the next one."""
-        self._submitted_id = pull_xcom(context["ti"], KIE_TASK_ID_KEY)
-        return self._submitted_id or ""
+        waiting = self._wait_of_try(context)
+        record = poll_or_defer(context["ti"], self.kie_conn_id, kie_task_id, waiting, trigger_error)
+        return self._finish(record.to_result(), context)
 
     @property
     def _saves(self) -> bool:
@@ -264,18 +292,42 @@ class Flux2GenerateImageOperator(Flux2CreateTaskOperator, SavingOperator):
 
         return not is_blank(self.target)
 
-    def _make_ready(self, hook: KieHook, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self._saves:
-            self._saver(hook).check_target()
-        return super()._make_ready(hook, request)
-
-    def _facts(self) -> Facts:
-        return replace(super()._facts(), charged=self._charged())
-
     def _finish(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
         self._result = result
         log_success(self.log, require_image(result))
         if self._saves:
             with KieHook(self.kie_conn_id) as hook:
-                result = self._save(result, self._saver(hook), context)
+                result = self._save(result, self.saver(hook, images_only=True), context)
         return result
+
+
+def read_request(operator: Flux2CreateTaskOperator | Flux2GenerateImageOperator) -> TaskRequest:
+    """Return what the rendered fields ask for.
+
+    :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
+    """
+    from kie_provider.submission.inputs import flux2_request
+
+    fields = {name: getattr(operator, name) for name in ORDER_FIELDS}
+    return flux2_request(fields, operator.callback_url, parameters.problems(operator))
+
+
+def check_budget(
+    operator: Flux2CreateTaskOperator | Flux2GenerateImageOperator, hook: KieHook, request: TaskRequest
+) -> None:
+    """Raise if the image exceeds the budget.
+
+    :raises KieBudgetError: it does.
+    """
+    from kie_provider.submission.budget import Budget
+
+    model, resolution = request.kind
+    budget = Budget(operator.max_credits, operator.min_credits_left)
+    budget.check(f"{model} at {resolution}", price_table().credits_for(model, resolution), hook.get_credits)
+
+
+def find_images(operator: Flux2CreateTaskOperator | Flux2GenerateImageOperator) -> Sequence[InputImage]:
+    """Return the input images, where what an earlier try has submitted is sent anew."""
+    from kie_provider.files.inputs import read_input_images
+
+    return read_input_images(operator.input_images)[0]

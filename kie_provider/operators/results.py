@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
@@ -14,6 +13,7 @@ from kie_provider.assets import tell_assets
 from kie_provider.client.errors import KieTaskFailedError, KieTaskTimeoutError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.links import KieLogsLink, KieResultLink
+from kie_provider.parameters import DEFAULT_FILE_NAME
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from kie_provider.client.models import TaskRecord
     from kie_provider.files.saving import ResultSaver
 
-DEFAULT_FILE_NAME = "{kie_task_id}-{index}.{extension}"
 DEFAULT_MAX_BYTES = 2**30
 #: A decoded pixel takes four bytes: with this limit, 48 MB.
 DEFAULT_MAX_PIXELS = 12_000_000
@@ -34,8 +33,6 @@ class SavingOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("target", "file_name")
-    #: Nothing else is a result of such an operator.
-    _makes_images: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -66,16 +63,26 @@ class SavingOperator(BaseOperator):
         charged = self._result.get("credits_consumed")
         return charged if isinstance(charged, int | float) and charged > 0 else None
 
-    def _saver(self, hook: KieHook, **changes: Any) -> ResultSaver:
+    def saver(self, hook: KieHook, *, images_only: bool = False, file_name: str | None = None) -> ResultSaver:
         """Return what saves; making it checks the rendered parameters.
 
-        :param changes: parameters to put in the place of those of the author.
+        :param images_only: nothing else is a result of this operator.
+        :param file_name: in the place of the author's.
         """
         from kie_provider.config import price_table
         from kie_provider.files.saving import ResultSaver, SaveOptions
 
-        options = SaveOptions(**{field.name: getattr(self, field.name) for field in fields(SaveOptions)} | changes)
-        return ResultSaver(options, hook, price_table(), images_only=self._makes_images)
+        options = SaveOptions(
+            target=self.target,
+            file_name=self.file_name if file_name is None else file_name,
+            overwrite=self.overwrite,
+            on_wrong_size=self.on_wrong_size,
+            embed_provenance=self.embed_provenance,
+            redact_prompt=self.redact_prompt,
+            max_bytes=self.max_bytes,
+            max_pixels=self.max_pixels,
+        )
+        return ResultSaver(options, hook, price_table(), images_only=images_only)
 
     def _save(self, result: Mapping[str, Any], saver: ResultSaver, context: Context) -> dict[str, Any]:
         """Save the files of a result, tell the assets among the outlets, and return the result with ``files``."""
@@ -128,17 +135,34 @@ class KieSaveResultOperator(SavingOperator):
         *,
         result: str | Mapping[str, Any],
         target: str | ObjectStoragePath,
+        file_name: str = DEFAULT_FILE_NAME,
+        overwrite: bool = False,
+        on_wrong_size: str = "warn",
+        embed_provenance: bool = False,
+        redact_prompt: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         kie_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
-        super().__init__(target=target, **kwargs)
+        super().__init__(
+            target=target,
+            file_name=file_name,
+            overwrite=overwrite,
+            on_wrong_size=on_wrong_size,
+            embed_provenance=embed_provenance,
+            redact_prompt=redact_prompt,
+            max_bytes=max_bytes,
+            max_pixels=max_pixels,
+            **kwargs,
+        )
         self.result = result
         self.kie_conn_id = kie_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Save every file that is not there yet."""
         with failures(self.log, self._facts), KieHook(self.kie_conn_id) as hook:
-            saver = self._saver(hook)
+            saver = self.saver(hook)
             return self._save(_read_result(self.result, hook), saver, context)
 
     def _facts(self) -> Facts:
@@ -172,7 +196,9 @@ def _finished(record: TaskRecord) -> TaskRecord:
 
     if record.state is TaskState.FAIL:
         reason = record.fail_message or "Kie gave no reason"
-        raise KieTaskFailedError(reason, code=record.fail_code, kie_task_id=record.kie_task_id)
+        raise KieTaskFailedError(
+            reason, code=record.fail_code, kie_task_id=record.kie_task_id, credits_consumed=record.credits_consumed
+        )
     if record.state is TaskState.RUNNING:
         raise KieTaskTimeoutError(
             f"it is still {record.kie_state}, and this operator does not wait; put KieTaskSensor before it",

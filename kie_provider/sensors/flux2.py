@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from kie_provider.sensors.kie import KieTaskSensor
-from kie_provider.waiting import require_image
 
 
 class Flux2TaskSensor(KieTaskSensor):
@@ -14,5 +11,4 @@ class Flux2TaskSensor(KieTaskSensor):
     Otherwise as :class:`~kie_provider.sensors.kie.KieTaskSensor`.
     """
 
-    def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        return super()._finish(require_image(result))
+    _requires_image = True

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
@@ -24,12 +23,14 @@ from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAU
 from kie_provider.last_words import goes_on, log_last_words
 from kie_provider.links import KieLogsLink, KieResultLink
 from kie_provider.waiting import (
-    count_trigger_restart,
-    deadline_seconds,
-    deferral,
-    deferral_exceptions,
     log_success,
-    look,
+    poll,
+    poll_or_defer,
+    require_image,
+    resume,
+    try_seconds,
+    try_started_at,
+    wait_of_try,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class KieTaskSensor(BaseSensorOperator):
     template_fields: Sequence[str] = ("kie_task_id", "kie_conn_id")
     operator_extra_links = (KieLogsLink(), KieResultLink())
     ui_color = "#f3f0fc"
+    _requires_image: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -81,7 +83,7 @@ class KieTaskSensor(BaseSensorOperator):
         parameters.check_constants(self)
 
     def execute(self, context: Context) -> Any:
-        """Look once; defer if the task is still running. Without ``deferrable``, poke as every sensor does."""
+        """Poll once; defer if the task is still running. Without ``deferrable``, poke as every sensor does."""
         if not self.deferrable:
             try:
                 return super().execute(context)
@@ -90,12 +92,12 @@ class KieTaskSensor(BaseSensorOperator):
                     reason = f"{self._reason} after {self.timeout:g} seconds of this wait"
                     raise KieTaskTimeoutError(reason, kie_task_id=self.kie_task_id) from None
         with self._failures():
-            return self._look_or_defer(context)
+            return self._poll_or_defer(context)
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look once."""
+        """Poll once."""
         with failures(self.log, self._facts, sensor_failure):
-            result = self._look(self._waiting or self._new_wait(context))
+            result = self._poke(self._waiting or self._wait_of_pokes(context))
         return PokeReturnValue(is_done=result is not None, xcom_value=result)
 
     def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:  # noqa: ARG002
@@ -106,74 +108,68 @@ class KieTaskSensor(BaseSensorOperator):
             return self._finish(read_event(event, self.kie_task_id))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral; a trigger that timed out or crashed gets one look and, if need be, a successor."""
-        try:
-            # Not BaseSensorOperator's: it would fail or skip before we have looked.
-            return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
-        except deferral_exceptions() as error:
-            self.log.warning("The trigger ended without an event (%s); looking at the Kie task", error)
+        """Go on after the deferral; a trigger that timed out or crashed gets one poll and, if need be, a successor."""
+
+        def without_event(error: Exception) -> dict[str, Any]:
             with self._failures():
-                return self._look_or_defer(context, error)
+                return self._poll_or_defer(context, error)
+
+        # Not BaseSensorOperator's: it would fail or skip before we have polled.
+        return resume(self, next_method, next_kwargs, context, without_event)
 
     def on_kill(self) -> None:
         """Say in the log that the Kie task goes on."""
         log_last_words(self.log, goes_on(self.kie_task_id))
 
-    def _look(self, waiting: Waiting) -> dict[str, Any] | None:
-        """Take one look and return the result dict, or None while the task is running.
+    def _poke(self, waiting: Waiting) -> dict[str, Any] | None:
+        """Poll once and return the result dict, or None while the task is running.
 
         :raises KieError: the wait is over without a result.
         """
-        from kie_provider.client.models import got, is_blank
-        from kie_provider.client.polling import Done
+        from kie_provider.client.polling import Again
 
-        kie_task_id = self.kie_task_id
-        if is_blank(kie_task_id) or not isinstance(kie_task_id, str):
-            raise KieValidationError(f"kie_task_id: must be the id that createTask returned, {got(kie_task_id)}")
-        verdict = look(self.kie_conn_id, kie_task_id, waiting)
-        if isinstance(verdict, Done):
+        verdict = poll(self.kie_conn_id, self._valid_id(), waiting)
+        if not isinstance(verdict, Again):
             return self._finish(verdict.record.to_result())
-        self.log.info("Kie task %s: %s", kie_task_id, verdict.reason)
+        self.log.info("Kie task %s: %s", self.kie_task_id, verdict.reason)
         self._waiting, self._reason = verdict.waiting, verdict.reason
         return None
 
-    def _new_wait(self, context: Context, timeout: float | None = None) -> Waiting:
-        """Return a wait that began with this try: its start survives deferral and rescheduling.
-
-        :param timeout: seconds to the deadline; None: BaseSensorOperator watches the time.
-        """
+    def _wait_of_pokes(self, context: Context) -> Waiting:
+        """Return the wait of a sensor that pokes, whose time BaseSensorOperator watches."""
         from kie_provider.client.polling import Waiting
 
         ti = context["ti"]
         first_reschedule = ti.get_first_reschedule_date(context) if self.reschedule else None
-        start = first_reschedule or ti.start_date
-        started_at = start.timestamp() if start else time.time()
-        return Waiting(
-            started_at,
-            self.poke_interval,
-            deadline=None if timeout is None else started_at + timeout,
-            # Every look reads the connection first, so a refused key is final at once.
-            key_was_refreshed=True,
-        )
+        started_at = first_reschedule.timestamp() if first_reschedule else try_started_at(ti)
+        # Every poke reads the connection first, so a refused key is final at once.
+        return Waiting(started_at, self.poke_interval, key_was_refreshed=True)
 
-    def _deferred_wait(self, context: Context) -> Waiting:
-        """Return the same with the deadline that BaseSensorOperator does not watch while the task is deferred."""
-        return self._new_wait(context, deadline_seconds(self.timeout, self.execution_timeout))
-
-    def _look_or_defer(self, context: Context, trigger_error: Exception | None = None) -> dict[str, Any]:
+    def _poll_or_defer(self, context: Context, trigger_error: Exception | None = None) -> dict[str, Any]:
         """Return the result, if it is there; else wait for it in the triggerer.
 
         :param trigger_error: how the trigger that waited has ended, if it should not have.
         """
-        waiting = self._deferred_wait(context)
-        if result := self._look(waiting):
-            return result
-        if trigger_error is not None:
-            count_trigger_restart(context["ti"], trigger_error)
-        raise deferral(self.kie_conn_id, self.kie_task_id, waiting)
+        ti = context["ti"]
+        waiting = wait_of_try(ti, self.poke_interval, try_seconds(self.timeout, self.execution_timeout))
+        record = poll_or_defer(ti, self.kie_conn_id, self._valid_id(), waiting, trigger_error)
+        return self._finish(record.to_result())
+
+    def _valid_id(self) -> str:
+        """Return the Kie task id.
+
+        :raises KieValidationError: it is none.
+        """
+        from kie_provider.client.models import got, is_blank
+
+        kie_task_id = self.kie_task_id
+        if is_blank(kie_task_id) or not isinstance(kie_task_id, str):
+            raise KieValidationError(f"kie_task_id: must be the id that createTask returned, {got(kie_task_id)}")
+        return kie_task_id
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Take the result dict of the successful task; the place for a model's own demands on it."""
+        if self._requires_image:
+            require_image(result)
         log_success(self.log, result)
         return result
 

@@ -138,6 +138,19 @@ def _claim_the_same(
     return [record for candidates in by_fingerprint.values() for record in candidates]
 
 
+def of_this_try(records: Sequence[SubmissionRecord], count: int) -> list[SubmissionRecord | None]:
+    """Find the submission for every item of the list that this try has begun with; None: there is none yet.
+
+    :param records: of which :meth:`~kie_provider.submission.journal.Journal.begin` has said to which item they belong.
+    :param count: of items.
+    """
+    claimed: list[SubmissionRecord | None] = [None] * count
+    known = [record for record in records if record.state in _PREFERRED and record.item < count]
+    for record in sorted(known, key=lambda record: _PREFERRED.index(record.state), reverse=True):
+        claimed[record.item] = record
+    return claimed
+
+
 def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the names of the fields of createTask's body in which two requests differ."""
     before, now = _flat(before), _flat(storable(now))

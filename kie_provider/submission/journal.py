@@ -68,7 +68,7 @@ class Journal:
         self._store = open_store(context)
         self._reader = Reader(self._ask)
         ti: Any = context.get("ti")  # a DAG author's unit test may have none
-        self._try_number: int = getattr(ti, "try_number", 1)
+        self.try_number: int = getattr(ti, "try_number", 1)
         self.max_tries: int | None = getattr(ti, "max_tries", None)
         self._read_max_tries: int | None = self.max_tries
         self._records: dict[tuple[int, int], SubmissionRecord] = {}
@@ -108,17 +108,22 @@ class Journal:
     @property
     def latest(self) -> SubmissionRecord | None:
         """The last submission of this try, as far as this process knows it."""
-        return self._records.get((self._try_number, self._last))
+        return self._records.get((self.try_number, self._last))
 
     @property
     def submissions_of_this_try(self) -> list[SubmissionRecord]:
         """Those of them that this try has submitted."""
-        return [record for record in self._records.values() if record.try_number == self._try_number]
+        return [record for record in self._records.values() if record.try_number == self.try_number]
+
+    def latest_of(self, item: int) -> SubmissionRecord | None:
+        """Return the last submission of this try for an item of its list."""
+        of_item = [record for record in self.submissions_of_this_try if record.item == item]
+        return of_item[-1] if of_item else None
 
     @property
     def position(self) -> list[int]:
         """What a deferral carries, for :meth:`resume`: the try, its summaries and its submissions."""
-        return [self._try_number, self._summaries, self._last]
+        return [self.try_number, self._summaries, self._last]
 
     # Reading
 
@@ -139,7 +144,7 @@ class Journal:
         :raises OutOfStepError: Airflow answers other questions than were asked.
         """
         self._read_all()
-        if not expected or expected[0] != self._try_number:
+        if not expected or expected[0] != self.try_number:
             return
         for attempt in range(LATE_READS):
             if _reaches(self.position, expected):
@@ -168,12 +173,12 @@ class Journal:
         return self._intents[key]
 
     def _read_all(self) -> None:
-        first = 1 if self.is_durable else self._try_number
-        for try_number in range(self._try_number, first - 1, -1):
+        first = 1 if self.is_durable else self.try_number
+        for try_number in range(self.try_number, first - 1, -1):
             found = self._reader.read_try(try_number)
             if found is None:
                 continue
-            if try_number == self._try_number:
+            if try_number == self.try_number:
                 self._go_on_after(found)
             elif self._reader.has_succeeded(try_number):
                 return  # and a person has cleared it since, and wants new images
@@ -187,7 +192,7 @@ class Journal:
         self.has_begun = True
         self._summaries, self._summarized = len(found.summaries), found.summarized
         self._last = self._summarized + len(found.intents)
-        behind = [(self._try_number, intent.record.number) for intent in found.intents]
+        behind = [(self.try_number, intent.record.number) for intent in found.intents]
         self._news = {key: found.records[key] for key in behind}
         if found.beginning:
             self.begun_at, self.estimate = found.beginning.begun_at, found.beginning.estimate
@@ -207,12 +212,18 @@ class Journal:
         """Write down what this try knows, so that the next one need not read the tries before.
 
         :param kept: the submissions that still count.
-        :param claimed: those that this try goes on with.
+        :param claimed: for every item the one that this try goes on with; those of no item get an index behind them.
         :raises Exception: it cannot be written, so nothing may be sent.
         """
         self.begun_at, self.estimate = time.time(), estimate
-        goes_on = [replace(record, max_tries=self.max_tries) for record in claimed if record is not None]
-        self._records = merge(merge({}, kept), goes_on)
+        claimed = list(claimed)
+        others = [replace(record, item=len(claimed) + index) for index, record in enumerate(kept)]
+        goes_on = [
+            replace(record, item=index, max_tries=self.max_tries)
+            for index, record in enumerate(claimed)
+            if record is not None
+        ]
+        self._records = merge(merge({}, others), goes_on)
         self._add_summary(Summary(tuple(self._records.values()), self.max_tries, 1, 1, self.begun_at, estimate))
         self._write_summaries()
         self.has_begun = True
@@ -224,7 +235,7 @@ class Journal:
 
         A try that was cleared or replaced reads an empty store, and cannot write to it.
         """
-        record = SubmissionRecord(self._try_number, self._last + 1, fingerprint, item, self.max_tries, at=time.time())
+        record = SubmissionRecord(self.try_number, self._last + 1, fingerprint, item, self.max_tries, at=time.time())
         intent = Intent(record, request, conn_id, host, self._summaries)
         fact = facts.intent_fact(intent)
         # True until the fence stands, and then it is not written.
@@ -339,7 +350,7 @@ class Journal:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _add_summary(self, summary: Summary) -> None:
-        self._pending.extend(facts.summary_facts(self._try_number, self._summaries + 1, summary))
+        self._pending.extend(facts.summary_facts(self.try_number, self._summaries + 1, summary))
         self._summarized = max(self._summarized, summary.last)
         self._news = {}
 

@@ -2,66 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from kie_provider.client.errors import KieError, KieSubmitUnknownError
-from kie_provider.execution_timeout import held
+from kie_provider.client.errors import KieError, KieRateLimitError, KieSubmitUnknownError
+from kie_provider.client.retry import SUBMIT_PATIENCE, SubmitPatience
+from kie_provider.client.submit_window import waits_for_slot
 
 if TYPE_CHECKING:
+    from kie_provider.execution_timeout import Alarm
     from kie_provider.hooks.kie import KieHook
+    from kie_provider.submission.inputs import TaskRequest
     from kie_provider.submission.journal import Journal
     from kie_provider.submission.record import SubmissionRecord
 
+T = TypeVar("T")
+
+#: So many createTasks of a task instance are in flight at once; a crash can leave as many of which nobody knows whether
+#: a task was created. Kie answers within a second, so four keep up with the 20 in ten seconds that it allows.
+MAX_IN_FLIGHT = 4
 #: Before Airflow 3.3 nothing can come back later for free, so a submission waits for its slot on the worker.
 LONGEST_SLOT_WAIT = 600.0
 
 
-def submit(
-    journal: Journal,
-    hook: KieHook,
-    request: Mapping[str, Any],
-    task_input: Mapping[str, Any],
-    fingerprint: str,
-    *,
-    item: int = 0,
-) -> SubmissionRecord:
-    """Create a Kie task: wait for a slot, write the intent, send createTask, write down the answer.
+class Submitter:
+    """Creates the Kie tasks of a task instance, up to :data:`MAX_IN_FLIGHT` at a time, on an event loop.
 
-    A refusal for the moment (429, 455) is written down before the next attempt waits, about twelve seconds in all, so
-    that no intent stands without an answer while nothing is on its way.
+    Each submission waits for a slot, writes the intent, sends createTask from a thread, and writes down the answer. The
+    journal is written in the thread of the event loop only. Use it as a context manager.
 
-    :param request: createTask's body, as the journal keeps it.
-    :param task_input: the input to send, in which every file has become a URL.
-    :param fingerprint: stands for what is submitted.
-    :param item: index in the list of a batch.
-    :return: what is known of the submission: its Kie task id.
-    :raises KieSubmitUnknownError: sent, but it is not known whether a task was created; the intent says so.
-    :raises KieError: nothing was created.
+    :param alarm: of ``execution_timeout``; when it has rung, nothing more is sent.
     """
-    from kie_provider.client.client import persist_in_submitting
 
-    hook.take_submit_place(None if journal.is_durable else LONGEST_SLOT_WAIT)
-    client = hook.get_conn()
+    def __init__(self, journal: Journal, hook: KieHook, alarm: Alarm) -> None:
+        import requests  # noqa: F401  # not between the slot and the request
 
-    def attempt_once() -> SubmissionRecord:
-        with held() as alarm:  # if it rings, it goes off behind this block, when all is written down
-            record = journal.intend(
-                request, fingerprint, item=item, conn_id=hook.kie_conn_id, host=client.endpoint.host
-            )
-            refusal: Exception
-            try:
-                if alarm.has_rung or journal.is_stopping:
-                    raise InterruptedError("the try ended before createTask was sent")
-                kie_task_id = client.create_task_once(request["model"], task_input, request.get("callBackUrl"))
-            except KieSubmitUnknownError:
-                raise  # the intent stays: it says what nobody knows
-            except (KieError, InterruptedError) as error:
-                record, refusal = journal.refused(record, error, alarm), error
-            else:
-                record = journal.created(record, kie_task_id, alarm)
-        if record.state != "submitted":
-            raise refusal
-        return record
+        self._journal = journal
+        self._hook = hook
+        self._alarm = alarm
+        self._client = hook.get_conn()
+        self._window = hook.submit_window
+        self._turn = asyncio.Lock()  # slots and intents go in the order of the submissions
+        self._places = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="kie-submit")
 
-    return persist_in_submitting(attempt_once)
+    def __enter__(self) -> Submitter:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def submit(self, request: TaskRequest, *, item: int = 0) -> SubmissionRecord:
+        """Create a Kie task, and return what is known of the submission: its Kie task id.
+
+        A refusal for the moment (429, 455) is written down before the next attempt waits, about twelve seconds in all,
+        so that no intent stands without an answer while nothing is on its way. Cancelled, it sends nothing more, but
+        writes down the answer to what it has sent.
+
+        :param item: index in the list of a batch.
+        :raises KieSubmitUnknownError: sent, but it is not known whether a task was created; the intent says so.
+        :raises KieError: nothing was created.
+        """
+        async with self._places:
+            body = await self._in_thread(partial(request.upload_files, self._hook))
+            patience = SubmitPatience()
+            while True:
+                async with self._turn:
+                    await self._acquire_slot()
+                    answer = self._send(request, body, item)
+                try:
+                    return await _uncut(answer)
+                except KieError as error:
+                    delay = patience.delay_after(error)
+                await asyncio.sleep(delay)
+
+    async def _acquire_slot(self) -> None:
+        for seconds in waits_for_slot(self._window, SUBMIT_PATIENCE if self._journal.is_durable else LONGEST_SLOT_WAIT):
+            await asyncio.sleep(seconds)
+
+    def _send(self, request: TaskRequest, body: Mapping[str, Any], item: int) -> asyncio.Future[SubmissionRecord]:
+        """Put up the fence and send createTask; the future has the answer, written down."""
+        slot_taken_at = time.monotonic()
+        record = self._journal.intend(
+            request.body,
+            request.fingerprint,
+            item=item,
+            conn_id=self._hook.kie_conn_id,
+            host=self._client.endpoint.host,
+        )
+        if self._alarm.has_rung or self._journal.is_stopping:
+            error = InterruptedError("the try ended before createTask was sent")
+            self._journal.refused(record, error, self._alarm)
+            raise error
+        sent = partial(self._client.create_task_once, body, lambda at: self._window.sent(at - slot_taken_at))
+        return asyncio.ensure_future(self._written_down(record, self._in_thread(sent)))
+
+    async def _written_down(self, record: SubmissionRecord, answer: asyncio.Future[str]) -> SubmissionRecord:
+        try:
+            kie_task_id = await answer
+        except KieSubmitUnknownError:
+            raise  # the intent stays: it says what nobody knows
+        except KieError as error:
+            if isinstance(error, KieRateLimitError):
+                self._window.refused()
+            self._journal.refused(record, error, self._alarm)
+            raise
+        return self._journal.created(record, kie_task_id, self._alarm)
+
+    def _in_thread(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+async def _uncut(future: asyncio.Future[T]) -> T:
+    """Return the result of a future; when cancelled, wait for it nevertheless, and be cancelled then."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:  # noqa: PERF203
+            cancelled = error
+    if cancelled is not None:
+        future.exception()  # whatever it is, the time-out counts
+        raise cancelled
+    return future.result()

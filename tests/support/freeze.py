@@ -99,6 +99,7 @@ def journal() -> dict[str, Any]:
     """Return all facts of a task instance whose second try has succeeded."""
     from kie_provider.client.errors import KieRateLimitError, KieValidationError
     from kie_provider.execution_timeout import Alarm
+    from kie_provider.submission.decide import of_this_try
     from kie_provider.submission.facts import success_fact, success_key
     from kie_provider.submission.journal import Journal
     from kie_provider.submission.record import fingerprint_of_request
@@ -136,7 +137,7 @@ def journal() -> dict[str, Any]:
         intend(first, "a gull", 4)
         facts["kie.1.6.settled"] = KIE_TASK_ID.replace("e", "a")
         second = open_journal(2)
-        second.begin(second.records, second.records, estimate=20.0)
+        second.begin(second.records, of_this_try(second.records, 5), estimate=20.0)
         second.created(intend(second, "an owl", 2), KIE_TASK_ID.replace("e", "b"), Alarm())
         second.summarize(is_complete=True)
         facts[success_key(2)] = success_fact(2)

@@ -25,7 +25,7 @@ from kie_provider.client.download import DownloadedFile
 from kie_provider.client.models import TaskRecord, TaskState
 from kie_provider.client.prices import LIST_USD_PER_CREDIT, PriceTable
 from kie_provider.config import price_table
-from kie_provider.decorators.flux2 import FIELDS, Flux2DecoratedOperator
+from kie_provider.decorators.flux2 import Flux2DecoratedOperator
 from kie_provider.emulator import __main__ as emulator_command
 from kie_provider.emulator import faults
 from kie_provider.emulator.models import MODELS
@@ -35,7 +35,7 @@ from kie_provider.files.storage import PACKAGES
 from kie_provider.hooks.kie import KieHook, endpoint_from_connection
 from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.operators.contact_sheet import KieContactSheetOperator
-from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
+from kie_provider.operators.flux2 import REQUEST_FIELDS, Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.kie import KieCreateTaskOperator
 from kie_provider.operators.results import KieSaveResultOperator, SavingOperator
 from kie_provider.sensors.kie import KieTaskSensor
@@ -328,17 +328,11 @@ def test_errors_page_has_every_error():
 
 
 def parameters_of(operator):
-    """Return names and defaults of what an operator of this package takes, inherited parameters included."""
-    taken: dict[str, object] = {}
-    for each in reversed(operator.__mro__):
-        if each.__module__.startswith("kie_provider."):
-            signature = inspect.signature(each.__init__)
-            taken |= {
-                name: parameter.default
-                for name, parameter in signature.parameters.items()
-                if name not in ("self", "kwargs")
-            }
-    return taken
+    """Return names and defaults of what an operator takes, as its signature says it, which has a type for each."""
+    parameters = inspect.signature(operator.__init__).parameters.values()
+    own = [each for each in parameters if each.name not in ("self", "kwargs")]
+    assert not [each.name for each in own if each.annotation is inspect.Parameter.empty]
+    return {each.name: each.default for each in own}
 
 
 def parameter_table(*headings):
@@ -356,9 +350,8 @@ GENERATE = ("Flux2GenerateImageOperator", "Flux2CreateTaskOperator", "KieSaveRes
 @pytest.mark.parametrize(
     ("headings", "operator", "without"),
     [
-        # "input" is what Flux2CreateTaskOperator makes of its fields.
-        (GENERATE, Flux2GenerateImageOperator, {"input", "result"}),
-        (("Flux2CreateTaskOperator",), Flux2CreateTaskOperator, {"input"}),
+        (GENERATE, Flux2GenerateImageOperator, {"result"}),
+        (("Flux2CreateTaskOperator",), Flux2CreateTaskOperator, set()),
         (("KieCreateTaskOperator",), KieCreateTaskOperator, set()),
         (("Flux2TaskSensor, KieTaskSensor",), KieTaskSensor, set()),
         (("KieSaveResultOperator",), KieSaveResultOperator, set()),
@@ -417,7 +410,7 @@ def test_template_fields_are_documented():
 
 def test_decorator_is_documented():
     page = FENCE.sub("", section("docs/operators.md", "@task.flux2"))
-    assert set(FIELDS) <= set(code(page))
+    assert set(REQUEST_FIELDS) <= set(code(page))
     assert parameters_of(Flux2DecoratedOperator).keys() - parameters_of(Flux2GenerateImageOperator).keys() == {
         "python_callable",
         "op_args",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import Asset
 
+from kie_provider.batch.run import PROGRESS_KEY
 from kie_provider.client.errors import KieBatchError
 from kie_provider.emulator import KieEmulator
-from kie_provider.operators.batch import PROGRESS_KEY, Flux2BatchOperator
+from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.submission.facts import success_fact, success_key
 from tests.support.airflow_inprocess import run_task
 
@@ -120,7 +123,7 @@ class TestAllIsWell:
 
     @DEFERRABLE
     def test_more_than_may_run_at_once(self, run, kie, monkeypatch, deferrable):
-        monkeypatch.setattr("kie_provider.batch.run.MAX_RUNNING", 2)
+        monkeypatch.setattr("kie_provider.batch.engine.MAX_RUNNING", 2)
         monkeypatch.setattr("kie_provider.submission.journal.SUBMISSIONS_PER_SUMMARY", 2)
 
         outcome = run(deferrable=deferrable)
@@ -167,7 +170,7 @@ class TestAllIsWell:
 
         assert seen == [{"images": 6, **counts(saved=6), "credits": 30}]
         log = capsys.readouterr().out + caplog.text
-        assert "0 of 6 images saved, 0 failed, 0 unknown, 6 running, 0 to order; 0 credits" in log
+        assert re.search(r"\d of 6 images saved, 0 failed, 0 unknown, \d running, 0 to order; \d+ credits", log)
         assert "6 of 6 images saved, 0 failed, 0 unknown, 0 running, 0 to order; 30 credits" in log
         assert "6 images, 30 credits by the price table: 6 x flux-2/pro-text-to-image at 1K for 5" in log
         assert "30 credits were charged, 30 were estimated" in log
@@ -208,8 +211,12 @@ class TestNames:
             "sku-17.png",
         ]
         log = capsys.readouterr().out + caplog.text
-        for line in ("prompts[0] saved (1 of 3): sku-17.png", "prompts[1] saved (2 of 3): birds/an-owl-001.png"):
-            assert line in log
+        for line in (
+            r"prompts\[0\] saved \(\d of 3\): sku-17.png",
+            r"prompts\[1\] saved \(\d of 3\): birds/an-owl-001",
+        ):
+            assert re.search(line, log)
+        assert all(f"saved ({number} of 3)" in log for number in (1, 2, 3))
 
     def test_a_name_that_is_taken_is_refused_before_anything_is_sent(self, run, kie, tmp_path):
         (tmp_path / "3.png").write_text("somebody's")
@@ -373,13 +380,13 @@ class TestPartialSuccess:
 
     @DEFERRABLE
     def test_kie_refuses_more_than_may_run_at_once(self, run, kie, tmp_path, monkeypatch, deferrable):
-        monkeypatch.setattr("kie_provider.batch.run.MAX_RUNNING", 2)
+        monkeypatch.setattr("kie_provider.batch.engine.MAX_RUNNING", 2)
         kie.fault({"on": "createTask", "do": "code", "code": 422, "msg": "no foxes", "times": 3})
 
         outcome = run(min_success=0.5, deferrable=deferrable)
 
         assert outcome.state == "success", outcome.error
-        assert outcomes_in(tmp_path) == ["failed"] * 3 + ["saved"] * 3
+        assert sorted(outcomes_in(tmp_path)) == ["failed"] * 3 + ["saved"] * 3
 
     def test_an_account_that_runs_dry_leaves_the_rest_unordered(self, run, kie, tmp_path):
         kie.fault(
@@ -391,10 +398,10 @@ class TestPartialSuccess:
         assert (outcome.state, outcome.retried) == ("failed", False)
         assert "4 of 6 are saved" in str(outcome.error)
         assert "No more was ordered: Not enough Kie.ai credits" in str(outcome.error)
-        assert outcomes_in(tmp_path) == ["saved"] * 4 + ["not_ordered"] * 2
-        assert "Credits insufficient" in manifest_in(tmp_path)["items"][5]["reason"]
+        assert sorted(outcomes_in(tmp_path)) == ["not_ordered"] * 2 + ["saved"] * 4
+        assert "Credits insufficient" in " ".join(item.get("reason", "") for item in manifest_in(tmp_path)["items"])
         assert kie.bill()["charged_total"] == 20
-        assert len(sent(kie)) == 6  # one when the four were ordered, one when they were saved
+        assert 4 + 1 < len(sent(kie)) <= 4 + 2 * 2  # asked once more when the four were saved
 
     def test_an_empty_account_for_real(self, run, kie, tmp_path):
         spent = 1000 // 5 - 4
@@ -429,12 +436,14 @@ class TestUnknown:
     def test_three_in_a_row_stop_everything(self, run, kie, tmp_path, deferrable):
         kie.fault({**LOST, "skip": 1, "times": None})
 
-        outcome = run(deferrable=deferrable)
+        outcome = run([f"a red fox, number {number}" for number in range(12)], deferrable=deferrable)
 
         assert outcome.state == "failed"
         # Also when the first was saved in another phase, and there was room for more.
-        assert outcomes_in(tmp_path) == ["saved", "unknown", "unknown", "unknown", "not_ordered", "not_ordered"]
-        assert len(sent(kie)) == 4
+        outcomes = Counter(outcomes_in(tmp_path))
+        assert outcomes["saved"] == 1
+        assert 3 <= outcomes["unknown"] <= 3 + 3  # three more were in flight at most
+        assert len(sent(kie)) == 1 + outcomes["unknown"]
         assert "It is not known whether Kie.ai created a task" in str(outcome.error)
 
     @durable
@@ -517,7 +526,7 @@ class TestRetry:
         assert len(sent(kie)) == 6
 
     def test_what_kept_it_from_ordering_is_forgotten_when_it_goes_on(self, run, kie, monkeypatch):
-        monkeypatch.setattr("kie_provider.batch.run.MAX_RUNNING", 2)
+        monkeypatch.setattr("kie_provider.batch.engine.MAX_RUNNING", 2)
         kie.fault({"on": "createTask", "do": "code", "code": 402, "msg": "Credits insufficient", "skip": 1})
         kie.fault({**REFUSED, "match": {"prompt": "number 5"}})
 
@@ -533,11 +542,11 @@ class TestRetry:
 
         create_task, calls = KieClient.create_task_once, []
 
-        def away(*args):
-            calls.append(args)
+        def away(self, body, sent=None):
+            calls.append(body)
             if len(calls) in (3, 4):
                 raise KieTransportError("no route to host", may_have_arrived=False)
-            return create_task(*args)
+            return create_task(self, body, sent)
 
         monkeypatch.setattr(KieClient, "create_task_once", away)
         outcome = run()
@@ -625,7 +634,7 @@ class TestWhatStandsInTheManifest:
 
     @pytest.mark.parametrize("ending", ["png", "json"])
     def test_an_image_that_was_deleted_between_two_phases_is_saved_again(self, run, kie, tmp_path, monkeypatch, ending):
-        monkeypatch.setattr("kie_provider.batch.run.MAX_RUNNING", 2)
+        monkeypatch.setattr("kie_provider.batch.engine.MAX_RUNNING", 2)
         deleted = []
 
         def delete(context):

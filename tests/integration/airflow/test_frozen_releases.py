@@ -242,7 +242,7 @@ def test_a_journal_is_read(release, is_noted_as_success):
         return
     id_ = freeze.KIE_TASK_ID
     assert states == [
-        ("kie.1.1", 0, "nothing", None),
+        ("kie.1.1", 5, "nothing", None),  # of no item
         ("kie.1.2", 0, "submitted", id_),
         ("kie.1.3", 1, "refused", None),
         ("kie.1.4", 2, "failed", id_[::-1]),

@@ -86,9 +86,9 @@ def test_a_process_waits_for_a_place(kie):
 def test_and_says_when_that_takes_too_long(kie):
     with KieHook() as hook:
         for _ in range(LIMIT):
-            hook.take_submit_place()
-        with pytest.raises(KieRateLimitError, match="5 tasks were created in the last 10 seconds") as caught:
-            hook.take_submit_place(patience=1)
+            hook.acquire_slot()
+        with pytest.raises(KieRateLimitError, match="5 tasks were created in the last 10 s,") as caught:
+            hook.acquire_slot(patience=1)
     assert 8 < caught.value.retry_after <= 10
     assert kie.requests() == []
 
@@ -106,8 +106,8 @@ def test_an_operator_comes_back_later(kie, monkeypatch):
     ti = TaskInstance()
     with KieHook() as hook:
         for _ in range(LIMIT):
-            hook.take_submit_place()
-    monkeypatch.setattr("kie_provider.client.retry.SUBMIT_PATIENCE", 0.5)
+            hook.acquire_slot()
+    monkeypatch.setattr("kie_provider.submission.submit.SUBMIT_PATIENCE", 0.5)
     operator = Flux2CreateTaskOperator(task_id="it", prompt="a red fox")
     with pytest.raises(exceptions.AirflowRescheduleException):
         operator.execute({"ti": ti, "task_state_store": ti})

@@ -1,5 +1,6 @@
 """The free requests over real sockets: records, credits, links; and whole conversations as Kie has held them."""
 
+import asyncio
 import gzip
 import json
 import time
@@ -13,7 +14,7 @@ from kie_provider import __version__
 from kie_provider.client import errors
 from kie_provider.client.download import is_there
 from kie_provider.client.models import TaskRecord, TaskState
-from kie_provider.client.polling import Waiting, wait
+from kie_provider.client.polling import Waiting, watch
 from kie_provider.emulator import KieEmulator
 from tests.integration.client.conftest import KEY, assert_no_key
 from tests.support.servers import (
@@ -69,6 +70,14 @@ def error_of(call, *args):
     return caught.value
 
 
+def wait(client, kie_task_id, waiting, sleep):
+    async def poll(*, refresh_key=False):
+        assert not refresh_key
+        return client.look(kie_task_id)
+
+    return asyncio.run(watch(waiting, poll, clock=lambda: 0.0, sleep=sleep))
+
+
 # ---------------------------------------------------------------- against the emulator
 
 
@@ -77,7 +86,7 @@ def test_from_the_prompt_to_the_file(connect, emulator, tmp_path):
     before = client.get_credits()
     task_input = {"prompt": "a cat", "aspect_ratio": "1:1", "resolution": "1K"}
     kie_task_id = client.create_task("flux-2/pro-text-to-image", task_input)
-    record = wait(Waiting(0.0, poll_interval=0.02), lambda: client.look(kie_task_id), client.close)
+    record = wait(client, kie_task_id, Waiting(0.0, poll_interval=0.02), asyncio.sleep)
     assert record.state is TaskState.SUCCESS
     assert record.kie_task_id == kie_task_id
     assert task_input.items() <= dict(record.input).items()
@@ -393,14 +402,16 @@ def test_image_to_image_2026_09(connect):
         "nsfw_checker": False,
     }
     naps = []
+
+    async def nap(seconds):
+        naps.append(seconds)
+
     with Replay("image_to_image_2026_09") as server:
         client = connect(server.url)
         kie_task_id = client.create_task("flux-2/flex-image-to-image", task_input, "https://me.example/hook")
-        record = wait(
-            Waiting(0.0), lambda: client.look(kie_task_id), client.close, clock=lambda: 0.0, sleep=naps.append
-        )
+        record = wait(client, kie_task_id, Waiting(0.0), nap)
     server.check()
-    assert len(naps) == 4
+    assert len(naps) == 3
     assert record.to_result() == {
         "kie_task_id": "b27d40c9158e4f6ca3e0917f64d2ab85",
         "model": "flux-2/flex-image-to-image",

@@ -19,7 +19,7 @@ from kie_provider.client import protocol, transport
 from kie_provider.client.endpoint import Endpoint
 from kie_provider.client.errors import KieConnectionError, KieError, KieTransportError
 from kie_provider.client.models import TaskState
-from kie_provider.client.polling import Waiting, wait_async
+from kie_provider.client.polling import Waiting, watch
 from kie_provider.client.protocol import Answer
 from kie_provider.client.transport import send_async, shared_session
 from tests.integration.client.conftest import KEY, assert_no_key
@@ -504,6 +504,20 @@ async def test_hosts_that_are_not_there(certificate):
     assert server.requests == untrusted.requests == []
 
 
+async def test_a_certificate_of_the_bundle_that_requests_trusts(tls):
+    with ScriptedServer(CREDITS, tls=tls) as server:
+        async with shared_session() as session:
+            answer = await send_async(session, endpoint(server.url), protocol.get_credits())
+    assert protocol.read_credits(answer) == 5.5
+
+
+async def test_a_bundle_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle.pem")
+    with pytest.raises(KieConnectionError, match="REQUESTS_CA_BUNDLE: cannot read the certificates in '/no/such"):
+        async with shared_session():
+            pass
+
+
 async def test_a_handshake_that_hangs(monkeypatch):
     monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.05)
     with ScriptedServer(on_accept=hang) as server:
@@ -598,7 +612,8 @@ async def test_a_wait_never_blocks_the_loop_nor_takes_a_thread(netrc, monkeypatc
     with ScriptedServer(*script) as server, ScriptedServer(tunnel) as unused:
         monkeypatch.setenv("HTTPS_PROXY", unused.url)
 
-        async def look():
+        async def poll(*, refresh_key=False):
+            refreshed.extend([True] * refresh_key)
             try:
                 async with shared_session() as session:
                     answer = await send_async(session, endpoint(server.url), protocol.get_task(TASK))
@@ -609,10 +624,10 @@ async def test_a_wait_never_blocks_the_loop_nor_takes_a_thread(netrc, monkeypatc
         asyncio.get_running_loop().set_default_executor(NoThreads(1))
         with blockbuster_ctx():
             async with shared_session():
-                result = await wait_async(Waiting(time.time()), look, lambda: refreshed.append(True), sleep=nap)
+                result = await watch(Waiting(time.time()), poll, sleep=nap)
     assert result.urls == ("https://x.example/1.png",)
     assert refreshed == [True]
-    assert len(naps) >= 6
+    assert len(naps) >= 5
 
 
 async def test_blockbuster_would_have_noticed():

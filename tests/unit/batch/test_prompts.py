@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kie_provider.batch.prompts import duplicate_problems, estimate, read_orders, read_prompts
+from kie_provider.batch.prompts import duplicate_problems, read_prompts, read_requests
 from kie_provider.client.prices import PriceTable
-from kie_provider.submission.record import fingerprint_of
+from kie_provider.submission.budget import estimate
 
 DEFAULTS = {"model": "flux-2/pro", "aspect_ratio": "1:1", "resolution": "1K", "input_images": None}
 
@@ -53,17 +53,19 @@ def test_an_empty_cell_means_the_default_of_the_batch(blank):
     defaults = {**DEFAULTS, "aspect_ratio": "16:9", "resolution": "2K"}
     row = {"prompt": "a fox", "model": blank, "aspect_ratio": blank, "resolution": blank, "nsfw_checker": blank}
     items, _ = read_prompts([row], defaults)
-    [(order, _)], problems = read_orders(items)
+    [request], problems = read_requests(items)
 
     assert not problems
-    assert (order.model, order.aspect_ratio, order.resolution) == ("flux-2/pro-text-to-image", "16:9", "2K")
-    assert order.nsfw_checker is None
+    assert request.body == {
+        "model": "flux-2/pro-text-to-image",
+        "input": {"prompt": "a fox", "aspect_ratio": "16:9", "resolution": "2K"},
+    }
 
 
 def test_all_that_is_wrong_is_named_at_once():
     items, _ = read_prompts(["a fox", "x", {"prompt": "an owl", "resolution": "9K", "seed": 1}, None, 7], DEFAULTS)
 
-    _, problems = read_orders(items)
+    _, problems = read_requests(items)
 
     text = "\n".join(problems)
     for start in (
@@ -87,7 +89,7 @@ def test_an_input_image_that_many_share_is_opened_once(monkeypatch):
     monkeypatch.setattr("kie_provider.batch.prompts.read_input_images", read)
     items, _ = read_prompts(["a fox", "an owl", "a hare"], {**DEFAULTS, "input_images": "/photo.png"})
 
-    _, problems = read_orders(items)
+    _, problems = read_requests(items)
 
     assert opened == ["/photo.png"]
     assert [problem for problem in problems if "is not there" in problem] == [
@@ -96,14 +98,13 @@ def test_an_input_image_that_many_share_is_opened_once(monkeypatch):
 
 
 def test_fingerprints_tell_orders_apart_and_nothing_else():
-    [fox, same, owl, large], _ = read_prompts(
-        ["a fox", {"prompt": "a fox", "model": "flux-2/pro"}, "an owl", {"resolution": "2K", "prompt": "a fox"}],
-        DEFAULTS,
-    )
+    full = {"prompt": "a fox", "model": "flux-2/pro-text-to-image"}
+    items, _ = read_prompts(["a fox", full, "an owl", {"resolution": "2K", "prompt": "a fox"}], DEFAULTS)
+    fox, same, owl, large = (request.fingerprint for request in read_requests(items)[0])
 
-    assert fingerprint_of(fox) == fingerprint_of(same)
-    assert len({fingerprint_of(each) for each in (fox, owl, large)}) == 3
-    assert duplicate_problems([fingerprint_of(each) for each in (fox, owl, same, same)]) == [
+    assert fox == same
+    assert len({fox, owl, large}) == 3
+    assert duplicate_problems([fox, owl, same, same]) == [
         "prompts[2]: is the same as prompts[0]; set allow_duplicates=True for an image of each",
         "prompts[3]: is the same as prompts[0]; set allow_duplicates=True for an image of each",
     ]
@@ -111,11 +112,12 @@ def test_fingerprints_tell_orders_apart_and_nothing_else():
 
 def test_estimate():
     items, _ = read_prompts(["a fox", "an owl", {"prompt": "a hare", "resolution": "2K"}], DEFAULTS)
-    orders, _ = read_orders(items)
+    requests, _ = read_requests(items)
+    kinds = [request.kind for request in requests]
 
-    assert estimate(orders, PriceTable.parse()) == (
+    assert estimate(kinds, PriceTable.parse()) == (
         17,
         "2 x flux-2/pro-text-to-image at 1K for 5, 1 x flux-2/pro-text-to-image at 2K for 7",
     )
-    assert estimate(orders, PriceTable({}, 0.005))[0] is None
+    assert estimate(kinds, PriceTable({}, 0.005))[0] is None
     assert estimate([], PriceTable.parse()) == (0, "")

@@ -46,7 +46,8 @@ def error_of(name, given_answer):
 
 
 def test_create_task():
-    request = protocol.create_task(" flux-2/pro-text-to-image\n", {"prompt": "a cat"}, "https://me.example/hook")
+    body = protocol.create_task_body(" flux-2/pro-text-to-image\n", {"prompt": "a cat"}, "https://me.example/hook")
+    request = protocol.create_task(body)
     assert (request.method, request.path, request.query, request.to_upload_host) == (
         "POST",
         "/api/v1/jobs/createTask",
@@ -62,7 +63,7 @@ def test_create_task():
 
 @pytest.mark.parametrize("nothing", [None, "", " ", "None"])
 def test_no_callback_url(nothing):
-    assert protocol.create_task("m", {}, nothing).json_body == {"model": "m", "input": {}}
+    assert protocol.create_task_body("m", {}, nothing) == {"model": "m", "input": {}}
 
 
 @pytest.mark.parametrize(
@@ -76,13 +77,13 @@ def test_no_callback_url(nothing):
     ],
 )
 def test_the_input_is_sent_as_plain_json(task_input):
-    assert protocol.create_task("m", task_input).json_body["input"] == {"urls": ["a", "b"], "n": {"x": 1}}
+    assert protocol.create_task_body("m", task_input)["input"] == {"urls": ["a", "b"], "n": {"x": 1}}
 
 
 @pytest.mark.parametrize("model", [None, "", "  ", "None", 7, ["m"]])
 def test_bad_models(model):
     with pytest.raises(KieValidationError, match="model: must be the id of a Kie model, got"):
-        protocol.create_task(model, {})
+        protocol.create_task_body(model, {})
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_bad_models(model):
 )
 def test_bad_inputs(task_input):
     with pytest.raises(KieValidationError, match="input: must be a JSON object, got"):
-        protocol.create_task("m", task_input)
+        protocol.create_task_body("m", task_input)
 
 
 def test_a_bottomless_input():
@@ -119,18 +120,18 @@ def test_a_bottomless_input():
     endless["x"] = endless
     for task_input in (bottomless, endless):
         with pytest.raises(KieValidationError, match="input: must be a JSON object, got"):
-            protocol.create_task("m", task_input)
+            protocol.create_task_body("m", task_input)
 
 
 @pytest.mark.parametrize("url", ["me.example/hook", "ftp://me.example", 7, ["https://me.example"]])
 def test_bad_callback_urls(url):
     with pytest.raises(KieValidationError, match="callback_url: must be an http"):
-        protocol.create_task("m", {}, url)
+        protocol.create_task_body("m", {}, url)
 
 
 def test_everything_that_is_wrong_is_said_at_once():
     with pytest.raises(KieValidationError) as caught:
-        protocol.create_task("", None, "x")
+        protocol.create_task_body("", None, "x")
     assert caught.value.message == (
         "nothing was sent.\n"
         "  - model: must be the id of a Kie model, got ''\n"

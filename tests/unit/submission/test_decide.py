@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kie_provider.submission.decide import Reattach, Submit, Unknown, assign, changed_fields, claim, next_step
+from kie_provider.submission.decide import (
+    Reattach,
+    Submit,
+    Unknown,
+    assign,
+    changed_fields,
+    claim,
+    next_step,
+    of_this_try,
+)
 from kie_provider.submission.record import SubmissionRecord
 
 REQUEST = {"model": "flux-2/pro-text-to-image", "input": {"prompt": "a fox", "resolution": "1K"}}
@@ -109,6 +118,22 @@ class TestClaim:
 
         assert claim(known, ["a"], max_tries=CLEAR) == [known[3]]
         assert claim(known, ["a", "a", "a", "a"], max_tries=CLEAR) == [known[3], known[1], known[0], None]
+
+
+class TestOfThisTry:
+    def test_every_item_has_what_the_try_has_said_belongs_to_it(self):
+        first, second = record(number=1, item=2), record("b", number=2, item=0)
+
+        assert of_this_try([first, second], 3) == [second, None, first]
+
+    def test_of_several_the_one_that_got_furthest_counts_then_the_last(self):
+        refused, sent, again = record(state="nothing", number=1), record(number=2), record(number=3)
+
+        assert of_this_try([refused, sent, again, record(state="unknown", number=4)], 1) == [again]
+        assert of_this_try([refused], 1) == [None]
+
+    def test_what_belongs_to_no_item_is_left_out(self):
+        assert of_this_try([record(item=2)], 2) == [None, None]
 
 
 class TestAssign:

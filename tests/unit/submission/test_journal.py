@@ -53,6 +53,20 @@ def open_journal(store):
     return open_journal
 
 
+def test_a_try_says_to_which_item_each_submission_belongs(open_journal):
+    first = open_journal(1)
+    a, _, c = (first.created(intend(first, each, item=index), f"id-{each}", QUIET) for index, each in enumerate("abc"))
+    second = open_journal(2)
+    second.begin(second.records, [c, None, a])
+
+    later = open_journal(2, expected=second.position)
+
+    assert {each.kie_task_id: each.item for each in later.records} == {"id-c": 0, "id-a": 2, "id-b": 3 + 1}
+    assert later.latest_of(0) is None  # of this try, which has submitted nothing
+    intend(later, "d", item=1)
+    assert later.latest_of(1).fingerprint == "d"
+
+
 def intend(journal, fingerprint="a", **fields):
     fields = {"item": 0, "conn_id": "kie_default", "host": "https://api.kie.ai", **fields}
     return journal.intend({"model": "m", "input": {"prompt": fingerprint}}, fingerprint, **fields)

@@ -8,6 +8,8 @@ goes on; the process dies before or behind it. The journal, the decision and the
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections import Counter
 from types import SimpleNamespace
@@ -19,9 +21,12 @@ from hypothesis import strategies as st
 
 from kie_provider.client import retry
 from kie_provider.client.errors import KieRateLimitError, KieSubmitUnknownError, KieValidationError
+from kie_provider.client.submit_window import LocalWindow
+from kie_provider.execution_timeout import Alarm
 from kie_provider.submission.decide import Reattach, Unknown, assign, next_step
+from kie_provider.submission.inputs import TaskRequest
 from kie_provider.submission.journal import Journal
-from kie_provider.submission.submit import submit
+from kie_provider.submission.submit import Submitter
 from tests.unit.submission.conftest import airflow_error, context
 
 MAX_TRIES_OF_A_TEST = 6
@@ -50,11 +55,21 @@ class World:
         self.try_number = 0
         self.max_tries = 5
         self.troubles = 12  # so many in one test
+        self.dead = set()  # the tries whose processes have died
 
     def start(self):
         """Start the next try."""
         self.try_number += 1
         self.run_try(self, self.try_number)
+
+    def die(self, try_number):
+        """Kill the process of a try: nothing of it goes on, however much is under way."""
+        self.dead.add(try_number)
+        raise WorkerDied
+
+    def check_alive(self, try_number):
+        if try_number in self.dead:
+            raise WorkerDied
 
     def happens(self, *what):
         """Choose what happens to a request; mostly nothing special."""
@@ -84,10 +99,11 @@ class Store:
 
     def get(self, key):
         world = self.world
+        world.check_alive(self.try_number)
         world.some_time_passes()
         match world.happens("dies", "away", "cleared"):
             case "dies":
-                raise WorkerDied
+                world.die(self.try_number)
             case "away":
                 raise airflow_error(500)
             case "cleared":
@@ -98,6 +114,7 @@ class Store:
 
     def set(self, key, value, *, retention):
         world = self.world
+        world.check_alive(self.try_number)
         world.some_time_passes()
         if self.try_number != world.try_number:
             raise airflow_error(404)
@@ -105,7 +122,7 @@ class Store:
         assert world.values.get(key, text) == text, f"{key} gets a second value"
         happens = world.happens("dies before", "dies behind", "lost", "late", "late and again", "cleared", "away")
         if happens == "dies before":
-            raise WorkerDied
+            world.die(self.try_number)
         if happens == "away":
             raise airflow_error(None)
         if happens in ("late", "late and again"):
@@ -116,7 +133,7 @@ class Store:
             world.is_cleared_now()
         world.values[key] = text
         if happens == "dies behind":
-            raise WorkerDied
+            world.die(self.try_number)
         if happens == "lost":
             raise airflow_error(None)
 
@@ -127,28 +144,30 @@ class Kie:
     kie_conn_id = "kie_default"
     endpoint = SimpleNamespace(host="https://api.kie.ai")
 
-    def __init__(self, world):
-        self.world = world
+    def __init__(self, world, try_number):
+        self.world, self.try_number = world, try_number
 
     def get_conn(self):
         return self
 
-    def take_submit_place(self, patience):
-        pass
+    submit_window = LocalWindow(10**9)
 
-    def create_task_once(self, model, task_input, callback_url):
+    def create_task_once(self, body, sent):
         world = self.world
+        if self.try_number in world.dead and world.draw(st.booleans()):
+            raise WorkerDied  # with the process, before it was sent
         happens = world.happens("dies before", "dies behind", "lost", "429", "422", "cleared")
         if happens == "dies before":
-            raise WorkerDied
+            world.die(self.try_number)
         if happens == "429":
             raise KieRateLimitError("too many", code=429)
         if happens == "422":
             raise KieValidationError("no foxes", code=422)
         kie_task_id = f"id-{len(world.created)}"
-        world.created[kie_task_id] = task_input["prompt"]
+        world.created[kie_task_id] = body["input"]["prompt"]
         if happens == "dies behind":
-            raise WorkerDied
+            world.die(self.try_number)
+        world.check_alive(self.try_number)  # sent, but nobody is there for the answer
         if happens == "lost":
             raise KieSubmitUnknownError("the connection broke")
         if happens == "cleared":
@@ -170,7 +189,7 @@ def run_one(world, try_number):
                 journal.begin(journal.records, [record])
             case _:
                 journal.begin(journal.records)
-                order(world, journal, fingerprint)
+                order(world, journal, [fingerprint])
     except (
         WorkerDied,
         RuntimeError,
@@ -189,25 +208,57 @@ def run_many(world, try_number):
         journal.read()
         claimed, kept = assign(journal.records, world.fingerprints, max_tries=world.max_tries)
         journal.begin(kept, claimed)
-        for fingerprint, record in zip(world.fingerprints, claimed, strict=True):
-            if record is None:
-                try:
-                    order(world, journal, fingerprint)
-                except (KieSubmitUnknownError, KieValidationError):
-                    continue
+        missing = [each for each, record in zip(world.fingerprints, claimed, strict=True) if record is None]
+        order(world, journal, missing, KieSubmitUnknownError, KieValidationError)
         journal.summarize()
     except (WorkerDied, RuntimeError, AirflowFailException, KieRateLimitError):
         return
 
 
-def order(world, journal, fingerprint):
-    submit(journal, Kie(world), {"model": "m", "input": {}}, {"prompt": fingerprint}, fingerprint)
+def order(world, journal, fingerprints, *own_errors):
+    """Submit some at once; the first error that is not one item's own ends it."""
+
+    async def submit_all():
+        with Submitter(journal, Kie(world, journal.try_number), Alarm()) as submitter:
+            tasks = [asyncio.ensure_future(submitter.submit(request_of(each))) for each in fingerprints]
+            try:
+                for task in tasks:
+                    with contextlib.suppress(*own_errors):
+                        await task
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    outer = asyncio._get_running_loop()  # of a try that is cleared in this moment
+    asyncio._set_running_loop(None)
+    try:
+        asyncio.run(submit_all())
+    finally:
+        asyncio._set_running_loop(outer)
+
+
+def request_of(fingerprint):
+    request = TaskRequest({"model": "m", "input": {"prompt": fingerprint}})
+    vars(request)["fingerprint"] = fingerprint  # as if it were computed
+    return request
 
 
 @pytest.mark.parametrize(("run_try", "fingerprints"), [(run_one, "a"), (run_many, "a"), (run_many, "abcde")])
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nothing_is_paid_twice_and_nothing_is_forgotten(run_try, fingerprints, data, monkeypatch):
+    def in_turns(_, call):
+        """Answer in any order, but in this thread: what happens must be the same each time."""
+
+        async def answer():
+            for _ in range(data.draw(st.integers(0, 5)) if len(fingerprints) > 1 else 0):
+                await asyncio.sleep(0)
+            return call()
+
+        return asyncio.ensure_future(answer())
+
+    monkeypatch.setattr(Submitter, "_in_thread", in_turns)
     monkeypatch.setattr("kie_provider.submission.journal.SUBMISSIONS_PER_SUMMARY", 2)
     world = World(data.draw, fingerprints, run_try)
     while world.try_number < MAX_TRIES_OF_A_TEST:

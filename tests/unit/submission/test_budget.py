@@ -1,7 +1,7 @@
 import pytest
 
-from kie_provider.client.budget import Budget
 from kie_provider.client.errors import KieBudgetError
+from kie_provider.submission.budget import Budget
 
 
 def never():

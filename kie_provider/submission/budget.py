@@ -1,13 +1,18 @@
-"""The budget guard: what an order may cost, looked at before it is sent."""
+"""The budget guard: what the images of a task instance may cost, checked before the first is paid for."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from kie_provider.client.errors import KieBudgetError, KieError, KieInsufficientCreditsError
 from kie_provider.client.wording import counted
+
+if TYPE_CHECKING:
+    from kie_provider.client.prices import PriceTable
 
 log = logging.getLogger(__name__)
 
@@ -16,21 +21,21 @@ log = logging.getLogger(__name__)
 class Budget:
     """What the author of a DAG allows; None: anything.
 
-    :param max_credits: the order may cost so many credits.
-    :param min_credits_left: so many credits must be left on the account when it is paid.
+    :param max_credits: so many credits may be spent.
+    :param min_credits_left: so many credits must be left on the account.
     """
 
     max_credits: float | None = None
     min_credits_left: float | None = None
 
     def check(self, what: str, estimate: float | None, get_credits: Callable[[], float], *, spent: float = 0.0) -> None:
-        """Allow an order, or not.
+        """Raise if the images exceed the budget.
 
-        :param what: the order, for the message.
-        :param estimate: credits that it costs; None: not in the price table.
+        :param what: the images, for the message.
+        :param estimate: credits that they cost; None: one is not in the price table.
         :param get_credits: asks for the balance; only called if it matters.
         :param spent: credits that the same batch has cost already.
-        :raises KieBudgetError: it costs too much, leaves too little, or nobody knows.
+        :raises KieBudgetError: they cost too much, leave too little, or nobody knows.
         """
         if self.max_credits is None and self.min_credits_left is None:
             return
@@ -51,10 +56,10 @@ class Budget:
 
 
 def refuse_unpayable(what: str, price: float | None, get_credits: Callable[[], float]) -> None:
-    """Refuse an order that the account cannot pay as a whole.
+    """Refuse images that the account cannot pay all together.
 
-    :param what: the order, for the message.
-    :param price: credits that it costs; None: not known, so nothing is asked.
+    :param what: the images, for the message.
+    :param price: credits that they cost; None: not known, so nothing is asked.
     :param get_credits: asks for the balance, which is free of charge.
     :raises KieInsufficientCreditsError: there are too few credits.
     """
@@ -72,3 +77,18 @@ def refuse_unpayable(what: str, price: float | None, get_credits: Callable[[], f
             f"{what} would cost {counted(price, 'credit')}, and {balance:.12g} are left: {price - balance:.12g} too "
             "few. Nothing was sent"
         )
+
+
+def estimate(kinds: Iterable[tuple[str, Any]], prices: PriceTable) -> tuple[float | None, str]:
+    """Return the credits that images cost, and the sum in words; None: one of them is not in the price table.
+
+    :param kinds: model and resolution of each.
+    """
+    counts = Counter(kinds)
+    by_kind = {kind: prices.credits_for(*kind) for kind in counts}
+    words = ", ".join(
+        f"{number} x {kind[0]} at {kind[1]}" + ("" if (price := by_kind[kind]) is None else f" for {price:g}")
+        for kind, number in counts.items()
+    )
+    known = [price * counts[kind] for kind, price in by_kind.items() if price is not None]
+    return sum(known) if len(known) == len(counts) else None, words

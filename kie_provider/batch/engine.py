@@ -1,0 +1,431 @@
+"""One worker phase of a batch: submit what is missing, wait for what is running and save what is ready, all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from kie_provider.batch import manifest
+from kie_provider.batch.items import Item, settled_with
+from kie_provider.batch.prompts import ITEM_FIELDS
+from kie_provider.client.errors import (
+    KieAuthError,
+    KieError,
+    KieNotFoundError,
+    KieRateLimitError,
+    KieResultError,
+    KieStorageError,
+    KieSubmitUnknownError,
+    KieTargetError,
+    KieTaskFailedError,
+    KieTaskTimeoutError,
+    KieValidationError,
+)
+from kie_provider.client.polling import Observation, Waiting, watch
+from kie_provider.execution_timeout import Alarm, run
+from kie_provider.submission.inputs import flux2_request
+from kie_provider.submission.submit import MAX_IN_FLIGHT, Submitter
+from kie_provider.waiting import RATE_LIMIT_SECONDS
+
+if TYPE_CHECKING:
+    from kie_provider.batch.report import Report
+    from kie_provider.client.polling import Poll
+    from kie_provider.files.saving import ResultSaver
+    from kie_provider.hooks.kie import KieHook, TaskPoll
+    from kie_provider.submission.journal import Journal
+    from kie_provider.submission.record import SubmissionRecord
+
+log = logging.getLogger(__name__)
+
+#: How many results are saved in parallel; an image takes up to 48 MB while it is decoded.
+PARALLEL_SAVES = 4
+#: How many polls are under way at the same time.
+PARALLEL_POLLS = 10
+#: How many images are being made at the same time: as many as can be submitted in two minutes, so that images which
+#: take as long do not slow the submitting.
+MAX_RUNNING = 240
+#: After so many answers in a row that left a submission unknown no more is sent: each may be a task that is paid for
+#: and lost.
+UNKNOWN_IN_A_ROW = 3
+#: Seconds between two writings of the manifest, which later tries need only to save themselves a look.
+MANIFEST_SECONDS = 10.0
+#: Seconds between two reports of the progress.
+REPORT_SECONDS = 5.0
+
+
+class BatchEngine:
+    """The batch, as one worker process knows it.
+
+    :param callback_url: public URL that Kie calls when a task ends.
+    :param timeout: seconds that one image may take, from its submission or the start of this try.
+    :param batch_timeout: seconds from the start of this try, after which nothing more is waited for or submitted; None:
+        no end.
+    :param defers: the waiting is left to the triggerer, once all that is possible was submitted.
+    :param on_progress: called now and then.
+    """
+
+    def __init__(
+        self,
+        report: Report,
+        journal: Journal,
+        hook: KieHook,
+        saver: ResultSaver,
+        *,
+        callback_url: str | None,
+        poll_interval: float,
+        timeout: float,
+        batch_timeout: float | None,
+        defers: bool,
+        on_progress: Callable[[], object],
+    ) -> None:
+        self.journal = journal
+        self.ended = 0  # how many items have ended in this phase
+        self._report = report
+        self._items: Sequence[Item] = report.items
+        self._hook = hook
+        self._saver = saver
+        self._callback_url = callback_url
+        self._poll_interval = poll_interval
+        self._timeout = timeout
+        self._batch_timeout = batch_timeout
+        self._defers = defers
+        self._on_progress = on_progress
+
+    def recall(self, records: Sequence[SubmissionRecord | None]) -> None:
+        """Take over what the journal and the manifest know of the items.
+
+        :param records: the submission of each item.
+        """
+        told = manifest.read_items(self._report.manifest)
+        saved = {entry["kie_task_id"]: entry for entry in told if manifest.is_saved(entry)}
+        for item, record in zip(self._items, records, strict=True):
+            item.recall(record)
+            result = saved.get(item.kie_task_id) if item.state == "running" else None
+            if result and self._saver.named(item.file_name).could_have_saved(result):
+                item.become("noted", result=result)
+
+    def confirm(self) -> bool:
+        """Look at the files of what the manifest says is saved; what is not there goes on as if it were running.
+
+        :return: whether all of them are there.
+        :raises KieError: the storage failed.
+        """
+        noted = [item for item in self._items if item.state == "noted"]
+        pool = ThreadPoolExecutor(PARALLEL_SAVES)
+        try:
+            found = list(pool.map(lambda item: self._saver.named(item.file_name).saved(item.result), noted))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow storage
+        for item, result in zip(noted, found, strict=True):
+            if result is None:
+                log.warning("prompts[%d]: its files are gone or were changed since they were saved", item.index)
+                item.become("running")
+            else:
+                item.become("saved", result=result)
+        return all(found)
+
+    @property
+    def running(self) -> list[Item]:
+        """The items whose Kie tasks are worth waiting for."""
+        return [item for item in self._items if item.state in ("running", "saving")]
+
+    @property
+    def to_submit(self) -> list[Item]:
+        """The items that have not been submitted, or are to be submitted anew."""
+        return [item for item in self._items if item.state == "to_submit"]
+
+    @property
+    def deadline(self) -> float:
+        """Epoch seconds when the last running item has had its time."""
+        return max(map(self._deadline, self.running))
+
+    def work(self) -> None:
+        """Submit, wait and save until nothing is left to do, or nothing but waiting in the triggerer.
+
+        :raises KieError: what goes wrong for the other items too; what can be saved is saved by then.
+        """
+        self._report.halted, self.ended = None, 0
+        if self.running or self.to_submit:
+            self._hook.get_conn()
+            run(self._work)
+
+    async def _work(self, alarm: Alarm) -> None:
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lanes: list[asyncio.Task[None]] = []
+        self._unknown_in_a_row = _unknown_in_a_row(self.journal)
+        running = self.running
+        self._unpolled = {item.index for item in running}
+        self._room = asyncio.Semaphore(max(MAX_RUNNING - len(running), 0))
+        self._saves = ThreadPoolExecutor(PARALLEL_SAVES, thread_name_prefix="kie-save")
+        self._is_manifest_due = False
+        self._may_ask_once_more = bool(running)
+        try:
+            async with self._hook.polling(asyncio.Semaphore(PARALLEL_POLLS)) as self._poll_of:
+                with Submitter(self.journal, self._hook, alarm) as self._submitter:
+                    await self._work_in_tasks(running)
+        finally:
+            self._saves.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow hosts
+        if self._is_manifest_due:
+            self.write_manifest()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _work_in_tasks(self, running: Sequence[Item]) -> None:
+        try:
+            for item in running:
+                self._start(self._follow(item))
+            self._submit_all()
+            manifest_at, report_at, had_stopped = time.monotonic(), time.monotonic(), False
+            while not self._is_over():
+                await self._next_change()
+                now = time.monotonic()
+                self._submit_the_rest(now)
+                if self._is_manifest_due and now - manifest_at >= MANIFEST_SECONDS:
+                    self._is_manifest_due, manifest_at = False, now
+                    await self._in_thread(self._manifest_writer())
+                has_stopped = self._has_stopped_submitting()
+                if now - report_at >= REPORT_SECONDS or has_stopped is not had_stopped:
+                    report_at, had_stopped = now, has_stopped
+                    self._on_progress()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:  # of a createTask in flight, the answer is written down before it ends
+                await asyncio.wait(self._tasks)
+
+    def _is_over(self) -> bool:
+        if self._failure is not None:
+            return True
+        if not self._has_stopped_submitting() or self._may_submit():
+            return False
+        running = self.running
+        return not running or (self._defers and not self._unpolled and all(item.state == "running" for item in running))
+
+    async def _next_change(self) -> None:
+        try:
+            await asyncio.wait_for(self._changed.wait(), 1.0)
+        except (asyncio.TimeoutError, TimeoutError):
+            return
+        self._changed.clear()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+        self._changed.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """End the phase; the first reason counts."""
+        self._failure = self._failure or error
+
+    def _in_thread(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._saves, call)
+
+    # Submitting
+
+    def _submit_all(self) -> None:
+        """Start submitting what is missing, until something speaks against more."""
+        self._report.halted = None
+        if self._unknown_in_a_row >= UNKNOWN_IN_A_ROW:
+            self._halt(KieSubmitUnknownError(f"the last {self._unknown_in_a_row} of this try were not answered"))
+            return
+        queue = iter(self.to_submit)
+        self._lanes = [self._start(self._submit_next(queue)) for _ in range(MAX_IN_FLIGHT)]
+
+    def _has_stopped_submitting(self) -> bool:
+        return all(lane.done() for lane in self._lanes)
+
+    def _may_submit(self) -> bool:
+        """Whether there is something to submit, and room for it, and nothing speaks against it."""
+        if self._report.halted is not None or self.journal.is_stopping:
+            return False
+        return bool(self.to_submit) and not self._room.locked()
+
+    def _submit_the_rest(self, now: float) -> None:
+        """Go on submitting once there is room, or once what has halted it may have passed."""
+        if not self._has_stopped_submitting():
+            return
+        halted = self._report.halted
+        is_passing = halted is not None and not isinstance(halted, KieSubmitUnknownError | KieTaskTimeoutError)
+        if self.running:  # a worker that waits anyway asks Kie now and then; refusals cost nothing
+            is_passing = is_passing and now >= self._halted_until and not self._defers
+        else:  # and once more in the end, unless it comes back for that
+            is_passing = is_passing and self._may_ask_once_more and not isinstance(halted, KieRateLimitError)
+        if is_passing:
+            self._may_ask_once_more = bool(self.running)
+            self._report.halted = None
+        if self._may_submit():
+            self._submit_all()
+
+    def _halt(self, error: KieError) -> None:
+        self._report.halted = self._report.halted or error
+        self._halted_until = time.monotonic() + max(error.retry_after or 0.0, RATE_LIMIT_SECONDS)
+
+    async def _submit_next(self, queue: Iterator[Item]) -> None:
+        """Submit one item after another, until there are no more or something speaks against it."""
+        for item in queue:
+            if self._defers and self._room.locked():
+                return  # the triggerer waits until there is room
+            await self._room.acquire()
+            if time.time() >= self._ends_at:
+                self._halt(KieTaskTimeoutError("execution_timeout is over"))
+            if self._report.halted is not None or self.journal.is_stopping:
+                self._room.release()
+                return
+            if await self._submit(item):
+                self._start(self._follow(item, self._poll_interval))
+            else:
+                self._room.release()
+
+    async def _submit(self, item: Item) -> bool:
+        """Create the Kie task of an item; return whether that has succeeded."""
+        try:
+            if item.request is None:  # an earlier phase has checked it, as it was then
+                item.request = flux2_request(item.fields, self._callback_url, allowed=ITEM_FIELDS)
+            item.record = await self._submitter.submit(item.request, item=item.index)
+        except asyncio.CancelledError:  # the answer is written down by now, if there is one
+            item.recall(self.journal.latest_of(item.index))
+            raise
+        except KieSubmitUnknownError as error:
+            item.record = self.journal.latest_of(item.index)
+            item.become("unknown", error.message + (settled_with(item.record) if item.record else ""))
+            log.error("prompts[%d]: %s", item.index, error)  # noqa: TRY400  # a traceback adds nothing
+            self._unknown_in_a_row += 1
+            if self._unknown_in_a_row >= UNKNOWN_IN_A_ROW:
+                self._halt(error)
+        except KieError as error:
+            is_its_own = isinstance(error, KieValidationError | KieTargetError | KieStorageError)
+            if is_its_own and not error.is_from_gateway:
+                item.become("failed", error.message, may_succeed_later=error.is_transient)
+                log.warning("prompts[%d]: %s", item.index, error)
+                self._unknown_in_a_row = 0
+            else:
+                if self._report.halted is None:
+                    log.warning("No more is ordered for now: %s", error)
+                self._halt(error)
+        else:
+            item.become("running")
+            self._unknown_in_a_row, self._may_ask_once_more = 0, True
+            return True
+        return False
+
+    # Waiting and saving
+
+    async def _follow(self, item: Item, delay: float = 0.0) -> None:
+        """Wait for the Kie task of an item, and save its result.
+
+        :param delay: seconds to the first poll.
+        """
+        try:
+            await asyncio.sleep(delay)
+            record = await self._wait(item)
+            if record is not None:
+                await self._save(item, record.to_result())
+        finally:
+            self._unpolled.discard(item.index)
+            self._room.release()
+        self.ended += 1
+        self._is_manifest_due = True
+
+    async def _wait(self, item: Item) -> Any:
+        """Return the record of the Kie task; None: it has not succeeded, and the item knows."""
+        assert item.record is not None  # noqa: S101  # it was submitted
+        waiting = Waiting(
+            max(item.record.at, self.journal.begun_at),
+            self._poll_interval,
+            deadline=self._deadline(item),
+            visible_at=time.time(),  # as far as anybody knows; one answer to the contrary decides nothing
+        )
+        try:
+            return await watch(waiting, self._first_noted(item, self._poll_of(item.kie_task_id)))
+        except KieTaskTimeoutError as error:
+            item.become("timed_out", error.message, may_succeed_later=True)
+        except (KieTaskFailedError, KieResultError) as error:
+            anew = isinstance(error, KieTaskFailedError) and error.may_succeed_anew
+            charged = ", but was charged" if getattr(error, "credits_consumed", None) else ""
+            reason = f"{error.message}{charged}"
+            item.record = self.journal.failed(item.record, reason, may_succeed_anew=anew)
+            item.become("failed", reason, may_succeed_later=anew)
+        except KieError as error:
+            self._give_up(item, error)
+        log.warning("prompts[%d]: %s", item.index, item.reason)
+        return None
+
+    def _first_noted(self, item: Item, poll: TaskPoll) -> Poll:
+        """Have the phase know that an item was polled."""
+
+        async def noted(*, refresh_key: bool = False) -> Observation:
+            observation = await poll(refresh_key=refresh_key)
+            if item.index in self._unpolled and not isinstance(observation, KieAuthError):
+                self._unpolled.discard(item.index)
+                self._changed.set()
+            return observation
+
+        return noted
+
+    async def _save(self, item: Item, result: dict[str, Any]) -> None:
+        item.become("saving")
+        save = partial(self._saver.named(item.file_name).save, result, self._report.run)
+        try:
+            saved = await self._in_thread(save)
+        except KieError as error:
+            self._give_up(item, error)
+            log.warning("prompts[%d]: %s", item.index, error)
+            return
+        item.become("saved", result=saved)
+        log.info(
+            "prompts[%d] saved (%d of %d): %s",
+            item.index,
+            self._report.counts()["saved"],
+            len(self._items),
+            ", ".join(self._report.name(file["path"]) for file in saved["files"]),
+        )
+
+    def _give_up(self, item: Item, error: KieError) -> None:
+        """Leave an item to later tries; or end the phase, if the error is not this item's alone."""
+        is_its_own = isinstance(error, KieNotFoundError | KieResultError) or (
+            error.is_transient and not isinstance(error, KieStorageError)
+        )
+        if is_its_own:
+            item.become("failed", str(error), may_succeed_later=error.is_transient)
+        else:
+            item.become("running", str(error))
+            self._fail(error)
+
+    # Ending
+
+    def write_manifest(self) -> None:
+        """Write down what has become of every item."""
+        self._manifest_writer()()
+
+    def _manifest_writer(self) -> Callable[[], None]:
+        return partial(manifest.write, self._report.manifest, self._report.entries(self.journal.estimate))
+
+    @property
+    def _ends_at(self) -> float:
+        return math.inf if self._batch_timeout is None else self.journal.begun_at + self._batch_timeout
+
+    def _deadline(self, item: Item) -> float:
+        submitted_at = item.record.at if item.record else 0.0
+        return min(max(submitted_at, self.journal.begun_at) + self._timeout, self._ends_at)
+
+
+def _unknown_in_a_row(journal: Journal) -> int:
+    """Return how many submissions of this try, the last ones, are unknown; an earlier phase may have sent them."""
+    sent = [record for record in journal.submissions_of_this_try if record.state == "unknown" or record.kie_task_id]
+    return sum(1 for _ in itertools.takewhile(lambda record: record.state == "unknown", reversed(sent)))

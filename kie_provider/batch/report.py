@@ -1,0 +1,116 @@
+"""What a batch tells of itself: counts, failures, and the manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from kie_provider.batch import manifest
+from kie_provider.batch.items import OUTCOMES, Item
+from kie_provider.client.errors import LOGS_PAGE, KieError
+from kie_provider.client.models import shorten
+from kie_provider.files.provenance import credits_of, input_of, prompt_sha256
+from kie_provider.submission.record import NOTHING
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    from kie_provider.client.prices import PriceTable
+    from kie_provider.files.provenance import RunFacts
+
+#: So many items are named in a message; the manifest has them all.
+NAMED = 10
+
+
+@dataclass
+class Report:
+    """What a batch tells of itself.
+
+    :param redact_prompt: the prompts must not show.
+    :param halted: why no more is submitted; None: nothing speaks against it.
+    """
+
+    items: Sequence[Item]
+    prices: PriceTable
+    run: RunFacts
+    target: ObjectStoragePath
+    redact_prompt: bool
+    halted: KieError | None = None
+
+    def __post_init__(self) -> None:
+        self.manifest = manifest.manifest_path(self.target, self.run)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many items are at each outcome."""
+        counted = Counter(item.outcome for item in self.items)
+        return {outcome: counted[outcome] for outcome in OUTCOMES}
+
+    @property
+    def credits(self) -> float:
+        """What the saved images have cost."""
+        return sum(credits_of(item.result, self.prices) or 0.0 for item in self.items if item.result is not None)
+
+    def progress(self) -> dict[str, Any]:
+        """Return the counts and the credits: what XCom shows while the batch runs."""
+        return {"images": len(self.items), **self.counts(), "credits": self.credits}
+
+    def named_failures(self) -> str:
+        """Return one line for each of the first items that are not saved."""
+        missing = [item for item in self.items if item.outcome != "saved"]
+        lines = [
+            f"  - prompts[{item.index}] {shorten(self._prompt(item))}: {item.outcome.replace('_', ' ')}"
+            + (f" ({item.reason.splitlines()[-1].strip()})" if item.reason else "")
+            for item in missing[:NAMED]
+        ]
+        more = len(missing) - NAMED
+        return "\n".join([*lines, *([f"  - and {more} more"] if more > 0 else [])])
+
+    def settle_advice(self) -> str:
+        """Say how unknown submissions are settled, if there are any."""
+        if not any(item.state == "unknown" for item in self.items):
+            return ""
+        return (
+            f"Of an unknown one, {LOGS_PAGE} shows whether a Kie task was created. Add its id, as a JSON string, or "
+            f'"{NOTHING}", under the key that is named to this task instance\'s state store, and clear this task.\n'
+        )
+
+    def name(self, path: str) -> str:
+        """Return a path as it is named below the target."""
+        return path.removeprefix(str(self.target)).lstrip("/")
+
+    def entries(self, estimate: float | None) -> dict[str, Any]:
+        """Return the content of the manifest.
+
+        :param estimate: credits that the whole batch should cost.
+        """
+        return {
+            **self.progress(),
+            "items": [self._entry(item) for item in self.items],
+            "estimated_credits": estimate,
+            "usd": self.prices.usd(self.credits),
+            "airflow": asdict(self.run),
+        }
+
+    def _prompt(self, item: Item) -> Any:
+        prompt = item.fields.get("prompt")
+        return prompt_sha256(prompt) if self.redact_prompt else prompt
+
+    def _entry(self, item: Item) -> dict[str, Any]:
+        """Return what the manifest says of an item; of a saved one, the result dict."""
+        facts: dict[str, Any] = {"item": item.index, "outcome": item.outcome}
+        if self.redact_prompt:
+            facts["prompt_sha256"] = self._prompt(item)
+        if item.result is not None:
+            task_input = dict(input_of(item.result))
+            if self.redact_prompt:
+                task_input.pop("prompt", None)
+            return {**item.result, "input": task_input, **facts}
+        task_input = {name: value for name, value in item.fields.items() if name != "prompt" or not self.redact_prompt}
+        return {
+            **facts,
+            "kie_task_id": item.kie_task_id or None,
+            "reason": item.reason or (str(self.halted) if self.halted and item.outcome == "not_ordered" else ""),
+            "input": task_input,
+        }
