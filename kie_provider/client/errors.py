@@ -23,12 +23,13 @@ def clean_text(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return foreign text as one line that can be logged: no control characters, and not without end."""
+    """Return foreign text as one line that can be logged: without control characters, and not without end."""
     text = _CONTROL.sub(" ", clean_text(text)).strip()
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+# The last two ranges turn the direction of what follows them on the screen.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 _LONGEST_LINE = 2000
 
 

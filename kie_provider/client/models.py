@@ -364,7 +364,7 @@ def _image_problems(field_name: str, urls: list[Any], model: Any, *, takes_image
     if takes_images and not urls:
         return [f"{field_name}: {model} needs 1 to {FLUX2_MAX_INPUT_URLS} http(s) URLs of images, got none"]
     problems = [
-        f"{field_name}[{i}]: must be an http(s) URL that Kie can fetch, got {shorten(url)}"
+        f"{field_name}[{i}]: must be an http(s) URL that Kie can fetch, {got(url)}"
         for i, url in enumerate(urls)
         if not is_http_url(url) and not is_upload_reference(url)
     ]

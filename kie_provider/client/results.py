@@ -16,6 +16,9 @@ _RESULT = re.compile(r"(url|uri|link|image|video|audio|file|output|result|data)s
 #: What was sent to the model, and a stream or source beside the file that was made.
 _NO_RESULT = re.compile(r"(input|param|request|reference|call_?back|source|origin|stream)", re.IGNORECASE)
 
+#: White space, control characters, and half a character. urlsplit overlooks some of them.
+_NOT_IN_A_URL = re.compile("[\\s\x00-\x1f\x7f\ud800-\udfff]")
+
 
 def decoded(value: Any) -> Any:
     """Return the JSON in a text, however often it was encoded; any other value, or text, as it is."""
@@ -53,14 +56,14 @@ def result_object(forms: Sequence[Any]) -> Any:
 
 
 def is_http_url(value: Any) -> bool:
-    """Whether ``value`` is an absolute http or https URL."""
-    if not isinstance(value, str):
+    """Whether ``value`` is an absolute http or https URL, as it can be sent."""
+    if not isinstance(value, str) or _NOT_IN_A_URL.search(value):
         return False
     try:
         parts = urlsplit(value)
-    except ValueError:
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # also of a port that is none
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _urls(value: Any, name: str = "urls", depth: int = _DEEPEST) -> Iterator[str]:
@@ -68,7 +71,7 @@ def _urls(value: Any, name: str = "urls", depth: int = _DEEPEST) -> Iterator[str
         return
     value = decoded(value)
     if isinstance(value, str):
-        if _RESULT.search(name) and is_http_url(value) and not re.search(r"\s", value):
+        if _RESULT.search(name) and is_http_url(value):
             yield value
     elif isinstance(value, Mapping):
         for inner_name, inner in value.items():

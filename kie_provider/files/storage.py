@@ -23,7 +23,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from kie_provider.client.errors import KieError, KieStorageError, KieTargetError, storage_error
-from kie_provider.client.models import is_blank, shorten
+from kie_provider.client.models import got, is_blank, shorten
 from kie_provider.execution_timeout import held
 from kie_provider.files.naming import text_problem
 
@@ -57,7 +57,7 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
     """
     if is_blank(value) or not isinstance(value, str | os.PathLike | ObjectStoragePath):
         raise KieTargetError(
-            f"{field}: must be a path such as /data/images or s3://conn_id@bucket/prefix, got {value!r}"
+            f"{field}: must be a path such as /data/images or s3://conn_id@bucket/prefix, {got(value)}"
         )
     text = str(value)
     if is_file_url := _FILE_URL.match(text):

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from kie_provider.client.errors import KieConnectionError, KieError
+from kie_provider.client.wording import counted
 from kie_provider.config import rate_limit_storage
 from kie_provider.execution_timeout import held
 
@@ -119,7 +120,7 @@ class KieHook(BaseHook):
         while seconds := window.take():
             if time.monotonic() + seconds > give_up_at:
                 raise KieRateLimitError(
-                    f"{endpoint.submit_limit} tasks were created in the last 10 seconds, which is this account's limit",
+                    f"this account may create {counted(endpoint.submit_limit, 'task')} in 10 seconds, and has done so",
                     retry_after=seconds,
                 )
             time.sleep(seconds + random.uniform(*SUBMIT_MARGIN))
@@ -187,7 +188,7 @@ class KieHook(BaseHook):
         """Check host and key by reading the credit balance, which costs nothing."""
         try:
             with self:
-                return True, f"Connected to Kie.ai: {self.get_credits():g} credits left"
+                return True, f"Connected to Kie.ai: {counted(self.get_credits(), 'credit')} left"
         except KieError as error:
             return False, str(error)
 
@@ -300,6 +301,7 @@ def endpoint_from_connection(connection: Connection) -> Endpoint:
     :raises KieConnectionError: it is of another type, or a field is not valid; the message names it.
     """
     from kie_provider.client.endpoint import Endpoint
+    from kie_provider.client.models import is_blank
 
     if connection.conn_type != KieHook.conn_type:  # its password is no key of Kie's, and its host is not Kie
         raise KieConnectionError(
@@ -315,7 +317,7 @@ def endpoint_from_connection(connection: Connection) -> Endpoint:
     try:
         return Endpoint(
             api_key=(connection.password or "").strip(),
-            **{name: value for name, value in fields.items() if value not in (None, "")},
+            **{name: value for name, value in fields.items() if not is_blank(value)},
         )
     except KieConnectionError as error:
         raise KieConnectionError(f"connection {connection.conn_id!r}: {error.message}") from None
@@ -326,19 +328,20 @@ def _extra(connection: Connection) -> Mapping[str, Any]:
     # there are no secrets in these extras.
     try:
         extra = json.loads(connection.extra or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         extra = None
     if not isinstance(extra, Mapping):
-        raise KieConnectionError(f"connection {connection.conn_id!r}: extra is not a JSON object")
+        raise KieConnectionError(f"connection {connection.conn_id!r}: extra: must be a JSON object")
     return extra
 
 
 def _base_url(value: object, schema: str | None = None, port: int | None = None) -> str:
-    host = str(value or "").strip().rstrip("/")
-    if not host:
+    host = str(value or "").strip()
+    if host in ("", "None"):
         return ""
     if "://" not in host:
         host = f"{schema or 'https'}://{host}"
+    host = host.rstrip("/")
     if port:  # a form sends 0 for none
         try:
             parts = urlsplit(host)

@@ -115,10 +115,17 @@ def test_a_host_that_is_no_url(port, monkeypatch):
         KieHook().get_conn()
 
 
-@pytest.mark.parametrize("extra", ["[1]", "{"])
+@pytest.mark.parametrize("extra", ["[1]", "{", "[" * 100_000])
 def test_extra_that_is_no_object(extra):
-    with pytest.raises(KieConnectionError, match="connection 'mine': extra is not a JSON object"):
+    with pytest.raises(KieConnectionError, match="connection 'mine': extra: must be a JSON object"):
         endpoint_from_connection(Connection(conn_id="mine", conn_type="kie", password="k", extra=extra))
+
+
+def test_what_an_empty_variable_gives_is_the_default(monkeypatch):
+    nothing = {"upload_host": "None", "request_timeout": " ", "submit_limit": "None"}
+    connect(monkeypatch, host="None", extra=nothing)
+    endpoint = KieHook().get_conn().endpoint
+    assert (endpoint.host, endpoint.request_timeout, endpoint.submit_limit) == ("https://api.kie.ai", 60.0, 20)
 
 
 def test_create_look_wait_and_download(kie_emulator, tmp_path):

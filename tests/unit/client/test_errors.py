@@ -98,6 +98,7 @@ def test_any_other_error_without_kies_code_refuses_nothing(status):
     [
         ("a\r\nINFO forged\x1b[31m\x85\u2028b", "a INFO forged [31m b"),
         (" Grüße, 猫 \ud83e ", "Grüße, 猫 ?"),
+        ("it is \u202edeliaf\u202c \u2066not\u2069 so", "it is  deliaf   not  so"),
         ("x" * 3000, "x" * 2000 + "..."),
     ],
 )

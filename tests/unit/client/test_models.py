@@ -351,7 +351,12 @@ def test_urls(url):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "x", "//x", "/x", "ftp://x", "http://", "http:///x", "http://[x", None, 1, b"http://x"]
+    "url",
+    [
+        *("", "x", "//x", "/x", "ftp://x", "http://", "http:///x", "http://[x", None, 1, b"http://x"),
+        *("https://x/a b", " https://x", "https://x/\n", "https://x\t.example", "https://x/\x00", "https://x/\ud800"),
+        *("https://x:port/", "https://x:99999/", "https://x:0/", "https://x:-1/"),
+    ],
 )
 def test_no_urls(url):
     assert not is_http_url(url)
@@ -530,7 +535,7 @@ def test_text_to_image_takes_no_images(model, twin):
 def test_bad_input_urls_are_named_one_by_one():
     assert problems(PRO_I2I, input_urls=[URL, "data:image/png;base64,AAAA", None, "/tmp/cat.png"]) == [
         "input_urls[1]: must be an http(s) URL that Kie can fetch, got 'data:image/png;base64,AAAA'",
-        "input_urls[2]: must be an http(s) URL that Kie can fetch, got None",
+        "input_urls[2]: must be an http(s) URL that Kie can fetch, got None: the upstream task returned nothing",
         "input_urls[3]: must be an http(s) URL that Kie can fetch, got '/tmp/cat.png'",
     ]
 
