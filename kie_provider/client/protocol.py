@@ -247,7 +247,7 @@ def _read_record(answer: Answer, kie_task_id: str) -> Mapping[str, Any]:
             http_status=answer.http_status,
             kie_task_id=kie_task_id,
         )
-    told = data.get("taskId")
+    told = data.get("taskId") or data.get("task_id")
     if told not in (None, "", kie_task_id) and str(told).strip() != kie_task_id.strip():
         raise KieServerError(
             f"recordInfo was asked for task {kie_task_id} and answered about {_shown(told, answer)}",

@@ -74,7 +74,7 @@ class SharedWindow:
         except Exception as error:  # noqa: BLE001  # whatever the storage makes of a URL
             scheme = re.match(r"[\w+.-]+(?=://)", storage_uri)  # anything else may be a part of a password
             raise KieConnectionError(
-                f"[kie] rate_limit_storage: cannot use a storage {scheme[0] if scheme else 'without ://'!r} "
+                f"[kie] rate_limit_storage: cannot use a storage {f'of {scheme[0]}://' if scheme else 'without ://'} "
                 f"({type(error).__name__}); it must be like redis://host:6379/0"
             ) from None
         self._item = RateLimitItemPerSecond(limit, WINDOW_SECONDS, namespace="kie_create_task")

@@ -270,8 +270,8 @@ def _decode_with_pillow(path: Path, media_type: str, max_pixels: int) -> tuple[t
                 _check_pixels(width, height, max_pixels)
                 if frame == _MAX_FRAMES or width * height * (frame + 1) > max(max_pixels, _MAX_PIXELS_IN_ALL):
                     raise KieResultError(
-                        f"it is an animation of more than {counted(frame, 'frame')} of {width} x {height} pixels, which "
-                        "is not decoded"
+                        f"it is an animation of more than {counted(frame, 'frame')} of {width} x {height} pixels, "
+                        "which is not decoded"
                     )
                 image.load()
             return image.size, image.info.get("exif", b"")

@@ -241,8 +241,7 @@ class TestBalance:
         assert (outcome.state, outcome.retried) == ("failed", False)
         assert (
             "6 images (6 x flux-2/pro-text-to-image at 1K for 5) would cost 30 credits, and the account has 29: "
-            "1 too few"
-            in str(outcome.error)
+            "1 too few" in str(outcome.error)
         )
         assert not sent(kie)
         assert sum(each["path"].endswith("/credit") for each in kie.requests()) == 1

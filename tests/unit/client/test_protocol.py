@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from collections import UserDict, UserList
@@ -392,8 +393,9 @@ def test_a_record_that_is_no_object(data):
 )
 @pytest.mark.parametrize("state", ["waiting", "success", "fail"])
 @pytest.mark.parametrize("name", ["record", "look"])
-def test_a_record_of_another_task_is_none(name, state, told):
-    data = {"taskId": told, "state": state, "resultJson": json.dumps({"resultUrls": ["https://x/1.png"]})}
+@pytest.mark.parametrize("field", ["taskId", "task_id"])
+def test_a_record_of_another_task_is_none(field, name, state, told):
+    data = {field: told, "state": state, "resultJson": json.dumps({"resultUrls": ["https://x/1.png"]})}
     error = error_of(name, answer({"code": 200, "msg": "success", "data": data}))
     assert (type(error), error.is_transient, error.kie_task_id) == (KieServerError, True, TASK)
     assert error.message == f"recordInfo was asked for task {TASK} and answered about {shorten(told)}"
@@ -401,8 +403,8 @@ def test_a_record_of_another_task_is_none(name, state, told):
 
 @pytest.mark.parametrize("told", [TASK, f" {TASK} ", None, ""])
 def test_a_record_of_the_task_that_was_asked_for(told):
-    for name in ("record", "look"):
-        record = READERS[name](answer({"code": 200, "data": {"taskId": told, "state": "success"}}))
+    for name, field in itertools.product(("record", "look"), ("taskId", "task_id")):
+        record = READERS[name](answer({"code": 200, "data": {field: told, "state": "success"}}))
         assert record.kie_task_id == TASK
 
 
