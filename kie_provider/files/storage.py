@@ -153,7 +153,7 @@ def check_writable(folder: ObjectStoragePath) -> None:
 
     :raises KieTargetError: they cannot.
     """
-    with storage_errors(folder):
+    with storage_errors(f"target {folder}"):
         if is_local(folder):
             existing = Path(folder.path)
             while not os.path.lexists(existing):  # a link that leads nowhere is in the way

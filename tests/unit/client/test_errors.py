@@ -110,7 +110,7 @@ def test_text_names_cause_code_status_task_and_what_to_do():
     error = errors.KieInsufficientCreditsError("Please top up", code=402, http_status=200, kie_task_id="abc")
     assert str(error) == (
         "Not enough Kie.ai credits: Please top up [Kie code 402, HTTP 200, Kie task abc] -> "
-        "Nothing was charged. Top up at https://kie.ai/billing, then clear this task."
+        "Top up at https://kie.ai/billing, then clear this task: nothing was charged."
     )
 
 
