@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import time
 import weakref
 from collections.abc import Mapping
@@ -74,6 +75,7 @@ class KieHook(BaseHook):
             from kie_provider.client.client import KieClient
 
             if self._endpoint is None:
+                _check_conn_id(self.kie_conn_id)
                 try:
                     with held():
                         connection = self.get_connection(self.kie_conn_id)
@@ -352,9 +354,21 @@ def _base_url(value: object, schema: str | None = None, port: int | None = None)
     return host
 
 
+def _check_conn_id(conn_id: object) -> None:
+    from kie_provider.client.models import got, is_blank
+
+    if is_blank(conn_id) or not isinstance(conn_id, str):
+        raise KieConnectionError(f"kie_conn_id: must be the id of an Airflow connection, {got(conn_id)}")
+
+
 def _no_connection(conn_id: str) -> KieConnectionError:
+    from kie_provider.client.models import shorten
+
+    missing = f"there is no Airflow connection {shorten(conn_id)}"
+    if not re.fullmatch(r"[\w.@:+-]{1,60}", conn_id):
+        return KieConnectionError(missing)
     return KieConnectionError(
-        f"there is no Airflow connection {conn_id!r}. Create it in Admin > Connections, or with: "
+        f"{missing}. Create it in Admin > Connections, or with: "
         f"airflow connections add {conn_id} --conn-type kie --conn-password <API key>"
     )
 

@@ -121,6 +121,28 @@ def test_extra_that_is_no_object(extra):
         endpoint_from_connection(Connection(conn_id="mine", conn_type="kie", password="k", extra=extra))
 
 
+@pytest.mark.parametrize(
+    ("conn_id", "message"),
+    [
+        (None, "kie_conn_id: must be the id of an Airflow connection, got None: the upstream task returned nothing"),
+        (
+            "None",
+            "kie_conn_id: must be the id of an Airflow connection, got 'None': the upstream task returned nothing",
+        ),
+        (" ", "kie_conn_id: must be the id of an Airflow connection, got ' '"),
+        (["a"], "kie_conn_id: must be the id of an Airflow connection, got ['a']"),
+        ("a b", "there is no Airflow connection 'a b'"),
+        ("a\nb", "there is no Airflow connection 'a\\nb'"),
+        ("a; b", "there is no Airflow connection 'a; b'"),
+    ],
+)
+def test_what_can_be_no_id_of_a_connection(conn_id, message):
+    with pytest.raises(KieConnectionError) as caught:
+        KieHook(conn_id).get_conn()
+    assert caught.value.message.startswith(message)
+    assert "airflow connections add" not in caught.value.message
+
+
 def test_what_an_empty_variable_gives_is_the_default(monkeypatch):
     nothing = {"upload_host": "None", "request_timeout": " ", "submit_limit": "None"}
     connect(monkeypatch, host="None", extra=nothing)
