@@ -234,8 +234,8 @@ class KieSubmitUnknownError(KieError):
 
     summary = "It is not known whether Kie.ai created a task"
     advice = (
-        f"It was not sent again, so that you do not pay twice. {LOGS_PAGE} shows whether a task was created at this "
-        "time."
+        f"Look at {LOGS_PAGE}, which shows whether a task was created at this time; it was not sent again, so that you "
+        "do not pay twice."
     )
 
 

@@ -24,8 +24,8 @@ KEY_ADVICE = (
     "allow-list in https://kie.ai/settings."
 )
 UNKNOWN_ADVICE = (
-    " -> It was not sent again, so that you do not pay twice. https://kie.ai/logs shows whether a task was created at "
-    "this time."
+    " -> Look at https://kie.ai/logs, which shows whether a task was created at this time; it was not sent again, so "
+    "that you do not pay twice."
 )
 if importlib.util.find_spec("airflow.models.task_state_store"):  # Airflow 3.3
     UNKNOWN_ADVICE += (
