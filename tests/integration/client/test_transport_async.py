@@ -495,8 +495,7 @@ async def test_hosts_that_are_not_there(certificate):
         for url in (
             f"http://127.0.0.1:{port}",
             "http://no-such-host.invalid",
-            "http://a..invalid",
-            "http://127.0.0.1:99999",
+            f"http://{'a' * 80}.invalid",
             f"https://{server.host}",
             untrusted.url,
         ):
