@@ -59,7 +59,7 @@ class MapLabel:
             return None
         try:
             return str(self._context["task"].dag.get_template_env().from_string(template).render(self._context))
-        except Exception:  # noqa: BLE001  # jinja2's own, or what an operator makes of what is missing: "%03d" % label
+        except Exception:  # noqa: BLE001  # jinja2's own, or one of Python's: {{ (label | default(none)) + "!" }}
             return None
 
     def _show(self, label: str) -> None:
