@@ -33,8 +33,9 @@ from kie_provider.client.errors import (
 )
 from kie_provider.client.wording import counted, sentences
 
-#: Characters of a line; addresses and paths are not broken.
-WIDTH = 110
+#: Characters of a line: what Airflow's log view shows of one on a screen of 1,440 pixels, beside time and level.
+#: Addresses and paths are not broken.
+WIDTH = 100
 
 
 @dataclass(frozen=True)

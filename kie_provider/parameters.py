@@ -1,4 +1,4 @@
-"""The numbers that operators and sensors take: read once, from constants and from what templates make of them."""
+"""What operators and sensors take beside an order: read once, from constants and from what templates make of them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def problems(operator: Any) -> list[str]:
 
 
 def check_constants(operator: Any) -> None:
-    """Check, when the DAG is parsed, the numbers that no template fills in later.
+    """Check, when the DAG is parsed, the parameters that no template fills in later.
 
     :raises AirflowFailException: one of them makes no sense. Not ValueError: the worker makes mapped tasks, and a
         retry would fare no better.
     """
     found = []
-    for name, read in _NUMBERS.items():
+    for name, read in _READERS.items():
         value = getattr(operator, name, "{{")
         if not _is_filled_in_later(value):
             try:
@@ -116,6 +116,12 @@ def _share(value: Any) -> float:
     raise _refused("must be a share above 0, up to 1", value)
 
 
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise _refused("must be True or False", value)
+
+
 def _unknown_submit(value: Any) -> Any:
     if value in UNKNOWN_SUBMIT_CHOICES:
         return value
@@ -128,12 +134,13 @@ def _refused(allowed: str, value: Any) -> ValueError:
     return ValueError(f"{allowed}, {got(value) if isinstance(value, str) else f'got {shorten(value)}'}")
 
 
-_NUMBERS: Mapping[str, Callable[[Any], Any]] = {
+_READERS: Mapping[str, Callable[[Any], Any]] = {
     "poll_interval": _poll_interval,
     "poke_interval": _poll_interval,
     "timeout": _timeout,
     "max_credits": _credits,
     "min_credits_left": _credits,
     "min_success": _share,
+    "allow_duplicates": _flag,
+    "on_unknown_submit": _unknown_submit,
 }
-_READERS: Mapping[str, Callable[[Any], Any]] = {**_NUMBERS, "on_unknown_submit": _unknown_submit}

@@ -7,8 +7,9 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from kie_provider.batch.prompts import ITEM_FIELDS
 from kie_provider.client.errors import (
     KieAuthError,
     KieError,
+    KieInsufficientCreditsError,
     KieNotFoundError,
     KieRateLimitError,
     KieResultError,
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from kie_provider.files.saving import ResultSaver
     from kie_provider.hooks.kie import KieHook, TaskPoll
     from kie_provider.submission.journal import Journal
-    from kie_provider.submission.record import SubmissionRecord
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +61,12 @@ MANIFEST_SECONDS = 10.0
 REPORT_SECONDS = 5.0
 
 
-class BatchEngine:
-    """The batch, as one worker process knows it.
+@dataclass(frozen=True)
+class Plan:
+    """What a batch has to do, and with what.
 
     :param callback_url: public URL that Kie calls when a task ends.
+    :param poll_interval: seconds between two polls of a Kie task, at first.
     :param timeout: seconds that one image may take, from its submission or the start of this try.
     :param batch_timeout: seconds from the start of this try, after which nothing more is waited for or submitted; None:
         no end.
@@ -71,117 +74,94 @@ class BatchEngine:
     :param on_progress: called now and then.
     """
 
-    def __init__(
-        self,
-        report: Report,
-        journal: Journal,
-        hook: KieHook,
-        saver: ResultSaver,
-        *,
-        callback_url: str | None,
-        poll_interval: float,
-        timeout: float,
-        batch_timeout: float | None,
-        defers: bool,
-        on_progress: Callable[[], object],
-    ) -> None:
-        self.journal = journal
-        self.ended = 0  # how many items have ended in this phase
-        self._report = report
-        self._items: Sequence[Item] = report.items
-        self._hook = hook
-        self._saver = saver
-        self._callback_url = callback_url
-        self._poll_interval = poll_interval
-        self._timeout = timeout
-        self._batch_timeout = batch_timeout
-        self._defers = defers
-        self._on_progress = on_progress
-
-    def recall(self, records: Sequence[SubmissionRecord | None]) -> None:
-        """Take over what the journal and the manifest know of the items.
-
-        :param records: the submission of each item.
-        """
-        told = manifest.read_items(self._report.manifest)
-        saved = {entry["kie_task_id"]: entry for entry in told if manifest.is_saved(entry)}
-        for item, record in zip(self._items, records, strict=True):
-            item.recall(record)
-            result = saved.get(item.kie_task_id) if item.state == "running" else None
-            if result and self._saver.named(item.file_name).could_have_saved(result):
-                item.become("noted", result=result)
-
-    def confirm(self) -> bool:
-        """Look at the files of what the manifest says is saved; what is not there goes on as if it were running.
-
-        :return: whether all of them are there.
-        :raises KieError: the storage failed.
-        """
-        noted = [item for item in self._items if item.state == "noted"]
-        pool = ThreadPoolExecutor(PARALLEL_SAVES)
-        try:
-            found = list(pool.map(lambda item: self._saver.named(item.file_name).saved(item.result), noted))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow storage
-        for item, result in zip(noted, found, strict=True):
-            if result is None:
-                log.warning("prompts[%d]: its files are gone or were changed since they were saved", item.index)
-                item.become("running")
-            else:
-                item.become("saved", result=result)
-        return all(found)
+    report: Report
+    journal: Journal
+    hook: KieHook
+    saver: ResultSaver
+    callback_url: str | None
+    poll_interval: float
+    timeout: float
+    batch_timeout: float | None
+    defers: bool
+    on_progress: Callable[[], object]
 
     @property
     def running(self) -> list[Item]:
         """The items whose Kie tasks are worth waiting for."""
-        return [item for item in self._items if item.state in ("running", "saving")]
+        return [item for item in self.report.items if item.state in ("running", "saving")]
 
     @property
     def to_submit(self) -> list[Item]:
         """The items that have not been submitted, or are to be submitted anew."""
-        return [item for item in self._items if item.state == "to_submit"]
+        return [item for item in self.report.items if item.state == "to_submit"]
 
     @property
-    def deadline(self) -> float:
-        """Epoch seconds when the last running item has had its time."""
-        return max(map(self._deadline, self.running))
+    def ends_at(self) -> float:
+        """Epoch seconds when the time of the whole batch is over."""
+        return math.inf if self.batch_timeout is None else self.journal.begun_at + self.batch_timeout
 
-    def work(self) -> None:
-        """Submit, wait and save until nothing is left to do, or nothing but waiting in the triggerer.
+    def deadline_of(self, item: Item) -> float:
+        """Epoch seconds when an item has had its time."""
+        submitted_at = item.record.at if item.record else 0.0
+        return min(max(submitted_at, self.journal.begun_at) + self.timeout, self.ends_at)
 
-        :raises KieError: what goes wrong for the other items too; what can be saved is saved by then.
-        """
-        self._report.halted, self.ended = None, 0
-        if self.running or self.to_submit:
-            self._hook.get_conn()
-            run(self._work)
+    def manifest_writer(self) -> Callable[[], None]:
+        """Return what writes down what has become of every item so far."""
+        return partial(manifest.write, self.report.manifest, self.report.entries(self.journal.estimate))
 
-    async def _work(self, alarm: Alarm) -> None:
+
+def work(plan: Plan) -> int:
+    """Submit, wait and save until nothing is left to do, or nothing but waiting in the triggerer.
+
+    :return: how many items have ended.
+    :raises KieError: what goes wrong for the other items too; what can be saved is saved by then.
+    """
+    plan.report.halted = None
+    if not plan.running and not plan.to_submit:
+        return 0
+    plan.hook.get_conn()
+
+    async def work_on_loop(alarm: Alarm) -> int:
+        async with plan.hook.polling(asyncio.Semaphore(PARALLEL_POLLS)) as poll_of:
+            with Submitter(plan.journal, plan.hook, alarm) as submitter, Phase(plan, submitter, poll_of) as phase:
+                return await phase.work()
+
+    return run(work_on_loop)
+
+
+class Phase:
+    """One worker phase, on an event loop. Use it as a context manager."""
+
+    def __init__(self, plan: Plan, submitter: Submitter, poll_of: Callable[[str], TaskPoll]) -> None:
+        self._plan = plan
+        self._report = plan.report
+        self._journal = plan.journal
+        self._submitter = submitter
+        self._poll_of = poll_of
+        self._ended = 0
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lanes: list[asyncio.Task[None]] = []
-        self._unknown_in_a_row = _unknown_in_a_row(self.journal)
-        running = self.running
+        self._unknown_in_a_row = _unknown_in_a_row(plan.journal)
+        running = plan.running
         self._unpolled = {item.index for item in running}
         self._room = asyncio.Semaphore(max(MAX_RUNNING - len(running), 0))
-        self._saves = ThreadPoolExecutor(PARALLEL_SAVES, thread_name_prefix="kie-save")
         self._is_manifest_due = False
+        self._halted_until = 0.0
         self._may_ask_once_more = bool(running)
-        try:
-            async with self._hook.polling(asyncio.Semaphore(PARALLEL_POLLS)) as self._poll_of:
-                with Submitter(self.journal, self._hook, alarm) as self._submitter:
-                    await self._work_in_tasks(running)
-        finally:
-            self._saves.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow hosts
-        if self._is_manifest_due:
-            self.write_manifest()
-        if self._failure is not None:
-            raise self._failure
+        self._saves = ThreadPoolExecutor(PARALLEL_SAVES, thread_name_prefix="kie-save")
 
-    async def _work_in_tasks(self, running: Sequence[Item]) -> None:
+    def __enter__(self) -> Phase:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._saves.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow hosts
+
+    async def work(self) -> int:
+        """Do it; return how many items have ended."""
         try:
-            for item in running:
+            for item in self._plan.running:
                 self._start(self._follow(item))
             self._submit_all()
             manifest_at, report_at, had_stopped = time.monotonic(), time.monotonic(), False
@@ -191,30 +171,36 @@ class BatchEngine:
                 self._submit_the_rest(now)
                 if self._is_manifest_due and now - manifest_at >= MANIFEST_SECONDS:
                     self._is_manifest_due, manifest_at = False, now
-                    await self._in_thread(self._manifest_writer())
+                    await self._in_thread(self._plan.manifest_writer())
                 has_stopped = self._has_stopped_submitting()
                 if now - report_at >= REPORT_SECONDS or has_stopped is not had_stopped:
                     report_at, had_stopped = now, has_stopped
-                    self._on_progress()
+                    self._plan.on_progress()
         finally:
             for task in self._tasks:
                 task.cancel()
             if self._tasks:  # of a createTask in flight, the answer is written down before it ends
                 await asyncio.wait(self._tasks)
+        if self._is_manifest_due:
+            self._plan.manifest_writer()()
+        if self._failure is not None:
+            raise self._failure
+        return self._ended
 
     def _is_over(self) -> bool:
         if self._failure is not None:
             return True
         if not self._has_stopped_submitting() or self._may_submit():
             return False
-        running = self.running
-        return not running or (self._defers and not self._unpolled and all(item.state == "running" for item in running))
+        states = {item.state for item in self._plan.running}
+        return not states or (self._plan.defers and not self._unpolled and states == {"running"})
 
     async def _next_change(self) -> None:
+        change = asyncio.ensure_future(self._changed.wait())
         try:
-            await asyncio.wait_for(self._changed.wait(), 1.0)
-        except (asyncio.TimeoutError, TimeoutError):
-            return
+            await asyncio.wait([change], timeout=1.0)  # wait_for can swallow a cancellation before Python 3.12
+        finally:
+            change.cancel()
         self._changed.clear()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -244,7 +230,7 @@ class BatchEngine:
         if self._unknown_in_a_row >= UNKNOWN_IN_A_ROW:
             self._halt(KieSubmitUnknownError(f"the last {self._unknown_in_a_row} of this try were not answered"))
             return
-        queue = iter(self.to_submit)
+        queue = iter(self._plan.to_submit)
         self._lanes = [self._start(self._submit_next(queue)) for _ in range(MAX_IN_FLIGHT)]
 
     def _has_stopped_submitting(self) -> bool:
@@ -252,25 +238,28 @@ class BatchEngine:
 
     def _may_submit(self) -> bool:
         """Whether there is something to submit, and room for it, and nothing speaks against it."""
-        if self._report.halted is not None or self.journal.is_stopping:
+        if self._report.halted is not None or self._journal.is_stopping:
             return False
-        return bool(self.to_submit) and not self._room.locked()
+        return bool(self._plan.to_submit) and not self._room.locked()
 
     def _submit_the_rest(self, now: float) -> None:
         """Go on submitting once there is room, or once what has halted it may have passed."""
         if not self._has_stopped_submitting():
             return
-        halted = self._report.halted
-        is_passing = halted is not None and not isinstance(halted, KieSubmitUnknownError | KieTaskTimeoutError)
-        if self.running:  # a worker that waits anyway asks Kie now and then; refusals cost nothing
-            is_passing = is_passing and now >= self._halted_until and not self._defers
-        else:  # and once more in the end, unless it comes back for that
-            is_passing = is_passing and self._may_ask_once_more and not isinstance(halted, KieRateLimitError)
-        if is_passing:
-            self._may_ask_once_more = bool(self.running)
+        if (halted := self._report.halted) is not None and self._is_worth_asking_again(halted, now):
+            self._may_ask_once_more = bool(self._plan.running)
             self._report.halted = None
         if self._may_submit():
             self._submit_all()
+
+    def _is_worth_asking_again(self, halted: KieError, now: float) -> bool:
+        """Whether Kie may take more by now; refusals cost nothing."""
+        if not (halted.is_transient or isinstance(halted, KieInsufficientCreditsError)):
+            return False
+        if self._plan.running:  # now and then, if this worker waits anyway
+            return now >= self._halted_until and not self._plan.defers
+        # Once more in the end, unless the task comes back for that.
+        return self._may_ask_once_more and not isinstance(halted, KieRateLimitError)
 
     def _halt(self, error: KieError) -> None:
         self._report.halted = self._report.halted or error
@@ -279,16 +268,16 @@ class BatchEngine:
     async def _submit_next(self, queue: Iterator[Item]) -> None:
         """Submit one item after another, until there are no more or something speaks against it."""
         for item in queue:
-            if self._defers and self._room.locked():
+            if self._plan.defers and self._room.locked():
                 return  # the triggerer waits until there is room
             await self._room.acquire()
-            if time.time() >= self._ends_at:
+            if time.time() >= self._plan.ends_at:
                 self._halt(KieTaskTimeoutError("execution_timeout is over"))
-            if self._report.halted is not None or self.journal.is_stopping:
+            if self._report.halted is not None or self._journal.is_stopping:
                 self._room.release()
                 return
             if await self._submit(item):
-                self._start(self._follow(item, self._poll_interval))
+                self._start(self._follow(item, self._plan.poll_interval))
             else:
                 self._room.release()
 
@@ -296,13 +285,13 @@ class BatchEngine:
         """Create the Kie task of an item; return whether that has succeeded."""
         try:
             if item.request is None:  # an earlier phase has checked it, as it was then
-                item.request = flux2_request(item.fields, self._callback_url, allowed=ITEM_FIELDS)
+                item.request = flux2_request(item.fields, self._plan.callback_url, allowed=ITEM_FIELDS)
             item.record = await self._submitter.submit(item.request, item=item.index)
         except asyncio.CancelledError:  # the answer is written down by now, if there is one
-            item.recall(self.journal.latest_of(item.index))
+            item.recall(self._journal.latest_of(item.index))
             raise
         except KieSubmitUnknownError as error:
-            item.record = self.journal.latest_of(item.index)
+            item.record = self._journal.latest_of(item.index)
             item.become("unknown", error.message + (settled_with(item.record) if item.record else ""))
             log.error("prompts[%d]: %s", item.index, error)  # noqa: TRY400  # a traceback adds nothing
             self._unknown_in_a_row += 1
@@ -339,16 +328,16 @@ class BatchEngine:
         finally:
             self._unpolled.discard(item.index)
             self._room.release()
-        self.ended += 1
+        self._ended += 1
         self._is_manifest_due = True
 
     async def _wait(self, item: Item) -> Any:
         """Return the record of the Kie task; None: it has not succeeded, and the item knows."""
         assert item.record is not None  # noqa: S101  # it was submitted
         waiting = Waiting(
-            max(item.record.at, self.journal.begun_at),
-            self._poll_interval,
-            deadline=self._deadline(item),
+            max(item.record.at, self._journal.begun_at),
+            self._plan.poll_interval,
+            deadline=self._plan.deadline_of(item),
             visible_at=time.time(),  # as far as anybody knows; one answer to the contrary decides nothing
         )
         try:
@@ -359,7 +348,7 @@ class BatchEngine:
             anew = isinstance(error, KieTaskFailedError) and error.may_succeed_anew
             charged = ", but was charged" if getattr(error, "credits_consumed", None) else ""
             reason = f"{error.message}{charged}"
-            item.record = self.journal.failed(item.record, reason, may_succeed_anew=anew)
+            item.record = self._journal.failed(item.record, reason, may_succeed_anew=anew)
             item.become("failed", reason, may_succeed_later=anew)
         except KieError as error:
             self._give_up(item, error)
@@ -380,7 +369,7 @@ class BatchEngine:
 
     async def _save(self, item: Item, result: dict[str, Any]) -> None:
         item.become("saving")
-        save = partial(self._saver.named(item.file_name).save, result, self._report.run)
+        save = partial(self._plan.saver.named(item.file_name).save, result, self._report.run)
         try:
             saved = await self._in_thread(save)
         except KieError as error:
@@ -392,7 +381,7 @@ class BatchEngine:
             "prompts[%d] saved (%d of %d): %s",
             item.index,
             self._report.counts()["saved"],
-            len(self._items),
+            len(self._report.items),
             ", ".join(self._report.name(file["path"]) for file in saved["files"]),
         )
 
@@ -406,23 +395,6 @@ class BatchEngine:
         else:
             item.become("running", str(error))
             self._fail(error)
-
-    # Ending
-
-    def write_manifest(self) -> None:
-        """Write down what has become of every item."""
-        self._manifest_writer()()
-
-    def _manifest_writer(self) -> Callable[[], None]:
-        return partial(manifest.write, self._report.manifest, self._report.entries(self.journal.estimate))
-
-    @property
-    def _ends_at(self) -> float:
-        return math.inf if self._batch_timeout is None else self.journal.begun_at + self._batch_timeout
-
-    def _deadline(self, item: Item) -> float:
-        submitted_at = item.record.at if item.record else 0.0
-        return min(max(submitted_at, self.journal.begun_at) + self._timeout, self._ends_at)
 
 
 def _unknown_in_a_row(journal: Journal) -> int:

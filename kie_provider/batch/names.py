@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kie_provider.client.errors import KieTargetError
 from kie_provider.client.models import is_blank
+from kie_provider.client.wording import counted
 from kie_provider.files import naming, storage
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def refuse_taken(folder: ObjectStoragePath, patterns: Iterable[str]) -> None:
     :raises KieTargetError: there are such names.
     """
     if names := taken(folder, patterns):
-        others = f" and {len(names) - _NAMED} others" if len(names) > _NAMED else ""
+        others = f" and {counted(len(names) - _NAMED, 'other')}" if len(names) > _NAMED else ""
         raise KieTargetError(
             f"{', '.join(map(repr, names[:_NAMED]))}{others} in {folder} exist already. Nothing was ordered. Put "
             "{kie_task_id} or something of the run into the names, or set overwrite=True"

@@ -6,13 +6,15 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
 from kie_provider import parameters
 from kie_provider.airflow_errors import Facts, failures, operator_failure
-from kie_provider.batch.engine import BatchEngine
+from kie_provider.batch import manifest
+from kie_provider.batch.engine import PARALLEL_SAVES, Plan, work
 from kie_provider.batch.items import Item
 from kie_provider.batch.names import read_names, refuse_taken
 from kie_provider.batch.prompts import duplicate_problems, read_prompts, read_requests
@@ -55,8 +57,7 @@ class BatchRun:
         self._operator = operator
         self._ti: Any = context["ti"]
         self._journal = open_journal(operator, context)
-        self._engine: BatchEngine | None = None
-        self._report: Report | None = None
+        self._plan: Plan | None = None
         self._reported: dict[str, Any] | None = None
         self._is_hopeless = False  # a retry would save no more images
 
@@ -86,16 +87,16 @@ class BatchRun:
                 parameters.problems(self._operator), "no more was sent; the Kie tasks that are there go on."
             )
             items, _ = self._read_items()
-            engine = self._new_engine(items, of_this_try(self._journal.records, len(items)), hook)
-            return self._go_on(engine, trigger_error)
+            plan = self._new_plan(items, of_this_try(self._journal.records, len(items)), hook)
+            return self._go_on(plan, trigger_error)
 
     def stop(self) -> None:
         """Say in the log that the Kie tasks go on. For ``on_kill``, which may come within a call to Airflow."""
         self._journal.stop()
-        if self._engine is not None and (running := len(self._engine.running)):
+        if self._plan is not None and (running := len(self._plan.running)):
             log_last_words(log, go_on(running))
 
-    def _begin(self, hook: KieHook) -> BatchEngine:
+    def _begin(self, hook: KieHook) -> Plan:
         """Check everything, decide what there is to do, and write down that this try is at work.
 
         :raises KieError: nothing more was sent.
@@ -125,35 +126,36 @@ class BatchRun:
             claimed, kept = assign(
                 journal.records, fingerprints, max_tries=journal.max_tries, resubmit_unknown=resubmits
             )
-        engine = self._new_engine(items, claimed, hook)
+        plan = self._new_plan(items, claimed, hook)
         if returns_the_same:
-            for item in engine.to_submit:
+            for item in plan.to_submit:
                 item.become("left_out")  # as it was; what is at Kie is saved again if its files are gone
         self._warn_of_changes(items)
-        self._check_before_paying(engine, hook, has_submitted=has_submitted)
+        self._check_before_paying(plan, hook, has_submitted=has_submitted)
         credits_in_all, words = estimate((request.kind for request in requests), price_table())
         log.info("%s, %s credits by the price table: %s", counted(len(items), "image"), _credits(credits_in_all), words)
         if not journal.has_begun:
             journal.begin(kept, claimed, estimate=credits_in_all)
-        return engine
+        return plan
 
-    def _check_before_paying(self, engine: BatchEngine, hook: KieHook, *, has_submitted: bool) -> None:
+    def _check_before_paying(self, plan: Plan, hook: KieHook, *, has_submitted: bool) -> None:
         """Check what must be right before the first image, or the next, is paid for.
 
         :param has_submitted: an earlier try has submitted something.
         :raises KieError: nothing more was sent.
         """
-        if not engine.to_submit or self._report is None:
+        report = plan.report
+        if not plan.to_submit:
             return
         self._operator.saver(hook, images_only=True, file_name=DEFAULT_FILE_NAME).check_target()
         if not self._operator.overwrite:
-            refuse_taken(self._report.target, [item.file_name for item in engine.to_submit])
-        to_pay = [item.request.kind for item in (*engine.running, *engine.to_submit) if item.request]
+            refuse_taken(report.target, [item.file_name for item in plan.to_submit])
+        to_pay = [item.request.kind for item in (*plan.running, *plan.to_submit) if item.request]
         credits_to_pay, words = estimate(to_pay, price_table())
         what = f"{counted(len(to_pay), 'image')} ({words})"
         get_credits = functools.cache(hook.get_credits)
         budget = Budget(self._operator.max_credits, self._operator.min_credits_left)
-        budget.check(what, credits_to_pay, get_credits, spent=self._report.credits)
+        budget.check(what, credits_to_pay, get_credits, spent=report.credits)
         if not has_submitted:
             refuse_unpayable(what, credits_to_pay, get_credits)
         if not self._journal.is_durable:
@@ -162,30 +164,31 @@ class BatchRun:
                 "pays for all images again. Use retries=0 here."
             )
 
-    def _go_on(self, engine: BatchEngine, trigger_error: Exception | None = None) -> dict[str, Any]:
+    def _go_on(self, plan: Plan, trigger_error: Exception | None = None) -> dict[str, Any]:
         """Save, order and wait until nothing is left to wait for.
 
         :param trigger_error: what to raise in the end, if triggers keep coming back though nothing has ended.
         """
-        assert self._report is not None  # noqa: S101  # it was made with the engine
+        ended = 0
         while True:
-            engine.work()
-            if engine.running or engine.confirm():
+            ended += work(plan)
+            if plan.running or self._confirm(plan):
                 break
         self._tell_progress()
-        if engine.running:
-            if trigger_error is not None and not engine.ended:
+        if plan.running:
+            if trigger_error is not None and not ended:
                 count_trigger_restart(self._ti, trigger_error)
             self._journal.summarize()
-            raise self._deferral(engine)
-        halted = self._report.halted
-        if isinstance(halted, KieRateLimitError) and engine.to_submit:
+            raise self._deferral(plan)
+        halted = plan.report.halted
+        if isinstance(halted, KieRateLimitError) and plan.to_submit:
             self._journal.summarize(at_least=WORTH_A_SUMMARY)
             come_back_later(halted, is_durable=self._journal.is_durable)
-        return self._finish(engine, self._report)
+        return self._finish(plan)
 
-    def _finish(self, engine: BatchEngine, report: Report) -> dict[str, Any]:
-        engine.write_manifest()
+    def _finish(self, plan: Plan) -> dict[str, Any]:
+        report = plan.report
+        plan.manifest_writer()()
         saved, wanted = report.counts()["saved"], len(report.items)
         needed = math.ceil(self._operator.min_success * wanted - 1e-9)
         estimated = self._journal.estimate
@@ -213,7 +216,7 @@ class BatchRun:
         return {**report.progress(), "manifest": str(report.manifest), "estimated_credits": estimated}
 
     def _tell_progress(self) -> None:
-        progress = self._report.progress() if self._report else None
+        progress = self._plan.report.progress() if self._plan else None
         if progress is None or progress == self._reported:
             return
         self._reported = progress
@@ -223,15 +226,16 @@ class BatchRun:
             *(progress[name] for name in ("saved", "images", "failed", "unknown", "running", "not_ordered", "credits")),
         )
 
-    def _deferral(self, engine: BatchEngine) -> TaskDeferred:
+    def _deferral(self, plan: Plan) -> TaskDeferred:
 
+        deadline = max(map(plan.deadline_of, plan.running))
         trigger = KieBatchTrigger(
             kie_conn_id=self._operator.kie_conn_id,
-            kie_task_ids=[item.kie_task_id for item in engine.running],
+            kie_task_ids=[item.kie_task_id for item in plan.running],
             poll_interval=self._operator.poll_interval,
-            deadline=engine.deadline,
+            deadline=deadline,
         )
-        return deferral(trigger, engine.deadline, {"journal": self._journal.position})
+        return deferral(trigger, deadline, {"journal": self._journal.position})
 
     def _read_items(self) -> tuple[list[Item], list[str]]:
         operator = self._operator
@@ -245,18 +249,18 @@ class BatchRun:
         ]
         return items, [*problems, *name_problems]
 
-    def _new_engine(self, items: list[Item], claimed: Sequence[SubmissionRecord | None], hook: KieHook) -> BatchEngine:
+    def _new_plan(self, items: list[Item], claimed: Sequence[SubmissionRecord | None], hook: KieHook) -> Plan:
         operator = self._operator
         limit = operator.execution_timeout
-        self._report = Report(
+        report = Report(
             items,
             price_table(),
             RunFacts.of(self._ti),
             target=storage_path("target", operator.target),
             redact_prompt=operator.redact_prompt,
         )
-        self._engine = BatchEngine(
-            self._report,
+        self._plan = Plan(
+            report,
             self._journal,
             hook,
             operator.saver(hook, images_only=True, file_name=DEFAULT_FILE_NAME),  # every item has a name of its own
@@ -267,25 +271,56 @@ class BatchRun:
             defers=operator.deferrable,
             on_progress=self._tell_progress,
         )
-        self._engine.recall(claimed)
-        return self._engine
+        self._recall(self._plan, claimed)
+        return self._plan
+
+    def _recall(self, plan: Plan, claimed: Sequence[SubmissionRecord | None]) -> None:
+        """Take over what the journal and the manifest know of the items."""
+        told = manifest.read_items(plan.report.manifest)
+        saved = {entry["kie_task_id"]: entry for entry in told if manifest.is_saved(entry)}
+        for item, record in zip(plan.report.items, claimed, strict=True):
+            item.recall(record)
+            result = saved.get(item.kie_task_id) if item.state == "running" else None
+            if result and plan.saver.named(item.file_name).could_have_saved(result):
+                item.become("noted", result=result)
+
+    def _confirm(self, plan: Plan) -> bool:
+        """Look at the files of what the manifest says is saved; what is not there goes on as if it were running.
+
+        :return: whether all of them are there.
+        :raises KieError: the storage failed.
+        """
+        noted = [item for item in plan.report.items if item.state == "noted"]
+        pool = ThreadPoolExecutor(PARALLEL_SAVES)
+        try:
+            found = list(pool.map(lambda item: plan.saver.named(item.file_name).saved(item.result), noted))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow storage
+        for item, result in zip(noted, found, strict=True):
+            if result is None:
+                log.warning("prompts[%d]: its files are gone or were changed since they were saved", item.index)
+                item.become("running")
+            else:
+                item.become("saved", result=result)
+        return all(found)
 
     def _warn_of_changes(self, items: Sequence[Item]) -> None:
         changed = [item for item in items if item.is_changed]
         if changed:
             log.warning(
-                "%d items, the first of them prompts[%d], are not what they were when they were ordered; this try goes "
-                "on with what was ordered. Clear the task to order the new ones.",
-                len(changed),
+                "%s changed since the images were ordered, the first is prompts[%d]; this try goes on with what was "
+                "ordered. Clear the task to order the new ones.",
+                f"{counted(len(changed), 'item')} {'has' if len(changed) == 1 else 'have'}",
                 changed[0].index,
             )
 
     def _facts(self) -> Facts:
-        report, conn_id = self._report, self._operator.kie_conn_id
-        if self._engine is None or report is None:
+        conn_id = self._operator.kie_conn_id
+        if self._plan is None:
             return Facts(conn_id)
+        report = self._plan.report
         charged = f"{counted(report.credits, 'credit')} for {counted(report.counts()['saved'], 'image')} saved"
-        if running := len(self._engine.running):
+        if running := len(self._plan.running):
             charged += f"; {counted(running, 'Kie task')} more at work, charged on success"
         return Facts(conn_id, charged=charged)
 

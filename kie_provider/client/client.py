@@ -216,9 +216,11 @@ class KieClient:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        if path.is_file() or not path.exists():
+            return path.read_bytes()
+        reason: object = "it is not a regular file"  # of which reading one could take for ever
     except ValueError as error:  # a path with NUL
-        reason: object = error
+        reason = error
     except OSError as error:
         failure = storage_error(path, error)
         if failure.is_transient:

@@ -95,6 +95,8 @@ def is_there(url: str) -> bool:
 
 def _open(session: requests.Session, url: str, read_timeout: float) -> requests.Response:
     """Send the GET and follow a few redirects."""
+    import requests
+
     from kie_provider.client.adapter import PrivateAddressError
 
     link = url
@@ -118,7 +120,7 @@ def _open(session: requests.Session, url: str, read_timeout: float) -> requests.
         if not response.is_redirect:
             return response
         response.close()
-        link = urljoin(link, response.headers["Location"])
+        link = urljoin(link, requests.utils.requote_uri(response.headers["Location"]))
     raise KieFileError(f"downloading {url} broke off (more than {MAX_REDIRECTS} redirects)")
 
 

@@ -17,7 +17,10 @@ DEFAULT_HOST = "https://api.kie.ai"
 #: Kie's uploads go to a host of their own; the vendor's OpenAPI names the API host there, wrongly.
 KIE_UPLOAD_HOST = "https://kieai.redpandaai.co"
 DEFAULT_REQUEST_TIMEOUT = 60.0
+#: Seconds; sockets cannot wait for ever.
+LONGEST_REQUEST_TIMEOUT = 86_400.0
 DEFAULT_SUBMIT_LIMIT = 20
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Endpoint:
     :param host: base URL of the API.
     :param upload_host: base URL of the upload service; empty: Kie's own if ``host`` is Kie's, else ``host``, so that
         neither files nor the key of a gateway or emulator go to anybody else.
-    :param request_timeout: seconds for one request, from connecting to the last byte of the answer.
+    :param request_timeout: seconds for one request, from connecting to the last byte of the answer; a day at most.
     :param submit_limit: new tasks that Kie allows the account in ten seconds.
     :raises KieConnectionError: the key is empty or cannot be one, a host is not an http(s) base URL, or a number is
         not one that makes sense.
@@ -51,12 +54,14 @@ class Endpoint:
             object.__setattr__(self, "upload_host", KIE_UPLOAD_HOST if _is_kies_own(self.host) else self.host)
         _check_base_url("upload_host", self.upload_host)
         try:
-            seconds = float(self.request_timeout)  # a form sends text
-        except (TypeError, ValueError):
+            # A form sends text.
+            seconds = 0.0 if isinstance(self.request_timeout, bool) else float(self.request_timeout)
+        except (TypeError, ValueError, OverflowError):
             seconds = 0.0
-        if not 0 < seconds < float("inf"):
+        if not 0 < seconds <= LONGEST_REQUEST_TIMEOUT:
             raise KieConnectionError(
-                f"request_timeout: must be a number of seconds above 0, got {shorten(self.request_timeout)}"
+                f"request_timeout: must be a number of seconds above 0, up to {LONGEST_REQUEST_TIMEOUT:.0f} (a day), "
+                f"got {shorten(self.request_timeout)}"
             )
         object.__setattr__(self, "request_timeout", seconds)
         try:
@@ -125,12 +130,19 @@ _LAST_BITS_ARE_IPV4 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Netw
 
 
 def _check_base_url(name: str, url: str) -> None:
-    if not is_http_url(url) or re.search(r"[@?#\\\s]", url):
-        # A password may hold any character, so all before the last @ is hidden.
-        shown = re.sub(r"(?s)^([a-z]+://)?.*@", r"\1***@", str(url))
+    if not is_http_url(url) or re.search(r"[@?#\\]", url) or not _has_host(url):
+        # A password may hold any character, so all before the last @ is hidden; and keys stand in queries.
+        shown = re.sub(r"(?s)[?#].*", "?***", re.sub(r"(?s)^([a-z]+://)?.*@", r"\1***@", str(url)))
         raise KieConnectionError(
             f"{name}: must be scheme, host and port, like https://api.kie.ai, got {shorten(shown)}"
         )
+
+
+def _has_host(url: str) -> bool:
+    """Whether the host can be a name or an address: no list, no variable that was not filled in, no stray colon."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return not parts.netloc.endswith(":") and (":" in host or bool(_NAME.fullmatch(host)))
 
 
 def _is_kies_own(url: str) -> bool:

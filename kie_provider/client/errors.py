@@ -23,12 +23,13 @@ def clean_text(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return foreign text as one line that can be logged: no control characters, and not without end."""
+    """Return foreign text as one line that can be logged: without control characters, and not without end."""
     text = _CONTROL.sub(" ", clean_text(text)).strip()
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+# The last two ranges turn the direction of what follows them on the screen.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 _LONGEST_LINE = 2000
 
 
@@ -65,7 +66,7 @@ class KieError(Exception):
 
     #: What went wrong, for people; stands before the message.
     summary: ClassVar[str] = "Kie.ai call failed"
-    #: What to do about it; stands after the message. An error that knows more replaces it.
+    #: What to do about it, first of all; stands after the message. An error that knows more replaces it.
     advice: str = ""
     #: Whether the same request may succeed later without anybody changing anything.
     is_transient: ClassVar[bool] = False
@@ -136,21 +137,21 @@ class KieConnectionError(KieAuthError):
     """The connection itself is missing or not usable: no key, or a field that is not valid. Nothing was sent."""
 
     summary = "The Kie.ai connection is not usable"
-    advice = "Nothing was sent."
+    advice = "Put it right, then clear this task: nothing was sent."
 
 
 class KieInsufficientCreditsError(KieError):
     """The account cannot pay for the task (code 402, or the same text under code 500)."""
 
     summary = "Not enough Kie.ai credits"
-    advice = "Nothing was charged. Top up at https://kie.ai/billing, then clear this task."
+    advice = "Top up at https://kie.ai/billing, then clear this task: nothing was charged."
 
 
 class KieBudgetError(KieError):
     """The order would cost more than the DAG's author allows; see ``max_credits`` and ``min_credits_left``."""
 
     summary = "This goes beyond the budget"
-    advice = "Nothing was sent, and nothing is charged."
+    advice = "Raise the limit, top up, or order less, then clear this task: nothing was sent."
 
 
 class KieValidationError(KieError):
@@ -163,7 +164,7 @@ class KieValidationError(KieError):
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message, **facts)
         if self.code is not None and _REFUSED_CONTENT.search(self.message):
-            self.advice = "Nothing was charged. Change the prompt, then clear this task."
+            self.advice = "Change the prompt, then clear this task: nothing was charged."
 
 
 class KieNotFoundError(KieError):
@@ -180,7 +181,7 @@ class KieRateLimitError(KieError):
     """Too many requests (code 429). Kie does not queue the excess: nothing was created."""
 
     summary = "Kie.ai rate limit reached"
-    advice = "An account may create 20 tasks per 10 seconds; a refused request creates and costs nothing."
+    advice = "Order less at a time: an account may create 20 tasks per 10 seconds. A refused request costs nothing."
     is_transient = True
 
 
@@ -233,8 +234,8 @@ class KieSubmitUnknownError(KieError):
 
     summary = "It is not known whether Kie.ai created a task"
     advice = (
-        f"It was not sent again, so that you do not pay twice. {LOGS_PAGE} shows whether a task was created at this "
-        "time."
+        f"Look at {LOGS_PAGE}, which shows whether a task was created at this time; it was not sent again, so that you "
+        "do not pay twice."
     )
 
 
@@ -242,7 +243,7 @@ class KieJournalError(KieSubmitUnknownError):
     """What Airflow holds about the submissions of a task makes no sense: keys are missing, or were changed."""
 
     summary = "What this task has submitted cannot be read"
-    advice = f"Nothing was sent in this try. {LOGS_PAGE} shows which tasks were created."
+    advice = f"Look at {LOGS_PAGE}, which shows the tasks that were created; nothing was sent in this try."
 
 
 class KieTaskFailedError(KieError):
@@ -253,8 +254,8 @@ class KieTaskFailedError(KieError):
 
     summary = "The Kie.ai task failed"
     advice = (
-        f"Kie does not charge failed tasks; details are at {LOGS_PAGE}. To order another one, clear the Airflow task "
-        "that created it."
+        "To order another one, clear the Airflow task that created it: Kie does not charge failed tasks. Details are "
+        f"at {LOGS_PAGE}."
     )
 
     def __init__(self, message: str, *, credits_consumed: float | None = None, **facts: Any) -> None:
@@ -267,8 +268,8 @@ class KieTaskFailedError(KieError):
             )
         elif self._is_refused_content:
             self.advice = (
-                "Kie does not charge failed tasks. Change the prompt or the input images, then clear the Airflow task "
-                "that created the Kie task."
+                "Change the prompt or the input images, then clear the Airflow task that created the Kie task: Kie "
+                "does not charge failed tasks."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -300,8 +301,8 @@ class KieTaskTimeoutError(KieError):
 
     summary = "Gave up waiting for the Kie.ai task"
     advice = (
-        "The task goes on at Kie and is not lost. Clear this task to wait for the same id again, which costs nothing, "
-        f"or see {LOGS_PAGE}."
+        "Clear this task to wait for the same id again, which costs nothing: the task goes on at Kie and is not lost. "
+        f"See also {LOGS_PAGE}."
     )
     is_transient = True
 
@@ -317,7 +318,7 @@ class KieBatchError(KieError):
     """Fewer images of a batch were made than ``min_success`` asks for."""
 
     summary = "Too few images of the batch were made"
-    advice = "Nothing is lost: a retry, or clearing the task, goes on with what is there and orders what is missing."
+    advice = "Retry or clear this task: it goes on with what is there, and orders what is missing."
 
 
 class KieFileError(KieError):
@@ -332,7 +333,10 @@ class KieStorageError(KieError):
     """The result could not be written, or an input read: the disk is full, or the object store did not answer."""
 
     summary = "The storage failed"
-    advice = "Nothing is lost: a retry goes on with the same Kie task and writes only what is missing."
+    advice = (
+        "Make room or repair the storage, then retry or clear this task: it goes on with the same Kie task and writes "
+        "only what is missing."
+    )
     is_transient = True
 
 

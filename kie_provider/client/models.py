@@ -83,7 +83,8 @@ class TaskRecord:
         :param data: the object, in any of the shapes Kie is known to send.
         :param kie_task_id: the id that was asked for; that is the one that counts.
         """
-        kie_state = _text(data.get("state")) or _STATE_BY_SUCCESS_FLAG.get(_number(data.get("successFlag")), "unknown")
+        word = _text(data.get("state")) or _text(data.get("status"))
+        kie_state = word or _STATE_BY_SUCCESS_FLAG.get(_number(data.get("successFlag")), "unknown")
         forms = result_forms(data)
         return cls(
             kie_task_id=kie_task_id,
@@ -124,10 +125,11 @@ RUNNING_WORDS = ("waiting", "queuing", "generating")
 _STATES = {
     **dict.fromkeys(("success", "succeeded", "succeed", "completed", "complete", "finished"), TaskState.SUCCESS),
     **dict.fromkeys(("fail", "failed", "failure", "error"), TaskState.FAIL),
+    **dict.fromkeys(("canceled", "cancelled", "rejected", "expired", "aborted"), TaskState.FAIL),
     **dict.fromkeys(("create_task_failed", "generate_audio_failed", "sensitive_word_error"), TaskState.FAIL),
 }
 # Newer answers carry successFlag beside state; it only decides when state is missing.
-_STATE_BY_SUCCESS_FLAG: Mapping[float | None, str] = {0: "generating", 1: "success", 3: "fail"}
+_STATE_BY_SUCCESS_FLAG: Mapping[float | None, str] = {0: "generating", 1: "success", 2: "fail", 3: "fail"}
 
 
 _SCALARS = (str, int, float)
@@ -364,7 +366,7 @@ def _image_problems(field_name: str, urls: list[Any], model: Any, *, takes_image
     if takes_images and not urls:
         return [f"{field_name}: {model} needs 1 to {FLUX2_MAX_INPUT_URLS} http(s) URLs of images, got none"]
     problems = [
-        f"{field_name}[{i}]: must be an http(s) URL that Kie can fetch, got {shorten(url)}"
+        f"{field_name}[{i}]: must be an http(s) URL that Kie can fetch, {got(url)}"
         for i, url in enumerate(urls)
         if not is_http_url(url) and not is_upload_reference(url)
     ]

@@ -137,8 +137,9 @@ def _judge_record(record: TaskRecord, waiting: Waiting, now: float) -> Verdict:
 
 def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
     interval = waiting.interval or waiting.poll_interval
+    reason = f"the last look failed ({error.summary}: {error.message})"
     if isinstance(error, KieAuthError) and not waiting.key_was_refreshed:
-        return Again(0.0, replace(waiting, key_was_refreshed=True), error.message, refresh_key=True)
+        return Again(0.0, replace(waiting, key_was_refreshed=True), reason, refresh_key=True)
     if isinstance(error, KieNotFoundError):
         since = waiting.started_at if waiting.visible_at is None else waiting.visible_at
         if now - since < VISIBILITY_GRACE:
@@ -155,7 +156,7 @@ def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
     return Again(
         delay,
         replace(waiting, failures=failures, failing_since=failing_since),
-        f"the last look failed ({error.summary}: {error.message})",
+        reason,
     )
 
 

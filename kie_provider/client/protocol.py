@@ -25,6 +25,8 @@ from kie_provider.client.models import (
     RUNNING_WORDS,
     TaskRecord,
     TaskState,
+    from_text,
+    got,
     is_blank,
     is_http_url,
     is_kie_task_id,
@@ -34,6 +36,10 @@ from kie_provider.client.models import (
 from kie_provider.client.redaction import blot
 from kie_provider.client.results import decoded
 
+#: Credits. What is more is no balance.
+_MORE_THAN_ANYBODY_HAS = 1e15
+#: Kie's codes have three digits. A longer number is none: a message would show all of it.
+_LARGEST_CODE = 10**6
 #: So many bytes are looked at for an error message.
 _LONGEST_EXCERPT = 20_000
 
@@ -82,11 +88,12 @@ def create_task_body(model: str, task_input: Mapping[str, Any], callback_url: st
     """
     problems = []
     if is_blank(model) or not isinstance(model, str):
-        problems.append(f"model: must be the id of a Kie model, got {shorten(model)}")
+        problems.append(f"model: must be the id of a Kie model, {got(model)}")
     try:
         task_input = _plain_object(task_input)
     except (TypeError, ValueError, RecursionError) as error:
-        problems.append(f"input: must be a JSON object, got {shorten(task_input)} ({error})")
+        why = "" if is_blank(task_input) else f" ({error})"
+        problems.append(f"input: must be a JSON object, {got(task_input)}{why}")
     raise_for_problems([*problems, *callback_url_problems(callback_url)])
     body: dict[str, Any] = {"model": model.strip(), "input": task_input}
     if not is_blank(callback_url):
@@ -252,7 +259,7 @@ def _read_record(answer: Answer, kie_task_id: str) -> Mapping[str, Any]:
             http_status=answer.http_status,
             kie_task_id=kie_task_id,
         )
-    told = data.get("taskId")
+    told = data.get("taskId") or data.get("task_id")
     if told not in (None, "", kie_task_id) and str(told).strip() != kie_task_id.strip():
         raise KieServerError(
             f"recordInfo was asked for task {kie_task_id} and answered about {_shown(told, answer)}",
@@ -265,7 +272,8 @@ def _read_record(answer: Answer, kie_task_id: str) -> Mapping[str, Any]:
 def read_credits(answer: Answer) -> float:
     """Return the credit balance; documented as an integer, sent as a decimal."""
     data = _read_envelope(answer)
-    if isinstance(data, bool) or not isinstance(data, int | float):
+    # Neither NaN nor infinity, which JSON texts of Python have, nor an integer that no float can hold.
+    if isinstance(data, bool) or not isinstance(data, int | float) or not abs(data) < _MORE_THAN_ANYBODY_HAS:
         raise KieServerError(f"the credit balance is not a number but {_shown(data, answer)}")
     return float(data)
 
@@ -289,8 +297,7 @@ def read_upload(answer: Answer) -> str:
 
 def _plain_object(value: Any) -> dict[str, Any]:
     """Return ``value`` as plain JSON: Airflow renders mapped XComs as sequences of its own, and text stays text."""
-    plain = json.loads(value) if isinstance(value, str) else value
-    plain = json.loads(json.dumps(plain, allow_nan=False, default=_plain_item))
+    plain = json.loads(json.dumps(from_text(value), allow_nan=False, default=_plain_item))
     if not isinstance(plain, dict):
         raise TypeError(f"{type(plain).__name__} is not an object")
     return plain
@@ -320,7 +327,7 @@ def _read_envelope(answer: Answer) -> Any:
     code = body.get("code") if isinstance(body, dict) else None
     if isinstance(code, str) and code.strip().isdecimal() and len(code) < 20:
         code = int(code)
-    if isinstance(code, bool) or not isinstance(code, int):
+    if isinstance(code, bool) or not isinstance(code, int) or abs(code) >= _LARGEST_CODE:
         raise _foreign_error(answer, f"JSON without Kie's code: {_excerpt(answer)}")
     if code != 200:
         message = body.get("msg") or body.get("message")

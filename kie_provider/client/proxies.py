@@ -34,6 +34,6 @@ def check_proxy(proxy: str) -> None:
     scheme = proxy.partition("://")[0].lower()
     if scheme not in ("http", "https"):
         raise KieConnectionError(
-            f"the proxy variables of this machine (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) name a {scheme}:// proxy; "
+            f"the proxy variables of this machine (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) name a proxy with {scheme}://; "
             "only http:// and https:// ones can be used. Set HTTPS_PROXY to one, or name the host in NO_PROXY"
         )

@@ -13,8 +13,16 @@ _ENCODINGS = 4
 _DEEPEST = 20
 #: Names of fields that hold what was made: ``resultUrls``, ``audio_url``, ``videos``, ``{"data": [{"url": ...}]}``.
 _RESULT = re.compile(r"(url|uri|link|image|video|audio|file|output|result|data)s?$", re.IGNORECASE)
+#: Where a record itself holds a result, as those of Kie's older endpoints do.
+_LOOSE = (
+    *("resultUrls", "resultUrl", "resultObject", "resultInfoJson", "videoInfo", "info", "result", "results"),
+    *("output", "outputs", "videoUrl", "audioUrl", "imageUrl", "resultImageUrl"),
+)
 #: What was sent to the model, and a stream or source beside the file that was made.
 _NO_RESULT = re.compile(r"(input|param|request|reference|call_?back|source|origin|stream)", re.IGNORECASE)
+
+#: White space, control characters, and half a character. urlsplit overlooks some of them.
+_NOT_IN_A_URL = re.compile("[\\s\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def decoded(value: Any) -> Any:
@@ -31,7 +39,7 @@ def decoded(value: Any) -> Any:
 
 def result_forms(data: Mapping[str, Any]) -> list[Any]:
     """Return what the fields of a record hold as its result, the preferred ``response`` before ``resultJson``."""
-    loose = {name: data[name] for name in ("resultUrls", "resultUrl", "resultObject", "videoInfo") if name in data}
+    loose = {name: decoded(data[name]) for name in _LOOSE if name in data}
     return [decoded(data.get("response")), decoded(data.get("resultJson")), loose]
 
 
@@ -53,14 +61,14 @@ def result_object(forms: Sequence[Any]) -> Any:
 
 
 def is_http_url(value: Any) -> bool:
-    """Whether ``value`` is an absolute http or https URL."""
-    if not isinstance(value, str):
+    """Whether ``value`` is an absolute http or https URL, as it can be sent."""
+    if not isinstance(value, str) or _NOT_IN_A_URL.search(value):
         return False
     try:
         parts = urlsplit(value)
-    except ValueError:
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # also of a port that is none
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _urls(value: Any, name: str = "urls", depth: int = _DEEPEST) -> Iterator[str]:
@@ -68,11 +76,12 @@ def _urls(value: Any, name: str = "urls", depth: int = _DEEPEST) -> Iterator[str
         return
     value = decoded(value)
     if isinstance(value, str):
-        if _RESULT.search(name) and is_http_url(value) and not re.search(r"\s", value):
-            yield value
+        url = value.strip().replace(" ", "%20")
+        if _RESULT.search(name) and is_http_url(url):
+            yield url
     elif isinstance(value, Mapping):
         for inner_name, inner in value.items():
-            yield from _urls(inner, inner_name, depth - 1)
+            yield from _urls(inner, name if inner_name.isdigit() else inner_name, depth - 1)
     elif isinstance(value, list):
         for inner in value:
             yield from _urls(inner, name, depth - 1)

@@ -17,6 +17,7 @@ from typing import Any
 
 from kie_provider.client.endpoint import Endpoint
 from kie_provider.client.errors import KieConnectionError, KieRateLimitError, clean_text
+from kie_provider.client.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class SharedWindow(Pace):
         except Exception as error:  # noqa: BLE001  # whatever the storage makes of a URL
             scheme = re.match(r"[\w+.-]+(?=://)", storage_uri)  # anything else may be a part of a password
             raise KieConnectionError(
-                f"[kie] rate_limit_storage: cannot use a storage {scheme[0] if scheme else 'without ://'!r} "
+                f"[kie] rate_limit_storage: cannot use a storage {f'of {scheme[0]}://' if scheme else 'without ://'} "
                 f"({type(error).__name__}); it must be like redis://host:6379/0"
             ) from None
         self._item = RateLimitItemPerSecond(limit, WINDOW_SECONDS, namespace="kie_create_task")
@@ -147,7 +148,7 @@ def waits_for_slot(window: Window, patience: float) -> Iterator[float]:
     while seconds := window.take():
         if time.monotonic() + seconds > give_up_at:
             raise KieRateLimitError(
-                f"{window.limit} tasks were created in the last {WINDOW_SECONDS} s, which is this account's limit",
+                f"this account may create {counted(window.limit, 'task')} in {WINDOW_SECONDS} seconds, and has done so",
                 retry_after=seconds,
             )
         yield seconds + window.margin

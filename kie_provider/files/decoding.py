@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kie_provider.client.errors import KieFileError, KieResultError
+from kie_provider.client.wording import counted
 from kie_provider.files.exif import PREFIX as EXIF_PREFIX
 from kie_provider.files.exif import orientation
 
@@ -62,11 +63,14 @@ def _name(media_type: str) -> str:
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise KieResultError(
-            f"the image has {width} x {height} = {width * height} pixels, more than max_pixels={max_pixels}; it was "
-            "not decoded. If that is what you ordered, raise max_pixels (4 bytes of memory each) and clear this task: "
-            "nothing is paid again"
-        )
+        raise _too_many_pixels(f"{width} x {height} = {width * height} pixels, more than", max_pixels)
+
+
+def _too_many_pixels(how_many: str, max_pixels: int) -> KieResultError:
+    return KieResultError(
+        f"the image has {how_many} max_pixels={max_pixels}; it was not decoded. If that is what you ordered, raise "
+        "max_pixels (4 bytes of memory each) and clear this task: nothing is paid again"
+    )
 
 
 def _check_parts(kind: str, parts: int, size: int) -> None:
@@ -131,7 +135,7 @@ class _PngPixels:
 
     def __init__(self, header: bytes, max_pixels: int) -> None:
         if len(header) != 13:
-            raise KieFileError("it is a broken PNG file (its header has not 13 bytes)")
+            raise KieFileError("it is a broken PNG file (its header does not have 13 bytes)")
         self.width, self.height, bits, self._colours, compression, filters, interlace = struct.unpack(
             ">IIBBBBB", header
         )
@@ -266,15 +270,15 @@ def _decode_with_pillow(path: Path, media_type: str, max_pixels: int) -> tuple[t
                 _check_pixels(width, height, max_pixels)
                 if frame == _MAX_FRAMES or width * height * (frame + 1) > max(max_pixels, _MAX_PIXELS_IN_ALL):
                     raise KieResultError(
-                        f"it is an animation of more than {frame} frames of {width} x {height} pixels, which is not "
-                        "decoded"
+                        f"it is an animation of more than {counted(frame, 'frame')} of {width} x {height} pixels, "
+                        "which is not decoded"
                     )
                 image.load()
             return image.size, image.info.get("exif", b"")
     except KieResultError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise KieResultError(f"{error}; max_pixels={max_pixels}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_many_pixels("more pixels than", max_pixels) from None
     except Exception as error:
         # What Pillow raises on bad files: OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError ...
         raise KieFileError(f"it is a broken {_name(media_type)} file ({type(error).__name__}: {error})") from error

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from kie_provider.client.wording import counted
 from kie_provider.files import xmp
 from kie_provider.files.exif import PREFIX as EXIF_PREFIX
 from kie_provider.files.exif import merged
@@ -127,7 +128,7 @@ def _read(file: BinaryIO, position: int, length: int) -> bytes:
     file.seek(position)
     data = file.read(length)
     if len(data) < length:
-        raise EmbeddingRefusedError(f"the file is truncated: {length} bytes are missing at {position}")
+        raise EmbeddingRefusedError(f"the file is truncated: it lacks {counted(length, 'byte')} at {position}")
     return data
 
 
@@ -269,7 +270,7 @@ def _webp_plan(file: BinaryIO, size: int, facts: EmbeddedFacts) -> list[_Splice]
         raise EmbeddingRefusedError("it is not a WebP file")
     end = 8 + length
     if end > size:
-        raise EmbeddingRefusedError(f"the WebP file is truncated: {end - size} bytes are missing")
+        raise EmbeddingRefusedError(f"the WebP file is truncated: it lacks {counted(end - size, 'byte')}")
     packet = _riff_chunk(b"XMP ", _xmp(facts).encode())
     exif, done = _survey(file, _webp_parts(file, end), packet)
     if done:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from kie_provider.client.download import is_there
 from kie_provider.client.errors import KieStorageError, KieTargetError
-from kie_provider.client.models import from_text, is_http_url, shorten, upload_reference
+from kie_provider.client.models import from_text, got, is_http_url, shorten, upload_reference
 from kie_provider.files import storage
 from kie_provider.files.media import EXTENSIONS, media_type_of
 
@@ -66,7 +67,8 @@ def read_input_images(value: Any) -> tuple[list[InputImage], list[str]]:
         try:
             images.append(_read_file(where, item))
         except (ValueError, KieTargetError) as error:
-            problems.append(error.message if isinstance(error, KieTargetError) else f"{where}: {error}")
+            problem = error.message if isinstance(error, KieTargetError) else str(error)
+            problems.append(problem if problem.startswith(f"{where}: ") else f"{where}: {problem}")
             images.append(InputImage(_UNREADABLE))
     if not images:
         problems.append("input_images: is empty; give 1 to 8 images, or None for text-to-image")
@@ -95,8 +97,12 @@ def _read_file(where: str, item: Any) -> InputImage:
     :raises ValueError: it is not there, or not what Kie takes.
     """
     if not isinstance(item, str | os.PathLike | ObjectStoragePath):
-        raise ValueError(f"must be a URL, a path or a result with files or urls, got {shorten(item)}")  # noqa: TRY004
+        raise ValueError(f"must be a URL, a path or a result with files or urls, {got(item)}")  # noqa: TRY004
+    if isinstance(item, str) and re.match("https?:", item.strip(), re.IGNORECASE):
+        raise ValueError(f"must be an http(s) URL that Kie can fetch, got {shorten(item, 200)}")
     path = storage.storage_path(where, item)
+    if problem := storage.length_problem(path):
+        raise ValueError(f"{shorten(str(path), 200)} {problem}")
     content = storage.read_bytes(path, MAX_BYTES + 1)
     if content is None:
         raise ValueError(f"{shorten(str(path), 200)} is not there")

@@ -30,10 +30,11 @@ def pattern_problem(pattern: object, more_fields: Mapping[str, object] = Mapping
         return f"{shorten(pattern)} is not a pattern ({error})"
     fields = (*FIELDS, *more_fields)
     for _, name, spec, conversion in parts:
-        if name is not None and (name not in fields or conversion or not re.fullmatch(r"(0?\d)?", spec or "")):
+        if name is not None and name not in fields:
             return f"{shorten(pattern)} has a field {name!r} that is not one of {', '.join(fields)}"
-        if name not in ("index", "item") and spec:
-            return f"{shorten(pattern)}: only a number can have a width"
+        if conversion or (spec and (name not in ("index", "item") or not re.fullmatch(r"0?\d", spec))):
+            given = f"{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
+            return f"{shorten(pattern)}: {name} cannot have {given!r}; only a number can have a width, as {{index:03}}"
     return path_problem(pattern.format(kie_task_id="0" * 32, index=0, extension="png", **more_fields))
 
 
@@ -57,7 +58,7 @@ def path_problem(name: str) -> str | None:
 
 def text_problem(path: str) -> str | None:
     """Say what is in a path that no path may have; None: nothing."""
-    if found := re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029]", path):
+    if found := re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", path):
         return f"has a control character or line break ({found[0]!r})"
     if re.search("[\ud800-\udfff]", path):
         return "has half a character (a lone surrogate)"

@@ -23,7 +23,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from kie_provider.client.errors import KieError, KieStorageError, KieTargetError, storage_error
-from kie_provider.client.models import is_blank, shorten
+from kie_provider.client.models import got, is_blank, shorten
 from kie_provider.execution_timeout import held
 from kie_provider.files.naming import text_problem
 
@@ -42,6 +42,7 @@ _BLOCK = 4 * 2**20
 _UPLOAD_LIMITS = {"chunksize": 8 * 2**20, "max_concurrency": 2}
 #: What only a mistake in a program raises; storage libraries may derive their own errors from these.
 _MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
+_PASSWORD = re.compile(r"(://[^/@:]*):.*@")
 _FILE_URL = re.compile(r"(?:file|local):(?:///+|//localhost/+|/(?!/))", re.IGNORECASE)
 #: Bytes: of a local path, of one part of it, and of a key. A file is written under a longer name first.
 _LONGEST_PATH, _LONGEST_PART, _LONGEST_KEY = 4096 - 32, 255, 1024
@@ -57,15 +58,16 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
     """
     if is_blank(value) or not isinstance(value, str | os.PathLike | ObjectStoragePath):
         raise KieTargetError(
-            f"{field}: must be a path such as /data/images or s3://conn_id@bucket/prefix, got {value!r}"
+            f"{field}: must be a path such as /data/images or s3://conn_id@bucket/prefix, {got(value)}"
         )
-    text = str(value)
+    text = str(value).strip()  # a template leaves line breaks around what it renders
     if is_file_url := _FILE_URL.match(text):
         text = f"/{text[is_file_url.end() :]}"
-    if problem := text_problem(text):
-        raise KieTargetError(f"{field}: {shorten(text, 200)} {problem}")
+    shown = shorten(_PASSWORD.sub(r"\1:***@", text), 200)
+    if problem := text_problem(text) or _url_problem(text):
+        raise KieTargetError(f"{field}: {shown} {problem}")
     if text.startswith("~") and (text := os.path.expanduser(text)).startswith("~"):  # noqa: PTH111  # "./~" is no home
-        raise KieTargetError(f"{field}: {shorten(text, 200)} names the home folder of a user who is not known here")
+        raise KieTargetError(f"{field}: {shown} names the home folder of a user who is not known here")
     scheme = text.partition("://")[0] if "://" in text else ""
     try:
         with held():
@@ -76,16 +78,29 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
                 path = ObjectStoragePath(path.path)
             path.fs  # noqa: B018  # found now, not when the first file is there, and in the main thread
     except AirflowNotFoundException:
-        raise KieTargetError(f"{field}: {shorten(text, 200)} names a connection that Airflow does not have") from None
+        raise KieTargetError(f"{field}: {shown} names a connection that Airflow does not have") from None
     except (ValueError, ImportError, AttributeError) as error:
         package = PACKAGES.get(scheme)
         advice = f"pip install '{package}'" if package else "is the scheme right? Known: file, s3, gs, abfs"
         if isinstance(error, AttributeError):  # Airflow 3.1.0 beside a newer universal-pathlib
             advice = "Airflow 3.1.0 needs universal-pathlib below 0.3 for any path"
-        raise KieTargetError(f"{field}: Airflow cannot open {shorten(text, 200)} ({error}); {advice}") from None
+        raise KieTargetError(f"{field}: Airflow cannot open {shown} ({error}); {advice}") from None
     if not is_local(path) and not path.path.partition("/")[0]:
-        raise KieTargetError(f"{field}: {shorten(text, 200)} names no bucket")
+        raise KieTargetError(f"{field}: {shown} names no bucket")
     return path
+
+
+def _url_problem(text: str) -> str | None:
+    """Say what makes this look like more than a local path, and yet is no URL; None: nothing."""
+    scheme, colon, rest = text.partition(":")
+    scheme = scheme.lower()
+    if colon and scheme in ("file", "local"):  # what is one has become a path
+        return "is not a URL of a file of this machine, as file:///data/images is"
+    if colon and not rest.startswith("//") and scheme in PACKAGES:
+        return f"begins like a URL, which would be {scheme}://conn_id@bucket/prefix"
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", text):
+        return "is a path of Windows, where no worker of Airflow runs"
+    return "names no bucket" if text.endswith("://") else None
 
 
 def is_local(path: ObjectStoragePath) -> bool:
@@ -138,7 +153,7 @@ def check_writable(folder: ObjectStoragePath) -> None:
 
     :raises KieTargetError: they cannot.
     """
-    with storage_errors(folder):
+    with storage_errors(f"target {folder}"):
         if is_local(folder):
             existing = Path(folder.path)
             while not os.path.lexists(existing):  # a link that leads nowhere is in the way

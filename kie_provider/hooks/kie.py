@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from kie_provider.client.errors import KieConnectionError, KieError
+from kie_provider.client.wording import counted
 from kie_provider.config import rate_limit_storage
 from kie_provider.execution_timeout import held
 
@@ -73,6 +75,7 @@ class KieHook(BaseHook):
         return self._client
 
     def _read_endpoint(self) -> Endpoint:
+        _check_conn_id(self.kie_conn_id)
         try:
             with held():
                 connection = self.get_connection(self.kie_conn_id)
@@ -198,7 +201,7 @@ class KieHook(BaseHook):
         """Check host and key by reading the credit balance, which costs nothing."""
         try:
             with self:
-                return True, f"Connected to Kie.ai: {self.get_credits():g} credits left"
+                return True, f"Connected to Kie.ai: {counted(self.get_credits(), 'credit')} left"
         except KieError as error:
             return False, str(error)
 
@@ -356,6 +359,7 @@ def endpoint_from_connection(connection: Connection) -> Endpoint:
     :raises KieConnectionError: it is of another type, or a field is not valid; the message names it.
     """
     from kie_provider.client.endpoint import Endpoint
+    from kie_provider.client.models import is_blank
 
     if connection.conn_type != KieHook.conn_type:  # its password is no key of Kie's, and its host is not Kie
         raise KieConnectionError(
@@ -371,7 +375,7 @@ def endpoint_from_connection(connection: Connection) -> Endpoint:
     try:
         return Endpoint(
             api_key=(connection.password or "").strip(),
-            **{name: value for name, value in fields.items() if value not in (None, "")},
+            **{name: value for name, value in fields.items() if not is_blank(value)},
         )
     except KieConnectionError as error:
         raise KieConnectionError(f"connection {connection.conn_id!r}: {error.message}") from None
@@ -382,19 +386,20 @@ def _extra(connection: Connection) -> Mapping[str, Any]:
     # there are no secrets in these extras.
     try:
         extra = json.loads(connection.extra or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         extra = None
     if not isinstance(extra, Mapping):
-        raise KieConnectionError(f"connection {connection.conn_id!r}: extra is not a JSON object")
+        raise KieConnectionError(f"connection {connection.conn_id!r}: extra: must be a JSON object")
     return extra
 
 
 def _base_url(value: object, schema: str | None = None, port: int | None = None) -> str:
-    host = str(value or "").strip().rstrip("/")
-    if not host:
+    host = str(value or "").strip()
+    if host in ("", "None"):
         return ""
     if "://" not in host:
         host = f"{schema or 'https'}://{host}"
+    host = host.rstrip("/")
     if port:  # a form sends 0 for none
         try:
             parts = urlsplit(host)
@@ -405,9 +410,21 @@ def _base_url(value: object, schema: str | None = None, port: int | None = None)
     return host
 
 
+def _check_conn_id(conn_id: object) -> None:
+    from kie_provider.client.models import got, is_blank
+
+    if is_blank(conn_id) or not isinstance(conn_id, str):
+        raise KieConnectionError(f"kie_conn_id: must be the id of an Airflow connection, {got(conn_id)}")
+
+
 def _no_connection(conn_id: str) -> KieConnectionError:
+    from kie_provider.client.models import shorten
+
+    missing = f"there is no Airflow connection {shorten(conn_id)}"
+    if not re.fullmatch(r"[\w.@:+-]{1,60}", conn_id):
+        return KieConnectionError(missing)
     return KieConnectionError(
-        f"there is no Airflow connection {conn_id!r}. Create it in Admin > Connections, or with: "
+        f"{missing}. Create it in Admin > Connections, or with: "
         f"airflow connections add {conn_id} --conn-type kie --conn-password <API key>"
     )
 

@@ -9,6 +9,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperat
 
 from kie_provider.airflow_errors import Facts, failures
 from kie_provider.assets import tell_assets
+from kie_provider.client.wording import counted
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -81,11 +82,11 @@ class KieContactSheetOperator(BaseOperator):
                 usd_per_credit=price_table().usd_per_credit,
             )
         self.log.info(
-            "%s shows %d images and %d gaps, %g credits",
+            "%s shows %s and %s, %s",
             sheet["html"],
-            sheet["images"],
-            sheet["missing"],
-            sheet["credits"],
+            counted(sheet["images"], "image"),
+            counted(sheet["missing"], "gap"),
+            counted(sheet["credits"], "credit"),
         )
         files = [file for result in results for file in list_of(result.get("files"))]
         tell_assets(self, context, {"manifest": sheet["manifest"], "files": files})
@@ -97,13 +98,13 @@ def _read_results(value: Any) -> Any:
 
     :raises AirflowFailException: they are no results.
     """
-    from kie_provider.client.models import from_text, is_blank, shorten
+    from kie_provider.client.models import from_text, got, is_blank
 
     results = from_text(value)
     if is_blank(results):
         return None
     if isinstance(results, str) or not isinstance(results, Mapping | Sequence):
-        raise AirflowFailException(f"results: must be result dicts, got {shorten(value)}")
+        raise AirflowFailException(f"results: must be result dicts, {got(value)}")
     return results
 
 

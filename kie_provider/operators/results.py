@@ -178,7 +178,7 @@ def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:
     from kie_provider.client.models import from_text, got, is_blank, raise_for_problems
 
     value = from_text(value)
-    if isinstance(value, str) and re.fullmatch(r"[\w-]+", value.strip()) and not is_blank(value):
+    if isinstance(value, str) and re.fullmatch("[A-Za-z0-9_-]{1,200}", value.strip()) and not is_blank(value):
         return _finished(hook.get_task(value.strip())).to_result()
     urls = value.get("urls") if isinstance(value, Mapping) else None
     if not isinstance(urls, Sequence) or isinstance(urls, str) or not isinstance(value.get("kie_task_id"), str):

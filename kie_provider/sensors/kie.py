@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
@@ -19,6 +20,7 @@ from airflow.providers.common.compat.sdk import (
 from kie_provider import parameters
 from kie_provider.airflow_errors import Facts, failures, sensor_failure
 from kie_provider.client.errors import KieError, KieTaskTimeoutError, KieValidationError
+from kie_provider.client.wording import counted
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from kie_provider.last_words import goes_on, log_last_words
 from kie_provider.links import KieLogsLink, KieResultLink
@@ -74,13 +76,16 @@ class KieTaskSensor(BaseSensorOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
+        # Before BaseSensorOperator, which ends with an OverflowError where a number is too large.
+        given = {"poke_interval": poke_interval, "timeout": timeout}
+        known = {name: value for name, value in given.items() if value is not None}
+        parameters.check_constants(SimpleNamespace(task_id=kwargs.get("task_id"), **known))
         super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
         self.kie_task_id = kie_task_id
         self.kie_conn_id = kie_conn_id
         self.deferrable = deferrable
         self._waiting: Waiting | None = None
         self._reason = "still running"
-        parameters.check_constants(self)
 
     def execute(self, context: Context) -> Any:
         """Poll once; defer if the task is still running. Without ``deferrable``, poke as every sensor does."""
@@ -89,7 +94,7 @@ class KieTaskSensor(BaseSensorOperator):
                 return super().execute(context)
             except AirflowSensorTimeout:
                 with failures(self.log, self._facts, sensor_failure):
-                    reason = f"{self._reason} after {self.timeout:g} seconds of this wait"
+                    reason = f"{self._reason} after {counted(self.timeout, 'second')} of this wait"
                     raise KieTaskTimeoutError(reason, kie_task_id=self.kie_task_id) from None
         with self._failures():
             return self._poll_or_defer(context)
@@ -160,11 +165,13 @@ class KieTaskSensor(BaseSensorOperator):
 
         :raises KieValidationError: it is none.
         """
-        from kie_provider.client.models import got, is_blank
+        from kie_provider.client.models import got, is_blank, is_kie_task_id, shorten
 
         kie_task_id = self.kie_task_id
         if is_blank(kie_task_id) or not isinstance(kie_task_id, str):
             raise KieValidationError(f"kie_task_id: must be the id that createTask returned, {got(kie_task_id)}")
+        if not is_kie_task_id(kie_task_id.strip()):
+            raise KieValidationError(f"kie_task_id: cannot be the id of a Kie task, got {shorten(kie_task_id)}")
         return kie_task_id
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +195,7 @@ class KieTaskSensor(BaseSensorOperator):
         return failure
 
     def _facts(self) -> Facts:
-        from kie_provider.client.models import is_blank
+        from kie_provider.client.models import is_blank, is_kie_task_id
 
-        is_id = isinstance(self.kie_task_id, str) and not is_blank(self.kie_task_id)
+        is_id = is_kie_task_id(self.kie_task_id) and not is_blank(self.kie_task_id)
         return Facts(self.kie_conn_id, self.kie_task_id if is_id else None)

@@ -40,18 +40,18 @@ class Budget:
         if self.max_credits is None and self.min_credits_left is None:
             return
         if estimate is None:
-            raise KieBudgetError(f"{what} has no price in the table; put one into [kie] prices")
+            raise KieBudgetError(f"{what}: no price in the table; put one into [kie] prices")
         if self.max_credits is not None and spent + estimate > self.max_credits:
             beside = f" beside the {spent:.12g} that are spent" if spent else ""
             raise KieBudgetError(
-                f"{what} costs {estimate:.12g} credits{beside}, and max_credits={self.max_credits:.12g}"
+                f"{what}: {counted(estimate, 'credit')}{beside}, more than max_credits={self.max_credits:.12g}"
             )
         if self.min_credits_left is not None:
             balance = get_credits()
             if balance - estimate < self.min_credits_left:
                 raise KieBudgetError(
-                    f"{what} costs {estimate:.12g} credits of the {balance:.12g} that are left, which leaves "
-                    f"{balance - estimate:.12g}, and min_credits_left={self.min_credits_left:.12g}"
+                    f"{what}: {counted(estimate, 'credit')} of {balance:.12g} on the account, which leaves "
+                    f"{balance - estimate:.12g}, less than min_credits_left={self.min_credits_left:.12g}"
                 )
 
 
@@ -74,8 +74,8 @@ def refuse_unpayable(what: str, price: float | None, get_credits: Callable[[], f
         return
     if balance < price:
         raise KieInsufficientCreditsError(
-            f"{what} would cost {counted(price, 'credit')}, and {balance:.12g} are left: {price - balance:.12g} too "
-            "few. Nothing was sent"
+            f"{what} would cost {counted(price, 'credit')}, and the account has {balance:.12g}: "
+            f"{price - balance:.12g} too few. Nothing was sent"
         )
 
 

@@ -170,7 +170,7 @@ def read_intent(value: Any, try_number: int, number: int) -> Intent:
     )
     request = fields.get("request")
     if not isinstance(request, Mapping):
-        raise ValueError("request is no object")  # noqa: TRY004
+        raise ValueError("request is not an object")  # noqa: TRY004
     return Intent(
         record,
         request,
@@ -201,7 +201,7 @@ def read_settled(record: SubmissionRecord, value: Any) -> SubmissionRecord:
     :raises ValueError: that is neither an id nor "nothing".
     """
     if not isinstance(value, str):
-        raise ValueError("it is no text")  # noqa: TRY004
+        raise ValueError("it is not text")  # noqa: TRY004
     if value.strip().lower() == NOTHING:
         return replace(record, state=NOTHING, reason="a person has found out that nothing was created")
     return replace(record, state="submitted", kie_task_id=_kie_task_id(value.strip()))
@@ -215,7 +215,7 @@ def read_summary(value: Any, try_number: int) -> Summary:
     fields = _object(value)
     lines = fields.get("submissions")
     if not isinstance(lines, list):
-        raise ValueError("submissions is no list")  # noqa: TRY004
+        raise ValueError("submissions is not a list")  # noqa: TRY004
     records = tuple(map(_read_line, lines))
     max_tries = _max_tries(fields)
     if "parts" in fields:
@@ -226,7 +226,7 @@ def read_summary(value: Any, try_number: int) -> Summary:
             raise ValueError("it knows a submission that was not there yet")
         estimate = fields.get("estimate")
         if estimate is not None and not _is_number(estimate):
-            raise ValueError("estimate is no number")
+            raise ValueError("estimate is not a number")
         return Summary(
             records, max_tries, part=part, parts=parts, begun_at=_epoch(_text(fields, "at")), estimate=estimate
         )
@@ -260,21 +260,21 @@ def _read_line(value: Any) -> SubmissionRecord:
 
 def _object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError("it is no object")  # noqa: TRY004
+        raise ValueError("it is not an object")  # noqa: TRY004
     return value
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
-        raise ValueError(f"{name} is no text")  # noqa: TRY004
+        raise ValueError(f"{name} is not text")  # noqa: TRY004
     return value
 
 
 def _number(fields: Mapping[str, Any], name: str, at_least: int = 0) -> int:
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} is no whole number from {at_least}")
+        raise ValueError(f"{name} is not a whole number of at least {at_least}")
     return value
 
 
@@ -288,7 +288,7 @@ def _max_tries(fields: Mapping[str, Any]) -> int | None:
 
 def _kie_task_id(value: Any) -> str:
     if not is_kie_task_id(value):
-        raise ValueError("there is no Kie task id")
+        raise ValueError("its Kie task id cannot be one")
     return str(value)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kie_provider.client.errors import KieJournalError
+from kie_provider.client.models import shorten
 from kie_provider.submission import facts
 from kie_provider.submission.record import Intent, SubmissionRecord, Summary, merge
 
@@ -151,8 +152,8 @@ class Reader:
                 if attempt:
                     raise OutOfStepError(key)
                 return None if value is None else _read(key, value, read)
-        why = "it names another key" if isinstance(value, Mapping) else "it is no object"
-        raise _nonsense(key, f"holds {value!r:.200}: {why}")
+        why = "it names another key" if isinstance(value, Mapping) else "it is not an object"
+        raise _nonsense(key, f"holds {shorten(value, 200)}: {why}")
 
 
 def _last(summaries: Iterable[Summary]) -> int:
@@ -163,7 +164,7 @@ def _read(key: str, value: Any, read: Callable[[Any], T]) -> T:
     try:
         return read(value)
     except ValueError as error:
-        raise _nonsense(key, f"holds {value!r:.200}: {error}") from None
+        raise _nonsense(key, f"holds {shorten(value, 200)}: {error}") from None
 
 
 def _nonsense(key: str, problem: str) -> KieJournalError:

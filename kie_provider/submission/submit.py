@@ -48,6 +48,7 @@ class Submitter:
         self._window = hook.submit_window
         self._turn = asyncio.Lock()  # slots and intents go in the order of the submissions
         self._places = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._unwritten: set[asyncio.Future[str]] = set()  # answers of createTask that are not written down yet
         self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="kie-submit")
 
     def __enter__(self) -> Submitter:
@@ -73,9 +74,10 @@ class Submitter:
             while True:
                 async with self._turn:
                     await self._acquire_slot()
-                    answer = self._send(request, body, item)
+                    await self._catch_up()
+                    written = self._send(request, body, item)
                 try:
-                    return await _uncut(answer)
+                    return await _uncut(written)
                 except KieError as error:
                     delay = patience.delay_after(error)
                 await asyncio.sleep(delay)
@@ -83,6 +85,12 @@ class Submitter:
     async def _acquire_slot(self) -> None:
         for seconds in waits_for_slot(self._window, SUBMIT_PATIENCE if self._journal.is_durable else LONGEST_SLOT_WAIT):
             await asyncio.sleep(seconds)
+
+    async def _catch_up(self) -> None:
+        """Let the answers that have arrived be written down before more is sent."""
+        await asyncio.sleep(0)
+        while any(answer.done() for answer in self._unwritten):  # noqa: ASYNC110  # they are about to be
+            await asyncio.sleep(0)
 
     def _send(self, request: TaskRequest, body: Mapping[str, Any], item: int) -> asyncio.Future[SubmissionRecord]:
         """Put up the fence and send createTask; the future has the answer, written down."""
@@ -99,7 +107,9 @@ class Submitter:
             self._journal.refused(record, error, self._alarm)
             raise error
         sent = partial(self._client.create_task_once, body, lambda at: self._window.sent(at - slot_taken_at))
-        return asyncio.ensure_future(self._written_down(record, self._in_thread(sent)))
+        answer = self._in_thread(sent)
+        self._unwritten.add(answer)
+        return asyncio.ensure_future(self._written_down(record, answer))
 
     async def _written_down(self, record: SubmissionRecord, answer: asyncio.Future[str]) -> SubmissionRecord:
         try:
@@ -111,7 +121,10 @@ class Submitter:
                 self._window.refused()
             self._journal.refused(record, error, self._alarm)
             raise
-        return self._journal.created(record, kie_task_id, self._alarm)
+        else:
+            return self._journal.created(record, kie_task_id, self._alarm)
+        finally:
+            self._unwritten.discard(answer)
 
     def _in_thread(self, call: Callable[[], T]) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, call)

@@ -21,8 +21,8 @@ def test_a_refusal_by_moderation():
         "Kie says: Your prompt was flagged as NSFW (Kie code 400)",
         f"With: connection 'kie_default', Kie task {ID}",
         "Charged: nothing; Kie does not charge failed tasks",
-        "What to do: Kie does not charge failed tasks.",
-        "    Change the prompt or the input images, then clear the Airflow task that created the Kie task.",
+        "What to do: Change the prompt or the input images, then clear the Airflow task that created the Kie",
+        "    task: Kie does not charge failed tasks.",
     ]
 
 
@@ -33,6 +33,13 @@ def test_a_time_out():
 
     assert "Charged: nothing yet; Kie charges the Kie task when it succeeds" in lines
     assert any("Clear this task to wait for the same id again, which costs nothing" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", [name for name in dir(errors) if name.startswith("Kie")])
+def test_what_to_do_comes_first(name):
+    """Not what has happened, which the lines before have said."""
+    past = ("Nothing ", "Kie does not", "The task goes on", "An account", "It was not")
+    assert not getattr(errors, name).advice.startswith(past)
 
 
 def test_every_field_that_is_wrong_has_a_line():

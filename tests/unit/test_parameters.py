@@ -47,6 +47,7 @@ def read(name, value):
         ("min_success", "0.9", 0.9),
         ("min_success", 1, 1),
         ("on_unknown_submit", "resubmit", "resubmit"),
+        ("allow_duplicates", True, True),
     ],
 )
 def test_what_is_understood(name, value, number):
@@ -61,6 +62,7 @@ WRONG = [
     ("min_credits_left", "-1"),
     *(("min_success", value) for value in (0, 1.01, None, "90%", True)),
     *(("on_unknown_submit", value) for value in ("retry", None, ["fail"])),
+    *(("allow_duplicates", value) for value in ("False", None, 1)),
 ]
 
 
@@ -92,6 +94,10 @@ OPERATORS = {
         ("max_credits", -1),
         ("min_credits_left", "few"),
         ("min_success", 90),
+        ("on_unknown_submit", "retry"),
+        ("allow_duplicates", "False"),
+        *(("timeout", value) for value in (float("inf"), 1e308, 10**400)),
+        *(("poke_interval", value) for value in (float("inf"), 10**400)),
     ],
 )
 def test_a_wrong_constant_fails_when_the_dag_is_parsed(operator, name, value):

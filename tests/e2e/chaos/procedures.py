@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,9 +248,36 @@ def inputs_change(trial: Trial) -> None:
 
 @procedure
 def batch_killed_while_ordering(trial: Trial) -> None:
+    limit_new_tasks(trial, 4)  # the fifth waits for its slot until the first four are written down
     hold = trial.hold(*INTENT, skip=4)
     trial.start("chaos_batch")
     kill_at(trial, hold)
+    finish(trial)
+
+
+def limit_new_tasks(trial: Trial, number: int) -> None:
+    """Have the run create so few Kie tasks in ten seconds."""
+    connection = trial.connection(trial.kie.api_key)
+    connection["extra"] = json.dumps({**json.loads(connection["extra"]), "submit_limit": number})
+    trial.arena.api("PATCH", f"/connections/{trial.name}", connection)
+
+
+@procedure
+def batch_killed_with_four_in_flight(trial: Trial) -> None:
+    trial.kie.fault({"on": "createTask", "do": "hold", "times": 4})
+    trial.start("chaos_batch")
+    trial.arena.wait(lambda: len(trial.charged()) == 4, f"{trial.name}: not four in flight")
+    trial.kill(trial.last_try())
+    finish(trial)
+
+
+@procedure
+def batch_cleared_with_four_in_flight(trial: Trial) -> None:
+    trial.kie.fault({"on": "createTask", "do": "hold", "times": 4})
+    trial.start("chaos_batch")
+    trial.arena.wait(lambda: len(trial.charged()) == 4, f"{trial.name}: not four in flight")
+    trial.clear()
+    trial.kie.release()
     finish(trial)
 
 

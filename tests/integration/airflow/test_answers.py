@@ -182,20 +182,21 @@ class TestAGatewayBeforeKie:
 
     @durable
     def test_stops_a_batch_at_once_and_is_of_no_images_making(self, kie_emulator, tmp_path):
-        kie_emulator.fault({**self.WRONG_HOST, "times": 1})
+        kie_emulator.fault({**self.WRONG_HOST, "times": None})
 
         outcome = run_task(
             lambda **kw: Flux2BatchOperator(
-                prompts=["one fox", "two foxes"],
+                prompts=["one fox", "two foxes", "three foxes", "four foxes", "five foxes"],
                 target=str(tmp_path),
                 poll_interval=0.1,
                 **kw,
             ),
         )
 
-        assert (outcome.state, len(sent(kie_emulator))) == ("failed", 1)
+        assert outcome.state == "failed"
+        assert 1 <= len(sent(kie_emulator)) <= 4  # so many are in flight
         [entry] = tmp_path.glob("it-*.json")
-        assert [item["outcome"] for item in json.loads(entry.read_text())["items"]] == ["not_ordered"] * 2
+        assert [item["outcome"] for item in json.loads(entry.read_text())["items"]] == ["not_ordered"] * 5
 
 
 @durable

@@ -24,8 +24,8 @@ KEY_ADVICE = (
     "allow-list in https://kie.ai/settings."
 )
 UNKNOWN_ADVICE = (
-    " -> It was not sent again, so that you do not pay twice. https://kie.ai/logs shows whether a task was created at "
-    "this time."
+    " -> Look at https://kie.ai/logs, which shows whether a task was created at this time; it was not sent again, so "
+    "that you do not pay twice."
 )
 if importlib.util.find_spec("airflow.models.task_state_store"):  # Airflow 3.3
     UNKNOWN_ADVICE += (
@@ -54,17 +54,17 @@ CREATE = {
     "no connection": Case(
         "The Kie.ai connection is not usable: there is no Airflow connection 'kie_default'. Create it in "
         "Admin > Connections, or with: airflow connections add kie_default --conn-type kie --conn-password <API key>"
-        " -> Nothing was sent.",
+        " -> Put it right, then clear this task: nothing was sent.",
         connection=None,
     ),
     "empty key": Case(
         "The Kie.ai connection is not usable: connection 'kie_default': there is no API key; set the password to one "
-        "from https://kie.ai/api-key -> Nothing was sent.",
+        "from https://kie.ai/api-key -> Put it right, then clear this task: nothing was sent.",
         connection={"password": ""},
     ),
     "key with white space": Case(
         "The Kie.ai connection is not usable: connection 'kie_default': the API key has white space or other "
-        "characters that no key has -> Nothing was sent.",
+        "characters that no key has -> Put it right, then clear this task: nothing was sent.",
         connection={"password": "two words"},
     ),
     "wrong key": Case(
@@ -75,12 +75,12 @@ CREATE = {
     ),
     "wrong host": Case(
         "The Kie.ai connection is not usable: connection 'kie_default': host: must be scheme, host and port, like "
-        "https://api.kie.ai, got 'ftp://api.kie.ai' -> Nothing was sent.",
+        "https://api.kie.ai, got 'ftp://api.kie.ai' -> Put it right, then clear this task: nothing was sent.",
         connection={"host": "ftp://api.kie.ai"},
     ),
     "request_timeout not a number": Case(
         "The Kie.ai connection is not usable: connection 'kie_default': request_timeout: must be a number of seconds "
-        "above 0, got 'soon' -> Nothing was sent.",
+        "above 0, up to 86400 (a day), got 'soon' -> Put it right, then clear this task: nothing was sent.",
         connection={"extra": {"request_timeout": "soon"}},
     ),
     "Kie down": Case(
@@ -92,8 +92,8 @@ CREATE = {
     ),
     "no credits": Case(
         "Not enough Kie.ai credits: Credits insufficient : Your current balance isn't enough to run this request. "
-        "Please top up to continue. [Kie code 402, HTTP 200] -> Nothing was charged. Top up at "
-        "https://kie.ai/billing, then clear this task.",
+        "Please top up to continue. [Kie code 402, HTTP 200] -> Top up at "
+        "https://kie.ai/billing, then clear this task: nothing was charged.",
         faults=(
             {
                 "on": "createTask",
@@ -106,8 +106,8 @@ CREATE = {
         sent=1,
     ),
     "no credits, said with code 500": Case(
-        "Not enough Kie.ai credits: Credits insufficient [Kie code 500, HTTP 200] -> Nothing was charged. Top up at "
-        "https://kie.ai/billing, then clear this task.",
+        "Not enough Kie.ai credits: Credits insufficient [Kie code 500, HTTP 200] -> Top up at "
+        "https://kie.ai/billing, then clear this task: nothing was charged.",
         faults=({"on": "createTask", "do": "code", "code": 500, "msg": "Credits insufficient"},),
         sent=1,
     ),
@@ -276,8 +276,8 @@ WAIT = {
         charged=5,
     ),
     "task failed": Case(
-        "The Kie.ai task failed: Your prompt was flagged [Kie code 400, Kie task {id}] -> Kie does not charge failed "
-        "tasks. Change the prompt or the input images, then clear the Airflow task that created the Kie task.",
+        "The Kie.ai task failed: Your prompt was flagged [Kie code 400, Kie task {id}] -> Change the prompt or the "
+        "input images, then clear the Airflow task that created the Kie task: Kie does not charge failed tasks.",
         faults=({"on": "createTask", "do": "fail", "failCode": "400", "failMsg": "Your prompt was flagged"},),
     ),
     "success without URLs": Case(

@@ -11,13 +11,13 @@ from tests.support.airflow_inprocess import run_task
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"max_credits": 6}, "flux-2/pro-text-to-image at 2K costs 7 credits, and max_credits=6"),
+        ({"max_credits": 6}, "flux-2/pro-text-to-image at 2K: 7 credits, more than max_credits=6"),
         (
             {"min_credits_left": 994},
-            "flux-2/pro-text-to-image at 2K costs 7 credits of the 1000 that are left, which leaves 993, "
-            "and min_credits_left=994",
+            "flux-2/pro-text-to-image at 2K: 7 credits of 1000 on the account, which leaves 993, "
+            "less than min_credits_left=994",
         ),
-        ({"max_credits": "6"}, "flux-2/pro-text-to-image at 2K costs 7 credits, and max_credits=6"),
+        ({"max_credits": "6"}, "flux-2/pro-text-to-image at 2K: 7 credits, more than max_credits=6"),
         (
             {"max_credits": "{{ 'six' }}"},
             "max_credits: must be a number of credits, at least 0, or None, got 'six'",

@@ -73,7 +73,13 @@ def test_batch(kie_emulator, tmp_path, monkeypatch):
     connection = {**kie_emulator.connection, "extra": {**kie_emulator.connection["extra"], "submit_limit": 100}}
     monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
     kie_emulator.fault(
-        {"on": "createTask", "do": "fail", "failMsg": "It was flagged", "match": {"prompt": "blue pair of boots"}}
+        {
+            "on": "createTask",
+            "do": "fail",
+            "failMsg": "It was flagged",
+            "match": {"prompt": "blue pair of boots"},
+            "times": None,
+        }
     )
     outcomes = run_dag(load_dag(DAGS / "flux2_batch.py"), tmp_path)
 

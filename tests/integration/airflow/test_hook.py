@@ -115,10 +115,39 @@ def test_a_host_that_is_no_url(port, monkeypatch):
         KieHook().get_conn()
 
 
-@pytest.mark.parametrize("extra", ["[1]", "{"])
+@pytest.mark.parametrize("extra", ["[1]", "{", "[" * 100_000])
 def test_extra_that_is_no_object(extra):
-    with pytest.raises(KieConnectionError, match="connection 'mine': extra is not a JSON object"):
+    with pytest.raises(KieConnectionError, match="connection 'mine': extra: must be a JSON object"):
         endpoint_from_connection(Connection(conn_id="mine", conn_type="kie", password="k", extra=extra))
+
+
+@pytest.mark.parametrize(
+    ("conn_id", "message"),
+    [
+        (None, "kie_conn_id: must be the id of an Airflow connection, got None: the upstream task returned nothing"),
+        (
+            "None",
+            "kie_conn_id: must be the id of an Airflow connection, got 'None': the upstream task returned nothing",
+        ),
+        (" ", "kie_conn_id: must be the id of an Airflow connection, got ' '"),
+        (["a"], "kie_conn_id: must be the id of an Airflow connection, got ['a']"),
+        ("a b", "there is no Airflow connection 'a b'"),
+        ("a\nb", "there is no Airflow connection 'a\\nb'"),
+        ("a; b", "there is no Airflow connection 'a; b'"),
+    ],
+)
+def test_what_can_be_no_id_of_a_connection(conn_id, message):
+    with pytest.raises(KieConnectionError) as caught:
+        KieHook(conn_id).get_conn()
+    assert caught.value.message.startswith(message)
+    assert "airflow connections add" not in caught.value.message
+
+
+def test_what_an_empty_variable_gives_is_the_default(monkeypatch):
+    nothing = {"upload_host": "None", "request_timeout": " ", "submit_limit": "None"}
+    connect(monkeypatch, host="None", extra=nothing)
+    endpoint = KieHook().get_conn().endpoint
+    assert (endpoint.host, endpoint.request_timeout, endpoint.submit_limit) == ("https://api.kie.ai", 60.0, 20)
 
 
 def test_create_look_wait_and_download(kie_emulator, tmp_path):

@@ -197,7 +197,17 @@ MEDIA = "Kie takes image/jpeg, image/png, image/webp"
         ({"input_images": "{tmp}/large.png"}, "'{tmp}/large.png' has more than the 10000000 bytes that Kie takes"),
         ({"input_images": []}, "input_images: is empty; give 1 to 8 images, or None for text-to-image"),
         ({"input_images": ["{tmp}/in.png"] * 9}, "input_images: 9 given; at most 8 are allowed"),
-        ({"input_images": [None]}, "input_images[0]: must be a URL, a path or a result with files or urls, got None"),
+        (
+            {"input_images": [None]},
+            "input_images[0]: must be a URL, a path or a result with files or urls, got None: the upstream task "
+            "returned nothing",
+        ),
+        (
+            {"input_images": ["https://example.org/my cat.png"]},
+            "input_images[0]: must be an http(s) URL that Kie can fetch, got 'https://example.org/my cat.png'",
+        ),
+        ({"input_images": ["{tmp}/" + "x" * 300]}, "has a part of 300 bytes; 255 are allowed"),
+        ({"input_images": ["{tmp}"]}, "input_images[0]: {tmp} is there, but not as a regular file"),
         ({"input_images": [7]}, "input_images[0]: must be a URL, a path or a result with files or urls, got 7"),
         ({"input_images": [{}]}, "input_images[0]: must be a URL, a path or a result with files or urls, got {}"),
         ({"input_images": "gs://bucket/x.png"}, "pip install 'apache-airflow-providers-google'"),

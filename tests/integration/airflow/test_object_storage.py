@@ -126,7 +126,7 @@ def test_no_such_bucket_costs_nothing(kie_emulator, s3):
     outcome = run_task(generate(target="s3://aws_test@nosuchbucket/a"))
 
     assert (outcome.state, outcome.retried) == ("failed", False)
-    assert "The results cannot be saved there: s3://aws_test@nosuchbucket/a" in str(outcome.error)
+    assert "The results cannot be saved there: target s3://aws_test@nosuchbucket/a" in str(outcome.error)
     assert kie_emulator.bill()["tasks"] == []
 
 
@@ -157,6 +157,6 @@ def test_a_store_that_is_away_costs_nothing_and_is_tried_again(kie_emulator, s3,
     outcome = run_task(generate())
 
     assert (outcome.state, outcome.retried) == ("failed", True)
-    assert "The storage failed: s3://aws_test@pictures/a/it" in str(outcome.error)
+    assert "The storage failed: target s3://aws_test@pictures/a/it" in str(outcome.error)
     assert "a-secret" not in str(outcome.error)
     assert kie_emulator.bill()["tasks"] == []

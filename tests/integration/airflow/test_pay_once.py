@@ -555,12 +555,6 @@ class TestUnknownSubmission:
         assert (outcome.state, outcome.retried, at_kie()) == ("failed", False, [])
         assert "What this task has submitted cannot be read: the key 'kie.1.1'" in str(outcome.error)
 
-    def test_the_choice_is_checked_before_anything_is_sent(self, kie_emulator):
-        outcome = run_task(lambda **kw: flux2(on_unknown_submit="retry", **kw))
-
-        assert "on_unknown_submit: must be 'fail' or 'resubmit', got 'retry'" in str(outcome.error)
-        assert (outcome.retried, kie_emulator.requests()) == (False, [])
-
 
 @durable
 def test_facts_never_expire(at_kie, journal):

@@ -122,8 +122,8 @@ def test_deferred_deadline_names_the_task_and_says_that_nothing_is_lost(create):
 
     assert str(outcome.error).startswith("Gave up waiting for the Kie.ai task: still waiting after ")
     assert str(outcome.error).endswith(
-        f"[Kie task {kie_task_id}] -> The task goes on at Kie and is not lost. Clear this task to wait for the same id "
-        "again, which costs nothing, or see https://kie.ai/logs."
+        f"[Kie task {kie_task_id}] -> Clear this task to wait for the same id again, which costs nothing: the task "
+        "goes on at Kie and is not lost. See also https://kie.ai/logs."
     )
 
 

@@ -87,7 +87,7 @@ def test_and_says_when_that_takes_too_long(kie):
     with KieHook() as hook:
         for _ in range(LIMIT):
             hook.acquire_slot()
-        with pytest.raises(KieRateLimitError, match="5 tasks were created in the last 10 s,") as caught:
+        with pytest.raises(KieRateLimitError, match="this account may create 5 tasks in 10 seconds, and has") as caught:
             hook.acquire_slot(patience=1)
     assert 8 < caught.value.retry_after <= 10
     assert kie.requests() == []
@@ -117,7 +117,7 @@ def test_an_operator_comes_back_later(kie, monkeypatch):
 
 def test_a_storage_that_is_none_is_named_before_anything_is_sent(kie, monkeypatch):
     monkeypatch.setenv("AIRFLOW__KIE__RATE_LIMIT_STORAGE", "nosuch://host")
-    with pytest.raises(AirflowFailException, match=r"\[kie\] rate_limit_storage: cannot use a storage 'nosuch'"):
+    with pytest.raises(AirflowFailException, match=r"\[kie\] rate_limit_storage: cannot use a storage of nosuch://"):
         Flux2CreateTaskOperator(task_id="it", prompt="a red fox").execute({})
     assert kie.requests() == []
 

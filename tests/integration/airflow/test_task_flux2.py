@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
+import jinja2
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import get_current_context, task
@@ -164,6 +166,7 @@ def test_an_async_function_is_awaited(kie_emulator, deferrable):
         (True, True, "{{ label }} of {{ ti.task_id }}"),
         (False, True, "{{ label }}"),
         (True, False, "{{ topic }}"),
+        (True, False, "{{ (label | default(none)) + '!' }}"),
     ],
 )
 def test_map_index_template_as_with_task(kie_emulator, tmp_path, deferrable, retried, template):
@@ -186,7 +189,7 @@ def test_map_index_template_as_with_task(kie_emulator, tmp_path, deferrable, ret
 
     assert {outcome.state for outcome in outcomes.values()} == {"success"}, outcomes
     expected = [
-        template.replace("{{ label }}", f"the {topic}").replace("{{ topic }}", topic).replace("{{ ti.task_id }}", "it")
+        jinja2.Template(template).render(label=f"the {topic}", topic=topic, ti=SimpleNamespace(task_id="it"))
         for topic in ("fox", "owl")
     ]
     assert [labels["it", index] for index in (0, 1)] == expected

@@ -408,7 +408,7 @@ def test_worker_and_triggerer_refuse_the_same_proxies(variable, scheme, monkeypa
         assert ways(server.url) == [KieConnectionError, KieConnectionError]
         with transport.reusable_session() as session, pytest.raises(KieConnectionError) as caught:
             transport.send(session, endpoint(server.url), protocol.get_credits())
-    assert f"{scheme.lower()}:// proxy" in caught.value.message
+    assert f"a proxy with {scheme.lower()}://" in caught.value.message
     assert "hunter2" not in caught.value.message
     assert server.connections == 0
 
@@ -495,8 +495,7 @@ async def test_hosts_that_are_not_there(certificate):
         for url in (
             f"http://127.0.0.1:{port}",
             "http://no-such-host.invalid",
-            "http://a..invalid",
-            "http://127.0.0.1:99999",
+            f"http://{'a' * 80}.invalid",
             f"https://{server.host}",
             untrusted.url,
         ):

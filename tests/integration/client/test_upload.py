@@ -1,6 +1,7 @@
 """Uploads over a real socket."""
 
 import json
+import os
 import socket
 import time
 from email import message_from_bytes
@@ -100,6 +101,14 @@ def test_a_refused_upload(connect, image):
 def test_no_file(name, connect, tmp_path):
     with ScriptedServer(UPLOADED) as server, pytest.raises(errors.KieValidationError, match="path: must be a file"):
         connect(server.url).upload_file(tmp_path / name)
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("path", ["fifo", "/dev/zero"])
+def test_what_could_be_read_for_ever(path, connect, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with ScriptedServer(UPLOADED) as server, pytest.raises(errors.KieValidationError, match="it is not a regular file"):
+        connect(server.url).upload_file(tmp_path / path)
     assert server.connections == 0
 
 

@@ -525,8 +525,8 @@ class TestTarget:
             ({"file_name": "{prompt}.{extension}"}, "has a field 'prompt' that is not one of kie_task_id, index"),
             ({"file_name": "{index.__class__}.{extension}"}, "is not one of"),
             ({"file_name": "{0}.{extension}"}, "is not one of"),
-            ({"file_name": "{index:9999999999}.{extension}"}, "is not one of"),
-            ({"file_name": "{index!r}.{extension}"}, "is not one of"),
+            ({"file_name": "{index:9999999999}.{extension}"}, "only a number can have a width"),
+            ({"file_name": "{index!r}.{extension}"}, "only a number can have a width"),
             ({"file_name": "{.{extension}"}, "is not"),
             ({"file_name": "x" * 300 + ".{extension}"}, "more than 200 bytes"),
             ({"file_name": ("x" * 190 + "/") * 30 + "{index}.{extension}"}, "bytes; 4064 are allowed"),
@@ -589,7 +589,10 @@ class TestTarget:
 
     @pytest.mark.parametrize(
         "target",
-        ["~/x", "file://{}/x", "file:{}/x", "file://localhost{}/x", "file:////{}/x", "FILE://{}/x/", "local://{}/x"],
+        [
+            *("~/x", "file://{}/x", "file:{}/x", "file://localhost{}/x", "file:////{}/x", "FILE://{}/x/"),
+            *("local://{}/x", "\n  {}/x\n"),
+        ],
     )
     def test_a_local_target_is_a_plain_path(self, save, tmp_path, monkeypatch, target):
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -599,6 +602,30 @@ class TestTarget:
         assert file["sidecar"] == str(tmp_path / "x" / f"{KIE_TASK_ID}-0.json")
         with open(file["path"], "rb") as stored:  # noqa: PTH123  # as an author would
             assert stored.read() == PNG
+
+    @pytest.mark.parametrize(
+        ("target", "problem"),
+        [
+            ("file:images", "is not a URL of a file of this machine, as file:///data/images is"),
+            ("file://other/images", "is not a URL of a file of this machine, as file:///data/images is"),
+            ("s3:/bucket/x", "begins like a URL, which would be s3://conn_id@bucket/prefix"),
+            ("GS:bucket/x", "begins like a URL, which would be gs://conn_id@bucket/prefix"),
+            ("s3://", "names no bucket"),
+            ("C:\\images", "is a path of Windows, where no worker of Airflow runs"),
+            ("\\\\server\\images", "is a path of Windows, where no worker of Airflow runs"),
+        ],
+    )
+    def test_what_is_nearly_a_url_is_no_folder(self, target, problem):
+        with pytest.raises(KieTargetError) as caught:
+            storage.storage_path("target", target)
+        assert caught.value.message == f"target: {target!r} {problem}"
+
+    @pytest.mark.parametrize("target", ["ftp://me:{}@host/x", "nosuch://me:{}@host/x"])
+    def test_a_password_in_a_target_is_not_shown(self, target):
+        with pytest.raises(KieTargetError) as caught:
+            storage.storage_path("target", target.format("top/secret"))
+        assert "secret" not in str(caught.value)
+        assert "me:***@" in str(caught.value)
 
     @pytest.mark.parametrize("points_to", ["nowhere", "link", "file"])
     def test_a_link_in_the_way_is_found_before(self, tmp_path, points_to):
@@ -628,7 +655,7 @@ class TestTarget:
                     save(result_of(host.url))
             assert names(out) == []
             assert caught.value.is_transient
-            assert "Nothing is lost" in str(caught.value)
+            assert "it goes on with the same Kie task" in str(caught.value)
             save(result_of(host.url))
         assert len(names(out)) == 2
 

@@ -98,6 +98,7 @@ def test_any_other_error_without_kies_code_refuses_nothing(status):
     [
         ("a\r\nINFO forged\x1b[31m\x85\u2028b", "a INFO forged [31m b"),
         (" Grüße, 猫 \ud83e ", "Grüße, 猫 ?"),
+        ("it is \u202edeliaf\u202c \u2066not\u2069 so", "it is  deliaf   not  so"),
         ("x" * 3000, "x" * 2000 + "..."),
     ],
 )
@@ -109,7 +110,7 @@ def test_text_names_cause_code_status_task_and_what_to_do():
     error = errors.KieInsufficientCreditsError("Please top up", code=402, http_status=200, kie_task_id="abc")
     assert str(error) == (
         "Not enough Kie.ai credits: Please top up [Kie code 402, HTTP 200, Kie task abc] -> "
-        "Nothing was charged. Top up at https://kie.ai/billing, then clear this task."
+        "Top up at https://kie.ai/billing, then clear this task: nothing was charged."
     )
 
 

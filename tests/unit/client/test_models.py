@@ -131,7 +131,11 @@ def test_an_empty_record_is_a_running_task_of_the_id_asked_for():
         ({"successFlag": "1"}, TaskState.SUCCESS, "success"),
         ({"successFlag": 1.0}, TaskState.SUCCESS, "success"),
         ({"successFlag": 3}, TaskState.FAIL, "fail"),
-        ({"successFlag": 2}, TaskState.RUNNING, "unknown"),
+        ({"successFlag": 2}, TaskState.FAIL, "fail"),
+        ({"successFlag": 4}, TaskState.RUNNING, "unknown"),
+        ({"status": "SUCCESS"}, TaskState.SUCCESS, "SUCCESS"),
+        ({"status": "success", "state": "generating"}, TaskState.RUNNING, "generating"),
+        *[({"state": word}, TaskState.FAIL, word) for word in ("Canceled", "cancelled", "rejected")],
         ({"successFlag": True}, TaskState.RUNNING, "unknown"),
         ({"successFlag": None}, TaskState.RUNNING, "unknown"),
         ({"successFlag": []}, TaskState.RUNNING, "unknown"),
@@ -200,11 +204,22 @@ def test_fail_fields(data, code, message):
         {"response": {"videoInfo": {"videoUrl": URL}}},
         {"response": {"images": [{"url": URL, "width": 1024}]}},
         {"response": {"output": URL}},
+        {"resultInfoJson": json.dumps({"resultUrls": [{"resultUrl": URL}]})},
+        {"info": {"result_urls": [URL]}},
+        {"result": {"video": {"uri": URL}}},
+        {"output": [URL]},
+        {"videoUrl": URL},
+        {"resultUrls": {"0": URL}},
+        {"resultUrls": [f" {URL}\n"]},
         {"response": {"resultObject": {"image_url": URL, "input": {"image_url": "https://x/mine"}}}},
     ],
 )
 def test_result_urls(data):
     assert record(state="success", **data).urls == (URL,)
+
+
+def test_a_space_in_a_result_url():
+    assert record(state="success", resultUrls=["https://x/a b.png"]).urls == ("https://x/a%20b.png",)
 
 
 def test_the_songs_of_a_music_model():
@@ -351,7 +366,12 @@ def test_urls(url):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "x", "//x", "/x", "ftp://x", "http://", "http:///x", "http://[x", None, 1, b"http://x"]
+    "url",
+    [
+        *("", "x", "//x", "/x", "ftp://x", "http://", "http:///x", "http://[x", None, 1, b"http://x"),
+        *("https://x/a b", " https://x", "https://x/\n", "https://x\t.example", "https://x/\x00", "https://x/\ud800"),
+        *("https://x:port/", "https://x:99999/", "https://x:0/", "https://x:-1/"),
+    ],
 )
 def test_no_urls(url):
     assert not is_http_url(url)
@@ -530,7 +550,7 @@ def test_text_to_image_takes_no_images(model, twin):
 def test_bad_input_urls_are_named_one_by_one():
     assert problems(PRO_I2I, input_urls=[URL, "data:image/png;base64,AAAA", None, "/tmp/cat.png"]) == [
         "input_urls[1]: must be an http(s) URL that Kie can fetch, got 'data:image/png;base64,AAAA'",
-        "input_urls[2]: must be an http(s) URL that Kie can fetch, got None",
+        "input_urls[2]: must be an http(s) URL that Kie can fetch, got None: the upstream task returned nothing",
         "input_urls[3]: must be an http(s) URL that Kie can fetch, got '/tmp/cat.png'",
     ]
 

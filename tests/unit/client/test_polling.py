@@ -80,7 +80,10 @@ def test_success_counts_after_the_deadline_and_final_errors_stay_what_they_are(o
         (running("queuing"), "still queuing after 10 seconds of this wait"),
         (BUSY, "the last look failed (Kie.ai server error: Server exception) after 10 seconds of this wait"),
         (NOT_FOUND, "recordInfo is null after 10 seconds of this wait"),
-        (REFUSED_KEY, "Unauthorized after 10 seconds of this wait"),
+        (
+            REFUSED_KEY,
+            "the last look failed (Kie.ai did not accept the API key: Unauthorized) after 10 seconds of this wait",
+        ),
     ],
 )
 def test_the_deadline(observation, reason):

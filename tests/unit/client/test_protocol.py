@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from collections import UserDict, UserList
@@ -135,7 +136,7 @@ def test_everything_that_is_wrong_is_said_at_once():
     assert caught.value.message == (
         "nothing was sent.\n"
         "  - model: must be the id of a Kie model, got ''\n"
-        "  - input: must be a JSON object, got None (NoneType is not an object)\n"
+        "  - input: must be a JSON object, got None: the upstream task returned nothing\n"
         "  - callback_url: must be an http(s) URL that Kie can reach, got 'x'"
     )
 
@@ -393,8 +394,9 @@ def test_a_record_that_is_no_object(data):
 )
 @pytest.mark.parametrize("state", ["waiting", "success", "fail"])
 @pytest.mark.parametrize("name", ["record", "look"])
-def test_a_record_of_another_task_is_none(name, state, told):
-    data = {"taskId": told, "state": state, "resultJson": json.dumps({"resultUrls": ["https://x/1.png"]})}
+@pytest.mark.parametrize("field", ["taskId", "task_id"])
+def test_a_record_of_another_task_is_none(field, name, state, told):
+    data = {field: told, "state": state, "resultJson": json.dumps({"resultUrls": ["https://x/1.png"]})}
     error = error_of(name, answer({"code": 200, "msg": "success", "data": data}))
     assert (type(error), error.is_transient, error.kie_task_id) == (KieServerError, True, TASK)
     assert error.message == f"recordInfo was asked for task {TASK} and answered about {shorten(told)}"
@@ -402,8 +404,8 @@ def test_a_record_of_another_task_is_none(name, state, told):
 
 @pytest.mark.parametrize("told", [TASK, f" {TASK} ", None, ""])
 def test_a_record_of_the_task_that_was_asked_for(told):
-    for name in ("record", "look"):
-        record = READERS[name](answer({"code": 200, "data": {"taskId": told, "state": "success"}}))
+    for name, field in itertools.product(("record", "look"), ("taskId", "task_id")):
+        record = READERS[name](answer({"code": 200, "data": {field: told, "state": "success"}}))
         assert record.kie_task_id == TASK
 
 
@@ -417,9 +419,34 @@ def test_credits(number):
     assert protocol.read_credits(answer({"code": 200, "data": number})) == float(number)
 
 
-@pytest.mark.parametrize("data", [None, "5", True, [], {}])
+@pytest.mark.parametrize("data", [None, "5", True, [], {}, float("nan"), float("inf"), 10**400, -(10**400)])
 def test_credits_that_are_no_number(data):
     assert "the credit balance is not a number" in error_of("credits", answer({"code": 200, "data": data})).message
+
+
+@pytest.mark.parametrize("url", ["https://x/a b", "https://x/\n", "https://x/\ud800", "https://x:port/"])
+def test_links_that_cannot_be_used(url):
+    assert "is not a URL but" in error_of("download", answer({"code": 200, "data": url})).message
+    assert "without a downloadUrl" in error_of("upload", answer({"code": 200, "data": {"downloadUrl": url}})).message
+
+
+@pytest.mark.parametrize("code", [10**6, -(10**6), 10**400, str(10**18)])
+def test_a_number_that_is_no_code(code):
+    error = error_of("credits", answer({"code": code, "msg": "x"}))
+    assert (type(error), error.code) == (KieServerError, None)
+    assert "JSON without Kie's code" in error.message
+    assert len(str(error)) < 300
+
+
+@pytest.mark.parametrize("text", ['{"prompt": "a fox"}', "{'prompt': 'a fox'}", " {'prompt': 'a fox'}\n"])
+def test_an_input_that_a_template_has_turned_into_text(text):
+    assert protocol.create_task_body("a/b", text) == {"model": "a/b", "input": {"prompt": "a fox"}}
+
+
+@pytest.mark.parametrize("value", [None, "None"])
+def test_an_input_that_the_upstream_task_did_not_return(value):
+    with pytest.raises(KieValidationError, match="the upstream task returned nothing"):
+        protocol.create_task_body("a/b", value)
 
 
 def test_download_url():

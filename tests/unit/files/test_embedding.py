@@ -687,7 +687,7 @@ def test_a_truncated_file_is_not_copied_as_done_either(run):
     found, _ = webp_chunks(run(saved(kind="webp"), "webp"))
     data = riff(*found, (b"more", b"x" * 50))
     assert run(data, "webp") == data
-    refused(run, data[:-20], "webp", "truncated: 20 bytes are missing")
+    refused(run, data[:-20], "webp", "truncated: it lacks 20 bytes")
 
 
 @EVERY_TYPE

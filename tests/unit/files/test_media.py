@@ -191,6 +191,13 @@ class TestLimits:
         with pytest.raises(KieResultError, match=r"max_pixels=40000"):
             look(content, max_pixels=40_000)
 
+    def test_where_pillow_is_the_first_to_count(self, look):
+        content = encoded(noise((40, 30)), "GIF")
+        frame = content.index(struct.pack("<BHHHH", 0x2C, 0, 0, 40, 30))
+        larger = content[:frame] + struct.pack("<BHHHH", 0x2C, 0, 0, 30_000, 30_000) + content[frame + 9 :]
+        with pytest.raises(KieResultError, match=r"more pixels than max_pixels=12000000; .* nothing is paid again"):
+            look(larger)
+
     def test_a_jpeg_of_many_scans(self, look):
         content = encoded(Image.new("L", (2000, 1500), 99), "JPEG", progressive=True)
         scan = content.rindex(b"\xff\xda")

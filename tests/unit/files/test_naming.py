@@ -60,6 +60,20 @@ def test_what_is_fine(pattern):
     assert pattern_problem(pattern) is None
 
 
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        ("{index:>5}.{extension}", "index cannot have ':>5'; only a number can have a width, as {index:03}"),
+        ("{index!r}.{extension}", "index cannot have '!r'; only a number can have a width, as {index:03}"),
+        ("{kie_task_id:9}.{extension}", "kie_task_id cannot have ':9'; only a number can have a width, as {index:03}"),
+        ("{item}.{extension}", "has a field 'item' that is not one of kie_task_id, index, extension"),
+        ("\u202egpj.{extension}", "has a control character or line break ('\\u202e')"),
+    ],
+)
+def test_what_is_wrong_is_named(pattern, problem):
+    assert pattern_problem(pattern).endswith(problem)
+
+
 def test_what_the_default_gives():
     assert file_name(DEFAULT_FILE_NAME, "0a1b", 0, "png") == "0a1b-0.png"
     assert sidecar_name(DEFAULT_FILE_NAME, "0a1b", 0) == "0a1b-0.json"

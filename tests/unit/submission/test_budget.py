@@ -22,15 +22,21 @@ def test_no_budget_allows_anything_and_asks_nothing():
 
 def test_the_limit_itself_is_allowed_and_a_credit_more_is_not():
     Budget(max_credits=5).check("the order", 5, never)
-    assert refusal(Budget(max_credits=4), 5) == "the order costs 5 credits, and max_credits=4"
+    assert refusal(Budget(max_credits=4), 5) == "the order: 5 credits, more than max_credits=4"
 
 
 def test_what_is_left_on_the_account():
     Budget(min_credits_left=95).check("the order", 5, lambda: 100)
     assert refusal(Budget(min_credits_left=96), 5) == (
-        "the order costs 5 credits of the 100 that are left, which leaves 95, and min_credits_left=96"
+        "the order: 5 credits of 100 on the account, which leaves 95, less than min_credits_left=96"
     )
 
 
+@pytest.mark.parametrize("budget", [Budget(max_credits=0.5), Budget(min_credits_left=100)])
+def test_one_credit_is_no_plural(budget):
+    assert refusal(budget, 1).startswith("the order: 1 credit")
+    assert "1 credits" not in refusal(budget, 1)
+
+
 def test_what_has_no_price_is_not_guessed():
-    assert refusal(Budget(max_credits=5), None) == "the order has no price in the table; put one into [kie] prices"
+    assert refusal(Budget(max_credits=5), None) == "the order: no price in the table; put one into [kie] prices"
