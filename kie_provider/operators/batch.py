@@ -38,6 +38,7 @@ from kie_provider.waiting import (
     count_trigger_restart,
     deadline_seconds,
     deferral_exceptions,
+    pull_xcom,
     push_xcom,
 )
 
@@ -266,6 +267,7 @@ class Flux2BatchOperator(SavingOperator):
             items, _ = self._read_items()
             claimed = claim(journal.records, [item.fingerprint for item in items], max_tries=journal.max_tries)
             run = self._new_run(items, claimed, journal, hook, context)
+            self._warn_of_another_disk(run, context)
             return self._go_on(run, context, trigger_error)
 
     def _go_on(self, run: BatchRun, context: Context, trigger_error: Exception | None = None) -> dict[str, Any]:
@@ -406,6 +408,19 @@ class Flux2BatchOperator(SavingOperator):
                 "on with what was ordered. Clear the task to order the new ones.",
                 len(changed),
                 changed[0].index,
+            )
+
+    def _warn_of_another_disk(self, run: BatchRun, context: Context) -> None:
+        progress = pull_xcom(context["ti"], PROGRESS_KEY)
+        saved = progress.get("saved", 0) if isinstance(progress, Mapping) else 0
+        here = run.counts()["saved"]
+        if here < saved:
+            self.log.warning(
+                "%s were saved in this try, and this worker finds %d in %s: it saves the others again. A local target "
+                "must be a disk that all workers share.",
+                counted(saved, "image"),
+                here,
+                run.target,
             )
 
     @contextlib.contextmanager
