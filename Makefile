@@ -5,6 +5,7 @@ AIRFLOW ?= 3.3
 VENV ?= .venv
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
+FLEET_ARGS ?=
 BENCH_ARGS ?=
 # Spends credits, so it counts on make's command line only: REAL in the environment does nothing, nor does a key there.
 REAL :=
@@ -32,7 +33,7 @@ AS_OF_3_1 := --exclude-newer 2025-10-15 \
 	--exclude-newer-package urllib3=2026-10-31
 
 .DEFAULT_GOAL := help
-.PHONY: help demo airflow test chaos bench ready lint types docs lock clean
+.PHONY: help demo airflow test chaos fleet bench ready lint types docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,11 @@ bench: ## Measure, beside other providers, in an environment of its own (BENCH_A
 	@$(MAKE) -s --no-print-directory ready VENV=.venv-bench AIRFLOW=3.3 LOCK=requirements/bench.lock
 	@.venv-bench/bin/python -m tests.bench $(BENCH_ARGS)
 
+fleet: ## The same with Celery, PostgreSQL and Redis on this machine (FLEET_ARGS="--only kill_workers --seed 3")
+	@tests/e2e/fleet/programs
+	@$(MAKE) -s --no-print-directory ready VENV=.venv-fleet AIRFLOW=3.3 LOCK=requirements/fleet.lock
+	@.venv-fleet/bin/python -m tests.e2e.fleet $(FLEET_ARGS)
+
 ready: $(READY)
 
 lint: $(READY) ## Style and common mistakes
@@ -79,6 +85,7 @@ lock: $(UV) ## Write the lock files again after a change of the requirements
 		-o requirements/airflow-lowest.lock
 	$(COMPILE) requirements/airflow-3.3.in $(COMPILE_OPTIONS) -o requirements/bench.lock \
 		--group bench --constraint requirements/airflow-3.3.lock
+	$(COMPILE) requirements/airflow-3.3.in $(COMPILE_OPTIONS) -o requirements/fleet.lock --group fleet
 
 clean: ## Remove what was built and all caches, but no environment
 	rm -rf build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

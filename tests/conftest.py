@@ -2,10 +2,12 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
 _AIRFLOW_HOME = tempfile.TemporaryDirectory(prefix="kie-tests-")
+Path(_AIRFLOW_HOME.name).chmod(0o711)  # PostgreSQL does not run as root, and has to get through
 
 for name in [name for name in os.environ if name.startswith("AIRFLOW") or name.lower().endswith("_proxy")]:
     del os.environ[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from kie_provider.submission.budget import Budget, estimate, refuse_unpayable
 from kie_provider.submission.decide import assign, claim, of_this_try
 from kie_provider.submission.journal import WORTH_A_SUMMARY, open_journal
 from kie_provider.triggers.batch import KieBatchTrigger
-from kie_provider.waiting import come_back_later, count_trigger_restart, deferral, push_xcom
+from kie_provider.waiting import come_back_later, count_trigger_restart, deferral, pull_xcom, push_xcom
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -88,6 +88,7 @@ class BatchRun:
             )
             items, _ = self._read_items()
             plan = self._new_plan(items, of_this_try(self._journal.records, len(items)), hook)
+            self._warn_of_another_disk(plan.report)
             return self._go_on(plan, trigger_error)
 
     def stop(self) -> None:
@@ -303,6 +304,19 @@ class BatchRun:
             else:
                 item.become("saved", result=result)
         return all(found)
+
+    def _warn_of_another_disk(self, report: Report) -> None:
+        progress = pull_xcom(self._ti, PROGRESS_KEY)
+        saved = progress.get("saved", 0) if isinstance(progress, Mapping) else 0
+        here = report.counts()["saved"]
+        if here < saved:
+            log.warning(
+                "%s were saved in this try, and this worker finds %d in %s: it saves the others again. A local target "
+                "must be a disk that all workers share.",
+                counted(saved, "image"),
+                here,
+                report.target,
+            )
 
     def _warn_of_changes(self, items: Sequence[Item]) -> None:
         changed = [item for item in items if item.is_changed]

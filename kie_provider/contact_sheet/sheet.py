@@ -14,7 +14,7 @@ from kie_provider.contact_sheet.look import SEPARATOR, count, dollars
 from kie_provider.contact_sheet.page import draw_page
 from kie_provider.contact_sheet.picture import draw_picture
 from kie_provider.contact_sheet.results import flat, match_prompts, number_of, result_dicts
-from kie_provider.contact_sheet.thumbnails import with_thumbnails
+from kie_provider.contact_sheet.thumbnails import NOT_FOUND, with_thumbnails
 from kie_provider.contact_sheet.tiles import Tile, tiles_of
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def write_contact_sheet(
     """Show results and gaps as ``<name>.html``, ``<name>.png`` and ``<name>.json`` in ``folder``; needs Pillow.
 
     The page holds its thumbnails, so it can be moved and mailed; only its links to the full images are relative. The
-    JSON has ``title``, ``results``, ``prompts_without_result`` and ``totals`` (``images``, ``missing``, ``unreadable``,
-    ``other``, ``credits``, ``usd``). Each file appears only when it is complete.
+    JSON has ``title``, ``results``, ``prompts_without_result`` and ``totals`` (``images``, ``missing``, ``not_found``,
+    ``unreadable``, ``other``, ``credits``, ``usd``). Each file appears only when it is complete.
 
     :param results: result dicts, also nested in lists, or a single one; what is not a dict is left out: Airflow 3.1
         fills the places of failed mapped tasks with such things. Saved images are those of ``files``.
@@ -47,7 +47,8 @@ def write_contact_sheet(
     :param name: file name without suffix.
     :param usd_per_credit: US dollars for one credit, default 0.005.
     :return: ``html``, ``png``, ``manifest`` (paths as text), ``images`` (those shown), ``missing`` (prompts without
-        an image) and ``credits`` (sum over all results).
+        an image), ``not_found`` (files that results name, but that are not there) and ``credits`` (sum over all
+        results).
     :raises KieTargetError: ``name`` or ``folder`` cannot be used, or Pillow is not installed.
     :raises KieStorageError: the storage failed.
     """
@@ -84,17 +85,20 @@ def write_contact_sheet(
         "manifest": listing,
         "images": totals["images"],
         "missing": totals["missing"],
+        "not_found": totals["not_found"],
         "credits": totals["credits"],
     }
 
 
 def _totals(tiles: Sequence[Tile], results: Sequence[Mapping[str, Any]], usd_per_credit: float) -> dict[str, Any]:
     charged = sum(number_of(result.get("credits_consumed")) or 0 for result in results)
+    not_found = sum(tile.note == NOT_FOUND for tile in tiles)
     kinds = [tile.kind for tile in tiles]
     return {
         "images": kinds.count("image"),
         "missing": kinds.count("missing"),
-        "unreadable": kinds.count("unreadable"),
+        "not_found": not_found,
+        "unreadable": kinds.count("unreadable") - not_found,
         "other": kinds.count("other"),
         "credits": round(charged, 6),
         "usd": round(charged * usd_per_credit, 6),
@@ -106,6 +110,7 @@ def _headline(totals: Mapping[str, Any]) -> str:
         [
             count(totals["images"], "image"),
             *([count(totals["missing"], "gap")] if totals["missing"] else []),
+            *([f"{count(totals['not_found'], 'file')} not found"] if totals["not_found"] else []),
             *([f"{totals['unreadable']} unreadable"] if totals["unreadable"] else []),
             *([f"{totals['other']} without preview"] if totals["other"] else []),
             count(totals["credits"], "credit"),

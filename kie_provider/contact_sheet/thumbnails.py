@@ -23,6 +23,9 @@ MAX_IMAGE_PIXELS = 64_000_000
 #: Decoding uses a core per thread and one decoded image of memory.
 THREADS = 2
 
+#: What stands in place of an image whose file is not there.
+NOT_FOUND = "file not found"
+
 _JPEG_QUALITY = 80
 # Pillow knows more formats, but some of them start other programs (EPS) or are attacked often.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
@@ -126,5 +129,5 @@ def _why(error: Exception) -> str:
     if isinstance(error, _TooLargeError | Image.DecompressionBombError | Image.DecompressionBombWarning):
         return "too large"
     if isinstance(error, FileNotFoundError):
-        return "file not found"
+        return NOT_FOUND
     return "not an image" if isinstance(error, UnidentifiedImageError) else "cannot be read"

@@ -22,7 +22,8 @@ class KieContactSheetOperator(BaseOperator):
     leave, use ``trigger_rule="all_done"`` and ``prompts``.
 
     Returns a dict with ``html``, ``png``, ``manifest`` (paths as text), ``images`` (number shown), ``missing`` (number
-    of prompts without an image) and ``credits``; see :func:`~kie_provider.contact_sheet.write_contact_sheet`.
+    of prompts without an image), ``not_found`` (number of files that are not there) and ``credits``; see
+    :func:`~kie_provider.contact_sheet.write_contact_sheet`.
 
     Each asset among the outlets gets one event with the files of all results in ``extra``.
 
@@ -88,6 +89,12 @@ class KieContactSheetOperator(BaseOperator):
             counted(sheet["missing"], "gap"),
             counted(sheet["credits"], "credit"),
         )
+        if sheet["not_found"]:
+            self.log.warning(
+                "%d of the files that the results name are not there, as this worker sees it: other tasks have saved "
+                "them on other machines, or they were removed. A local target must be a disk that all workers share.",
+                sheet["not_found"],
+            )
         files = [file for result in results for file in list_of(result.get("files"))]
         tell_assets(self, context, {"manifest": sheet["manifest"], "files": files})
         return sheet

@@ -6,11 +6,9 @@ import contextlib
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,7 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from tests.support.airflow_stack import COMMANDS, AirflowStack, AirflowStackError
+from tests.support.airflow_stack import LOCAL, AirflowStack, AirflowStackError
 
 if TYPE_CHECKING:
     from kie_provider.emulator import KieEmulator
@@ -194,14 +192,16 @@ def test_waits_that_lose_their_trigger_go_on_and_end_well(
 
 
 def test_no_trigger_gets_the_id_of_one_that_is_gone(airflow_stack: AirflowStack) -> None:
-    row = "INSERT INTO trigger (classpath, kwargs, created_date) VALUES ('some.Trigger', '{}', '2026-01-01')"
-    with closing(sqlite3.connect(airflow_stack.home / "airflow.db", timeout=30)) as database:
-        first = database.execute(row).lastrowid
-        database.execute("DELETE FROM trigger WHERE id = ?", [first])
-        second = database.execute(row).lastrowid
-        database.rollback()
+    row = (
+        "INSERT INTO trigger (classpath, kwargs, created_date) VALUES ('some.Trigger', '{}', '2026-01-01') RETURNING id"
+    )
+    ids = []
+    with airflow_stack.database.transaction() as connection:
+        for _ in range(2):
+            ids.append(connection.exec_driver_sql(row).scalar())
+            connection.exec_driver_sql("DELETE FROM trigger WHERE classpath = 'some.Trigger'")
 
-    assert first != second
+    assert ids[0] != ids[1]
 
 
 def test_the_key_is_in_no_log_and_in_no_table(airflow_stack: AirflowStack, kie_emulator: KieEmulator) -> None:
@@ -210,6 +210,8 @@ def test_the_key_is_in_no_log_and_in_no_table(airflow_stack: AirflowStack, kie_e
 
     assert len(files) > 10
     assert [path for path in files if kie_emulator.api_key.encode() in path.read_bytes()] == []
+    if not airflow_stack.database.is_sqlite:
+        assert kie_emulator.api_key not in airflow_stack.database.all_text()
 
 
 def test_a_killed_process_can_be_started_again_and_a_second_one_added(airflow_stack: AirflowStack) -> None:
@@ -235,7 +237,7 @@ def test_stop_leaves_no_process_no_port_and_no_file(tmp_path: Path) -> None:
         home = stack.home
         port = urlsplit(stack.url).port
 
-    assert set(processes) == set(COMMANDS)
+    assert set(processes) == set(LOCAL)
     assert stack.living_processes() == {}
     assert not [process for process in members if is_alive(process)]
     assert port not in listening_ports()

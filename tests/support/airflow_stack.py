@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
-import re
 import secrets
 import shutil
 import signal
-import socket
-import sqlite3
 import sys
 import tempfile
 import time
-from datetime import datetime
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
-from tests.support.processes import ChildProcess, stop_all
+from tests.support.airflow_rest import AirflowApiError, AirflowRest, AirflowStackError, epoch
+from tests.support.database import Database
+from tests.support.processes import ChildProcess, free_port, stop_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from typing_extensions import Self
 
-    TaskInstances = list[dict[str, Any]]
+__all__ = ["AirflowApiError", "AirflowStack", "AirflowStackError", "Part"]
 
 # The log servers would listen on all interfaces, and nobody needs them here: all logs are on one disk.
 COMMANDS: dict[str, list[str]] = {
@@ -34,7 +31,9 @@ COMMANDS: dict[str, list[str]] = {
     "scheduler": ["scheduler", "--skip-serve-logs"],
     "dag-processor": ["dag-processor"],
     "triggerer": ["triggerer", "--skip-serve-logs"],
+    "worker": ["celery", "worker", "--skip-serve-logs"],
 }
+LOCAL = ("api-server", "scheduler", "dag-processor", "triggerer")
 # Reading the API server's modules takes longer than all else and needs no database, so it begins before that
 # is there. The names exist in 3.1 to 3.3; without them the start is only slower. At the end, Python would take
 # seconds to take all that apart; what is registered first is called last.
@@ -51,39 +50,32 @@ from airflow.__main__ import main
 sys.exit(main())
 """
 JOB_TYPES = {"scheduler": "SchedulerJob", "dag-processor": "DagProcessorJob", "triggerer": "TriggererJob"}
-# What every line of a task log repeats, and what is shown in another way.
-LOG_CONTEXT = {
-    *("timestamp", "level", "event", "error_detail", "logger", "filename", "lineno"),
-    *("dag_id", "run_id", "task_id", "map_index", "try_number", "ti_id", "ti"),
-}
-FINAL_RUN_STATES = ("success", "failed")
 
 
-class AirflowStackError(RuntimeError):
-    """Airflow did not start, ended, or did not do something in time."""
+@dataclass(frozen=True)
+class Part:
+    """One process of Airflow.
+
+    :param kind: key of `COMMANDS`.
+    :param arguments: further ones of that command.
+    :param env: added to the environment of the stack.
+    :param folder: in which it is started, below AIRFLOW_HOME.
+    """
+
+    kind: str
+    arguments: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    folder: str = "."
 
 
-class AirflowApiError(AirflowStackError):
-    """Airflow's REST API refused a request."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def free_port() -> int:
-    """A loopback port nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class AirflowStack:
-    """API server, scheduler (LocalExecutor), DAG processor and triggerer on SQLite in a temporary AIRFLOW_HOME.
+class AirflowStack(AirflowRest):
+    """API server, scheduler (LocalExecutor), DAG processor and triggerer in a temporary AIRFLOW_HOME.
 
     Everything listens on 127.0.0.1 only; there is no password; schedules are off, so that a DAG runs
     only when it is triggered. `env` is added to the environment of every process (connections as
     `AIRFLOW_CONN_...`, other settings as `AIRFLOW__SECTION__KEY`). With `home`, that folder is used and kept.
+    Without `database`, it is a file of SQLite; another one must be there and empty. `parts` are other processes than
+    the four, by name.
     """
 
     def __init__(
@@ -92,6 +84,8 @@ class AirflowStack:
         *,
         env: Mapping[str, str] | None = None,
         home: Path | str | None = None,
+        database: Database | None = None,
+        parts: Mapping[str, Part] | None = None,
         start_timeout: float = 120,
         stop_grace: float = 5,
     ) -> None:
@@ -102,10 +96,9 @@ class AirflowStack:
         self._given_home = Path(home) if home else None
         self._home: Path | None = None
         self._children: dict[str, ChildProcess] = {}
-        self._kinds: dict[str, str] = {}
+        self._parts = dict(parts or {name: Part(name) for name in LOCAL})
+        self._given_database = database
         self._ended: list[ChildProcess] = []
-        self._session: Any = None
-        self.url = ""
 
     # Life cycle
 
@@ -116,24 +109,25 @@ class AirflowStack:
         self.stop()
 
     def start(self) -> Self:
-        """Make the database, start the four processes, come back when all are healthy."""
+        """Make the database, start all processes, come back when they are healthy."""
         import requests
 
         atexit.register(self.stop)
         try:
             self._home = self._given_home or Path(tempfile.mkdtemp(prefix="airflow-stack-"))
             self._home.mkdir(parents=True, exist_ok=True)
-            self.url = f"http://127.0.0.1:{free_port()}"
+            self.database = self._given_database or Database(f"sqlite:///{self._home / 'airflow.db'}?timeout=30")
+            self.url = self.url or f"http://127.0.0.1:{free_port()}"
             self._session = requests.Session()
             self._session.trust_env = False  # a proxy of the machine has no business with 127.0.0.1
             self.env = self._environment(self._home)
             (self._home / "airflow.cfg").touch()  # else every process writes its own defaults there
-            self.start_process("api-server")
+            self._start_all("api-server")
             self._migrate()
-            # One after the other: the API server takes as long as these three, and keeps a core for itself.
-            for name in JOB_TYPES:
-                self.start_process(name)
-                self.wait_until(lambda: not self._not_yet_working(), self.start_timeout, f"{name} does not work")
+            # One kind after the other: the API server takes as long as the others, and keeps a core for itself.
+            for kind in [kind for kind in COMMANDS if kind != "api-server"]:
+                self._start_all(kind)
+                self.wait_until(lambda: not self._not_yet_working(), self.start_timeout, f"no {kind} works")
             self.wait_healthy(self.start_timeout)
         except BaseException:
             self.stop()
@@ -172,6 +166,11 @@ class AirflowStack:
 
     # Processes
 
+    def _start_all(self, kind: str) -> None:
+        for name, part in self._parts.items():
+            if part.kind == kind:
+                self.start_process(kind, name)
+
     def process(self, name: str) -> ChildProcess:
         """The process of that name: api-server, scheduler, dag-processor, triggerer or what was added."""
         return self._children[name]
@@ -182,13 +181,21 @@ class AirflowStack:
         `kind` is a key of `COMMANDS`; give a second one of a kind a `name` of its own.
         """
         name = name or kind
+        part = self._parts.setdefault(name, Part(kind))
         if (previous := self._children.get(name)) is not None:
             if previous.members():
                 raise AirflowStackError(f"{name} is running")
             self._ended.append(previous)
-        self._children[name] = self._child(name, COMMANDS[kind])
-        self._kinds[name] = kind
+        self._children[name] = self._child(name, [*COMMANDS[kind], *part.arguments], part)
         return self._children[name]
+
+    def names(self, kind: str) -> list[str]:
+        """The names of all processes of a kind."""
+        return [name for name, part in self._parts.items() if part.kind == kind]
+
+    def change_parts(self, parts: Mapping[str, Part]) -> None:
+        """Have parts started in another way from now on."""
+        self._parts.update(parts)
 
     def sessions(self, name: str) -> set[int]:
         """Session ids of the processes of that name, also of ended ones: what those have started may live on."""
@@ -206,14 +213,16 @@ class AirflowStack:
         child.wait(timeout)
         child.kill()
 
-    def _child(self, name: str, arguments: list[str]) -> ChildProcess:
+    def _child(self, name: str, arguments: list[str], part: Part | None = None) -> ChildProcess:
         start = ["-c", API_SERVER_START] if arguments == COMMANDS["api-server"] else ["-m", "airflow"]
+        folder = self.home / (part.folder if part else ".")
+        folder.mkdir(exist_ok=True)
         return ChildProcess(
             name,
             [sys.executable, *start, *arguments],
             log=self.home / f"{name}.log",
-            env=self.env,
-            cwd=self.home,
+            env=self.env | dict(part.env if part else {}),
+            cwd=folder,
         )
 
     def _migrate(self) -> None:
@@ -223,25 +232,8 @@ class AirflowStack:
         if code != 0:
             outcome = "did not end in time" if code is None else f"ended with exit code {code}"
             raise AirflowStackError(f"airflow db migrate {outcome}\n{child.tail()}")
-        self._never_give_a_trigger_id_twice()
+        self.database.after_migration()
         (self.home / "database-ready").touch()
-
-    def _never_give_a_trigger_id_twice(self) -> None:
-        """Let SQLite number triggers as other databases do.
-
-        It gives the id of the newest row again once that row is gone. A triggerer that could not load that trigger
-        never forgets the id, so it would never run the next one.
-        """
-        with contextlib.closing(self._database()) as database, database:
-            query = "SELECT sql FROM sqlite_master WHERE tbl_name = 'trigger' AND sql IS NOT NULL ORDER BY type DESC"
-            table, *indexes = [sql for (sql,) in database.execute(query)]
-            table = table.replace("\tid INTEGER NOT NULL", "\tid INTEGER PRIMARY KEY AUTOINCREMENT", 1)
-            table = re.sub(r",\s*CONSTRAINT \w+ PRIMARY KEY \(id\)", "", table)
-            for statement in ('DROP TABLE "trigger"', table, *indexes):
-                database.execute(statement)
-
-    def _database(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.home / "airflow.db", timeout=30)
 
     def _environment(self, home: Path) -> dict[str, str]:
         # What the developer has set for another Airflow, or a real key, must not get in.
@@ -257,7 +249,7 @@ class AirflowStack:
             "CORE__HOSTNAME_CALLABLE": "socket.gethostname",  # no name server in the way
             "CORE__FERNET_KEY": "",  # throw-away database, nothing to encrypt
             "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
-            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout=30",
+            "DATABASE__SQL_ALCHEMY_CONN": self.database.url,
             "API__HOST": "127.0.0.1",
             "API__PORT": self.url.rpartition(":")[2],
             "API__BASE_URL": self.url,
@@ -307,7 +299,7 @@ class AirflowStack:
 
         try:
             # The first request there takes seconds of preparation; without this, the first task pays for it.
-            self._request("GET", "/execution/health/ping")
+            self.request("GET", "/execution/health/ping")
             health = self.api("GET", "/monitor/health")
         except (requests.ConnectionError, requests.Timeout):
             return "the API server"
@@ -316,16 +308,18 @@ class AirflowStack:
         return self._not_yet_working()
 
     def _not_yet_working(self) -> str:
-        """The name of a process that has not announced itself in the database."""
-        with contextlib.closing(self._database()) as database:
-            rows = database.execute("SELECT job_type, start_date FROM job WHERE state = 'running'").fetchall()
-        for kind, job_type in JOB_TYPES.items():
-            begun = [epoch(f"{start_date}+00:00") for row_type, start_date in rows if row_type == job_type]
-            running = [
-                child
-                for name, child in self._children.items()
-                if self._kinds[name] == kind and not child.stopped_on_purpose
-            ]
+        """The name of a process that has not announced itself in the database, or a worker that has not in its log."""
+        rows = self.database.query("SELECT job_type, start_date FROM job WHERE state = 'running'")
+        for kind in COMMANDS:
+            running = [self._children[name] for name in self.names(kind) if name in self._children]
+            running = [child for child in running if not child.stopped_on_purpose]
+            if kind == "worker":
+                deaf = [child.name for child in running if not child.has_said(" ready.")]
+                if deaf:
+                    return f"the {deaf[0]}"
+            if kind not in JOB_TYPES:
+                continue
+            begun = [epoch(str(start_date)) for job_type, start_date in rows if job_type == JOB_TYPES[kind]]
             for child in running:
                 # A row does not name its process; those younger than the process must be enough for all.
                 wanted = sum(other.started_at >= child.started_at for other in running)
@@ -353,132 +347,3 @@ class AirflowStack:
                 raise AirflowStackError(
                     f"{child.name} ended by itself with exit code {child.exit_code}\n{child.tail()}"
                 )
-
-    # REST API
-
-    def api(self, method: str, path: str, json: Any = None) -> Any:
-        """Send a request to `/api/v2` + path; the decoded answer, or None for an empty one."""
-        return self._request(method, f"/api/v2{path}", json)
-
-    def ui(self, path: str) -> Any:
-        """Get from `/ui` + path: what Airflow's own pages are made from."""
-        return self._request("GET", f"/ui{path}")
-
-    def trigger_dag(self, dag_id: str, conf: dict[str, Any] | None = None, timeout: float = 60) -> str:
-        """Start a run as soon as the DAG is known, and return its run id."""
-        self.wait_for_dag(dag_id, timeout)
-        self.api("PATCH", f"/dags/{dag_id}", {"is_paused": False})
-        run = self.api("POST", f"/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf or {}})
-        return str(run["dag_run_id"])
-
-    def wait_for_dag(self, dag_id: str, timeout: float = 60) -> None:
-        """Wait until the DAG processor has read the DAG; a file it cannot import ends the wait early."""
-        deadline = time.monotonic() + timeout
-        broken: list[str] = []
-
-        def known() -> bool:
-            nonlocal broken
-            try:
-                self.api("GET", f"/dags/{dag_id}/details")
-            except AirflowApiError as error:
-                if error.status != 404:
-                    raise
-            else:
-                return True
-            errors = self.api("GET", "/importErrors")["import_errors"]
-            broken = [f"{each['filename']}:\n{each['stack_trace']}" for each in errors]
-            if broken and time.monotonic() > deadline - timeout + 10:  # the file may be one of others
-                raise AirflowStackError(f"No DAG {dag_id}; these files cannot be read:\n" + "\n".join(broken))
-            return False
-
-        self.wait_until(known, timeout, lambda: f"No DAG {dag_id} in {self.dags_folder}; {broken}")
-
-    def wait_for_run(
-        self,
-        dag_id: str,
-        run_id: str,
-        timeout: float = 180,
-        on_change: Callable[[TaskInstances], None] | None = None,
-        on_poll: Callable[[TaskInstances], None] | None = None,
-    ) -> str:
-        """Wait for the end of a run and return its state: success or failed.
-
-        Both callbacks get all task instances: `on_change` when one has moved, `on_poll` at every look.
-        """
-        seen: list[tuple[Any, ...]] = []
-        state = "queued"
-
-        def finished() -> bool:
-            nonlocal seen, state
-            state = self.api("GET", f"/dags/{dag_id}/dagRuns/{_part(run_id)}")["state"]
-            tasks = self.task_instances(dag_id, run_id)
-            now = [(each["task_id"], each["map_index"], each["state"], each["try_number"]) for each in tasks]
-            if on_poll:
-                on_poll(tasks)
-            if on_change and now != seen:
-                on_change(tasks)
-            seen = now
-            return state in FINAL_RUN_STATES
-
-        self.wait_until(finished, timeout, lambda: f"Run {run_id} of {dag_id} is {state}, tasks: {seen}")
-        return state
-
-    def task_instances(self, dag_id: str, run_id: str) -> TaskInstances:
-        """All task instances of a run, as the REST API describes them."""
-        found: TaskInstances = []
-        while True:
-            page = self.api(
-                "GET",
-                f"/dags/{dag_id}/dagRuns/{_part(run_id)}/taskInstances?limit=100&offset={len(found)}&order_by=id",
-            )
-            found += page["task_instances"]
-            if len(found) >= page["total_entries"] or not page["task_instances"]:
-                return sorted(found, key=lambda each: (each["task_id"], each["map_index"]))
-
-    def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
-        """The value a task instance has left under `key`."""
-        path = f"{self._task_path(dag_id, run_id, task_id)}/xcomEntries/{_part(key)}"
-        return self.api("GET", f"{path}?map_index={map_index}&stringify=false")["value"]
-
-    def task_log(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, try_number: int = 1) -> str:
-        """The log of one try, one message per line, with the tracebacks of errors."""
-        path = f"{self._task_path(dag_id, run_id, task_id)}/logs/{try_number}"
-        content = self.api("GET", f"{path}?map_index={map_index}&full_content=true")["content"]
-        return "\n".join(_log_line(each) for each in content)
-
-    def _task_path(self, dag_id: str, run_id: str, task_id: str) -> str:
-        return f"/dags/{dag_id}/dagRuns/{_part(run_id)}/taskInstances/{_part(task_id)}"
-
-    def _request(self, method: str, path: str, json: Any = None) -> Any:
-        if self._session is None:
-            raise AirflowStackError("The stack is not running")
-        # Longer than the database may wait for its lock.
-        answer = self._session.request(
-            method, self.url + path, json=json, timeout=90, headers={"Accept": "application/json"}
-        )
-        if answer.status_code >= 400:
-            raise AirflowApiError(
-                f"{method} {path}: HTTP {answer.status_code}: {answer.text[:2000]}", answer.status_code
-            )
-        return answer.json() if answer.content else None
-
-
-def _part(text: str) -> str:
-    return quote(text, safe="")
-
-
-def epoch(text: str) -> float:
-    """Read a date and time of the REST API as seconds."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-
-
-def _log_line(entry: dict[str, Any] | str) -> str:
-    if isinstance(entry, str):
-        return entry
-    extra = {key: value for key, value in entry.items() if key not in LOG_CONTEXT}
-    lines = [" ".join(str(part) for part in (entry.get("timestamp"), entry.get("level"), entry["event"]) if part)]
-    lines[0] += f" {extra}" if extra else ""
-    for error in entry.get("error_detail") or ():
-        lines += [f"    {frame['filename']}:{frame['lineno']} in {frame['name']}" for frame in error["frames"]]
-        lines.append(f"  {error['exc_type']}: {error['exc_value']}")
-    return "\n".join(lines)

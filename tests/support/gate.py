@@ -23,10 +23,12 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from typing_extensions import Self
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
@@ -147,13 +149,16 @@ class Gate:
 
     :param upstream: returns the base URL behind it.
     :param look_up: returns the try with an Airflow id, or None.
+    :param one_at_a_time: let no two requests that write pass at once. On SQLite, Airflow's API server can lock itself
+        out for the whole time-out of the database: while one request waits in the event loop for the right to write,
+        the one that has it cannot end there.
     """
 
-    def __init__(self, upstream: Callable[[], str], look_up: Callable[[str], Try | None]) -> None:
+    def __init__(
+        self, upstream: Callable[[], str], look_up: Callable[[str], Try | None], *, one_at_a_time: bool
+    ) -> None:
         self.upstream = upstream
-        # On SQLite, Airflow's API server can lock itself out for the whole time-out of the database: while one request
-        # waits in the event loop for the right to write, the one that has it cannot end there. So one at a time.
-        self.writing = threading.Lock()
+        self.writing: AbstractContextManager[Any] = threading.Lock() if one_at_a_time else contextlib.nullcontext()
         self._look_up = look_up
         self._lock = threading.Lock()
         self._holds: list[Hold] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 class ProcessError(RuntimeError):
     """A child process did not do what it was started for; the message ends with its last log lines."""
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -50,9 +58,20 @@ class ChildProcess:
     nothing leaves the session by accident. So "everything this command has started" stays an exact question.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str], cwd: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str],
+        cwd: Path,
+        user: int | None = None,
+        group: int | None = None,
+    ) -> None:
         self.name = name
         self.log = log
+        self._log_began = log.stat().st_size if log.exists() else 0
         self.stopped_on_purpose = False
         self._session_ended = False
         with log.open("ab") as output, signals_held_back():
@@ -64,6 +83,9 @@ class ChildProcess:
                 stderr=subprocess.STDOUT,
                 env=dict(env),
                 cwd=cwd,
+                user=user,
+                group=group,
+                extra_groups=None if user is None else [],
                 start_new_session=True,
             )
 
@@ -113,6 +135,12 @@ class ChildProcess:
                 raise ProcessError(f"{self.name}: processes {members} survived SIGKILL")
             time.sleep(0.05)
         self._popen.wait(10)
+
+    def has_said(self, text: str) -> bool:
+        """Whether that is in the output since it was started."""
+        with self.log.open("rb") as file:
+            file.seek(self._log_began)
+            return text.encode() in file.read()
 
     def tail(self, lines: int = 40) -> str:
         """The last lines of the output."""

@@ -8,7 +8,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from tests.support.processes import ChildProcess, stop_all
+from tests.support.processes import ChildProcess, free_port, stop_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 
 
 class Redis:
-    """One server without persistence, on a free port."""
+    """One server on a free port; unless told otherwise, it forgets all when it ends."""
 
-    def __init__(self, program: str, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(self, program: str, folder: Path, *, appendonly: str = "no") -> None:
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": folder}
-        arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        self._child = ChildProcess("redis", [program, *arguments], log=folder / "redis.log", env=os.environ, cwd=folder)
+        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": appendonly, "dir": folder}
+        self._command = [program, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        log = self._folder / "redis.log"
+        self._child = ChildProcess("redis", self._command, log=log, env=os.environ, cwd=self._folder)
 
     def wait_until_ready(self, timeout: float = 20) -> None:
         """Wait until it answers."""

@@ -38,17 +38,22 @@ def ci_run(tmp_path):
 TESTS = "python3 .ci/run_tests.py make test AIRFLOW=3.1"
 INSTALL = [
     "apt-get update -qq",
-    "apt-get install -y -qq --no-install-recommends libimage-exiftool-perl redis-server",
+    "apt-get install -y -qq --no-install-recommends libimage-exiftool-perl postgresql redis-server",
 ]
 
 
 @needs_ci_run
-@pytest.mark.parametrize("programs", [(), ("exiftool",), ("redis-server",)])
+@pytest.mark.parametrize(
+    "programs", [(), ("exiftool", "postgres"), ("redis-server", "postgres"), ("exiftool", "redis-server")]
+)
 def test_what_is_missing_is_installed_first(ci_run, programs):
     calls, problems = ci_run(*programs)
     assert calls == [*INSTALL, TESTS]
     absent = {"exiftool", "redis-server"} - set(programs)
     assert set(re.findall(r"(\S+) is not installed: its tests will be skipped", problems)) == absent
+    assert ("postgres is not installed: the end-to-end tests will run on SQLite" in problems) == (
+        "postgres" not in programs
+    )
 
 
 @needs_ci_run
@@ -59,7 +64,18 @@ def test_who_is_not_root_asks_sudo(ci_run):
 
 @needs_ci_run
 def test_what_is_there_is_not_installed_again(ci_run):
-    assert ci_run("exiftool", "redis-server") == ([TESTS], "")
+    assert ci_run("exiftool", "redis-server", "postgres") == ([TESTS], "")
+
+
+def test_a_fleet_says_what_it_cannot_install(tmp_path):
+    for name in ("bash", "env", "sed"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    programs = ROOT / "tests" / "e2e" / "fleet" / "programs"
+
+    done = subprocess.run([programs], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr == "A fleet needs redis-server and postgresql: there is no apt-get to install it with\n"
 
 
 def test_make_and_the_tests_install_no_system_package():

@@ -321,7 +321,8 @@ def test_file_that_cannot_be_shown_is_a_tile_and_a_warning(tmp_path, monkeypatch
     assert "unreadable" in " ".join(bad["classes"])
     assert fine["images"]
     assert (sheet["images"], sheet["missing"], sheet["credits"]) == (1, 0, 10)
-    assert "1 unreadable" in Page(sheet).head
+    assert ("1 file not found" if kind == "missing" else "1 unreadable") in Page(sheet).head
+    assert sheet["not_found"] == (kind == "missing")
     [warning] = [r.getMessage() for r in caplog.records if r.name == thumbnails.log.name]
     assert path in warning
 
@@ -381,7 +382,7 @@ def test_manifest_is_for_programs(tmp_path):
         "title": "T",
         "results": [odd | {"credits_consumed": None}],
         "prompts_without_result": ["hen"],
-        "totals": {"images": 1, "missing": 1, "unreadable": 0, "other": 0, "credits": 0, "usd": 0},
+        "totals": {"images": 1, "missing": 1, "not_found": 0, "unreadable": 0, "other": 0, "credits": 0, "usd": 0},
     }
 
 

@@ -7,12 +7,11 @@ import json
 import os
 import re
 import signal
-import sqlite3
 import threading
 import time
-import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +21,7 @@ import psutil
 from kie_provider.emulator import KieEmulator
 from tests.support.airflow_stack import AirflowApiError, AirflowStack, AirflowStackError
 from tests.support.gate import Caught, Gate, Hold, Rule, Try
+from tests.support.postgres import postgres_where_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -58,7 +58,7 @@ class Arena:
     def __init__(self) -> None:
         self.kills = 0
         self._reading = threading.Lock()
-        self._read_up_to = 0
+        self._read_up_to: Counter[str] = Counter()
         self._reports: Counter[tuple[str, ...]] = Counter()
         self.stopping = threading.Event()
         self.undisturbed: set[str] = set()  # runs that need all parts of Airflow for now
@@ -67,12 +67,18 @@ class Arena:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as cleanup:
-            self.gate = cleanup.enter_context(Gate(lambda: self.airflow.url, self._look_up))
-            through_the_gate = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.gate.url}/execution/"}
-            self.airflow = AirflowStack(DAGS, env=SETTINGS | through_the_gate)
-            cleanup.enter_context(self.airflow)
+            self._build(cleanup)
             self._closing = cleanup.pop_all()
         return self
+
+    def _build(self, cleanup: contextlib.ExitStack) -> None:
+        """Start everything; it ends in reverse."""
+        database = cleanup.enter_context(postgres_where_installed())
+        self.gate = Gate(lambda: self.airflow.url, self._look_up, one_at_a_time=database is None)
+        cleanup.enter_context(self.gate)
+        through_the_gate = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.gate.url}/execution/"}
+        self.airflow = AirflowStack(DAGS, env=SETTINGS | through_the_gate, database=database)
+        cleanup.enter_context(self.airflow)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -126,29 +132,29 @@ class Arena:
 
     def query(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
         """Read Airflow's database: for all that is asked again and again."""
-        database = sqlite3.connect(f"file:{self.airflow.home / 'airflow.db'}?mode=ro", uri=True, timeout=30)
-        with contextlib.closing(database):
-            return database.execute(text, values).fetchall()
+        return self.airflow.database.query(text, *values)
 
     def _look_up(self, ti_id: str) -> Try | None:
         columns = "dag_id, run_id, task_id, map_index, try_number"
-        rows = self.query(f"SELECT {columns} FROM task_instance WHERE id = ?", uuid.UUID(ti_id).hex)
+        as_sqlite_keeps_it = ti_id.replace("-", "")
+        rows = self.query(f"SELECT {columns} FROM task_instance WHERE id = ?", as_sqlite_keeps_it)
         return Try(ti_id, *rows[0]) if rows else None
 
     def reports(self, run_id: str, try_number: int, map_index: int) -> int:
         """How many phases of a try the scheduler knows to be over, because a worker has told it so."""
-        with self._reading, (self.airflow.home / "scheduler.log").open(encoding="utf-8", errors="replace") as log:
-            log.seek(self._read_up_to)
-            while (line := log.readline()).endswith("\n"):
-                self._read_up_to = log.tell()
-                if found := REPORT.search(line):
-                    self._reports[found.groups()] += 1
+        with self._reading:
+            for name in self.airflow.names("scheduler"):
+                with (self.airflow.home / f"{name}.log").open(encoding="utf-8", errors="replace") as log:
+                    log.seek(self._read_up_to[name])
+                    while (line := log.readline()).endswith("\n"):
+                        self._read_up_to[name] = log.tell()
+                        if found := REPORT.search(line):
+                            self._reports[found.groups()] += 1
             return self._reports[run_id, str(try_number), str(map_index)]
 
     def change(self, text: str, *values: Any) -> None:
         """Change Airflow's database behind its back."""
-        with contextlib.closing(sqlite3.connect(self.airflow.home / "airflow.db", timeout=30)) as database, database:
-            database.execute(text, values)
+        self.airflow.database.change(text, *values)
 
     # Killing
 
@@ -163,11 +169,12 @@ class Arena:
             sessions = {os.getsid(child.pid), os.getsid(worker.pid if worker else child.pid)}
         except (psutil.NoSuchProcess, ProcessLookupError):
             return False
-        schedulers = self.airflow.sessions("scheduler")
-        if not sessions <= schedulers or child.pid in schedulers:
+        names = self.airflow.names("scheduler") + self.airflow.names("worker")
+        above = set().union(*(self.airflow.sessions(name) for name in names))
+        if not sessions <= above or child.pid in above:
             return False  # another program has got the id of a task that is gone
         victims = [child]
-        if supervisor and worker is not None and worker.pid not in schedulers:
+        if supervisor and worker is not None and worker.pid not in above:
             victims.insert(0, worker)
             task.killed += 1
         for victim in victims:
@@ -203,22 +210,25 @@ class Arena:
 
 
 class Trial:
-    """One DAG run with a Kie account of its own, and what can be done to it."""
+    """One DAG run with a Kie account of its own, or with one that is given, and what can be done to it."""
 
-    def __init__(self, arena: Arena, name: str) -> None:
+    def __init__(self, arena: Arena, name: str, kie: KieEmulator | None = None) -> None:
         self.arena = arena
         self.name = name
         self.dag_id = ""
         self._ahead = 0.0
-        self.kie = KieEmulator(generating_seconds=GENERATING_SECONDS, clock=lambda: time.time() + self._ahead)
+        self._given_kie = kie
+        self.kie = kie or KieEmulator(generating_seconds=GENERATING_SECONDS, clock=lambda: time.time() + self._ahead)
 
     def __enter__(self) -> Self:
-        self.kie.start()
+        if self._given_kie is None:
+            self.kie.start()
         self._create("/connections", self.connection(self.kie.api_key))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kie.stop()
+        if self._given_kie is None:
+            self.kie.stop()
 
     def alone(self) -> AbstractContextManager[None]:
         """Wait for the right to take down parts of Airflow; from here on, others may do it before."""
@@ -262,14 +272,15 @@ class Trial:
 
     def last_try(self) -> Try:
         """The try that has started last."""
-        return self._tries()[-1]
+        return self.tries()[-1]
 
     def kill_if_running(self, *, supervisor: bool) -> None:
         """Kill the try that has started last, unless it has ended, or none has started yet."""
-        for task in self._tries()[-1:]:
+        for task in self.tries()[-1:]:
             self.arena.kill_task(task, supervisor=supervisor)
 
-    def _tries(self) -> list[Try]:
+    def tries(self) -> list[Try]:
+        """All tries of the run, in the order in which they have started."""
         return [each for each in self.arena.gate.tries() if each.run_id == self.name]
 
     def task_instances(self, task_id: str = TASK) -> list[tuple[str | None, int, int]]:
@@ -314,7 +325,7 @@ class Trial:
 
         self.arena.wait(asked, lambda: f"{self.name}: Kie was not asked; {self.describe()}")
 
-    def wait_for_end(self, on_poll: Callable[[], None] = lambda: None) -> None:
+    def wait_for_end(self, on_poll: Callable[[], None] = lambda: None, timeout: float = PATIENCE) -> None:
         """Wait until the whole run has ended."""
 
         def ended() -> bool:
@@ -323,11 +334,12 @@ class Trial:
             ((state,),) = self.arena.query(f"SELECT state FROM dag_run WHERE {where}", self.dag_id, self.name)
             return state in FINAL
 
-        self.arena.wait(ended, lambda: f"{self.name}: the run does not end: {self.describe()}")
+        self.arena.wait(ended, lambda: f"{self.name}: the run does not end: {self.describe()}", timeout)
 
-    def clear(self) -> None:
-        """Clear the paid task, as a person does in the UI."""
-        body = {"dry_run": False, "only_failed": False, "dag_run_id": self.name, "task_ids": [TASK]}
+    def clear(self, map_index: int | None = None) -> None:
+        """Clear the paid task, or one of its mapped instances, as a person does in the UI."""
+        what = TASK if map_index is None else [TASK, map_index]
+        body = {"dry_run": False, "only_failed": False, "dag_run_id": self.name, "task_ids": [what]}
         self.arena.api("POST", f"/dags/{self.dag_id}/clearTaskInstances", body)
 
     def settle(self, key: str, found: str) -> None:
@@ -337,10 +349,9 @@ class Trial:
 
     def proves_that_it_lives(self) -> None:
         """Have the scheduler wait for five minutes, as by default, until it takes the task for dead; here seconds."""
-        later = (
-            "UPDATE task_instance SET last_heartbeat_at = datetime('now', '+5 minutes') || '.000000' WHERE run_id = ?"
-        )
-        self.arena.change(later, self.name)
+        later = datetime.now(timezone.utc) + timedelta(minutes=5)
+        statement = "UPDATE task_instance SET last_heartbeat_at = ? WHERE run_id = ?"
+        self.arena.change(statement, f"{later:%Y-%m-%d %H:%M:%S.%f}", self.name)
 
     @contextlib.contextmanager
     def cut_off(self) -> Iterator[None]:

@@ -193,6 +193,25 @@ class TestAllIsWell:
             assert "red fox" not in path.read_text()
         assert len({item["prompt_sha256"] for item in manifest_in(tmp_path)["items"]}) == 6
 
+    @durable
+    def test_a_worker_that_does_not_see_what_another_one_has_saved_says_so(
+        self, run, kie, tmp_path, monkeypatch, capsys, caplog
+    ):
+        def lose_the_disk(context):
+            progress = context["ti"].xcom_pull(task_ids=context["ti"].task_id, key=PROGRESS_KEY)
+            if progress and progress["saved"] == 3:
+                for path in tmp_path.iterdir():
+                    path.unlink()
+
+        monkeypatch.setattr("kie_provider.batch.run.MAX_RUNNING", 3)
+        outcome = run(deferrable=True, pre_execute=lose_the_disk)
+
+        log = capsys.readouterr().out + caplog.text
+        assert "3 images were saved in this try, and this worker finds 0" in log
+        assert "a disk that all workers share" in log
+        assert outcome.result["saved"] == len(list(tmp_path.glob("*.png"))) == 6
+        assert len(kie.bill()["tasks"]) == 6
+
 
 class TestNames:
     def test_every_item_has_the_name_it_asks_for(self, run, kie, tmp_path, capsys, caplog):

@@ -18,6 +18,11 @@ from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 
 
 @task
+def list_of(results) -> list[dict]:
+    return list(results)
+
+
+@task
 def make(prompt: str, folder: str, nothing: str = "") -> dict | None:
     """Save an image, as a task that waits for Kie does; fail for a fox, return nothing for ``nothing``."""
     from PIL import Image
@@ -72,6 +77,7 @@ def test_failed_one_of_mapped_tasks_is_a_gap(tmp_path, nothing):
         "manifest": f"{tmp_path}/contact_sheet.json",
         "images": 4 - len(missing),
         "missing": len(missing),
+        "not_found": 0,
         "credits": 5.0 * (4 - len(missing)),
     }
     assert manifest(outcome)["prompts_without_result"] == missing
@@ -91,6 +97,26 @@ def test_one_result_and_several_mapped_tasks_make_one_sheet(tmp_path):
     assert [r["kie_task_id"] for r in manifest(outcomes["all", -1])["results"]] == ["ant", "hen", "owl", "cow"]
     assert outcomes["one", -1].result["html"] == f"{tmp_path}/one/contact_sheet.html"
     assert outcomes["one", -1].result["images"] == 1
+
+
+def test_images_that_other_workers_have_saved_on_their_own_disks_are_missed(tmp_path, capsys, caplog):
+    with new_dag() as dag:
+
+        @task
+        def lose(results):
+            for result in results:
+                Path(result["files"][0]["path"]).unlink()
+            return results
+
+        made = make.partial(folder=str(tmp_path)).expand(prompt=["hen", "owl"])
+        KieContactSheetOperator(task_id="sheet", results=lose(list_of(made)), target=str(tmp_path / "sheet"))
+    outcome = run_dag(dag)["sheet", -1]
+
+    assert (outcome.result["images"], outcome.result["not_found"]) == (0, 2)
+    log = capsys.readouterr().out + caplog.text
+    assert "2 of the files that the results name are not there" in log
+    assert "a disk that all workers share" in log
+    assert "2 files not found" in Path(outcome.result["html"]).read_text()
 
 
 @pytest.mark.parametrize("native", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,8 @@ COMMON: dict[str, Any] = {
     "retry_delay": timedelta(seconds=0.5),
 }
 PROMPT = "a red fox, {{ run_id }}"
+# A relative one is below the folder in which workers are started.
+TARGET = os.environ.get("KIE_CHAOS_TARGET", "saved") + "/{{ run_id }}"
 
 
 def fail_in_the_first_try(context: Any, result: Any) -> None:
@@ -34,10 +37,8 @@ def dag(dag_id: str) -> DAG:
 with dag("chaos_generate"):
     Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1)
 
-with dag("chaos_save"):  # below the folder in which workers are started
-    Flux2GenerateImageOperator(
-        task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, target="saved/{{ run_id }}"
-    )
+with dag("chaos_save"):
+    Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, target=TARGET)
 
 with dag("chaos_no_retries"):
     Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, retries=0)
@@ -74,11 +75,26 @@ with dag("chaos_mapped"):
         prompt=[f"{PROMPT}, number {number}" for number in range(MAPPED)]
     )
 
+with dag("chaos_mapped_few"):
+    Flux2GenerateImageOperator.partial(task_id="image", deferrable=True, poll_interval=1).expand(
+        prompt=[f"{PROMPT}, number {number}" for number in range(5)]
+    )
+
+with dag("chaos_batch_of_1000"):
+    Flux2BatchOperator(
+        task_id="image",
+        prompts=[f"{PROMPT}, number {number}" for number in range(1000)],
+        target=TARGET,
+        retries=50,
+        deferrable=True,
+        poll_interval=1,
+    )
+
 with dag("chaos_batch"):
     Flux2BatchOperator(
         task_id="image",
         prompts=[f"{PROMPT}, number {number}" for number in range(8)],
-        target="saved/{{ run_id }}",
+        target=TARGET,
         deferrable=True,
         poll_interval=1,
     )

@@ -1,0 +1,58 @@
+"""What can be told of the fleet without starting it; `make fleet` does that."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.fleet.attacks import ATTACKS, ENDS, PROMPTS, Attack
+from tests.e2e.fleet.ground import FleetError, ground
+from tests.e2e.fleet.procedures import PROCEDURES
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_every_attack_has_a_procedure_and_the_other_way_round() -> None:
+    assert [attack.name for attack in ATTACKS] == list(PROCEDURES)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_an_attack_tries_a_sentence_of_the_documentation(attack: Attack) -> None:
+    page, sentence = attack.promise
+    text = " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
+
+    assert sentence in text
+    assert attack.ends <= set(ENDS)
+    assert set(attack.dags) <= set(PROMPTS)
+
+
+def test_the_ground_is_for_one_run_at_a_time_and_empty_after_it(tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    with ground(folder):
+        (folder / "file").touch()
+        with pytest.raises(FleetError, match=f"running already, in process {os.getpid()}:"), ground(folder):
+            pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_has_left_is_cleared_away_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "fleet"
+    (folder / "cluster").mkdir(parents=True)
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=folder / "cluster")
+    deadline = time.monotonic() + 10
+    while not Path(psutil.Process(left.pid).cwd()).is_relative_to(folder) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    with ground(folder):
+        assert list(folder.iterdir()) == []
+
+    left.wait(5)
+    assert not psutil.pid_exists(left.pid)
+    assert "1 processes" in capsys.readouterr().out
