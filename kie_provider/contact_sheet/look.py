@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-PAGE, PANEL, WELL, LINE = "#111216", "#191a20", "#0c0d10", "#2b2d36"
+from kie_provider.files.thumbnails import BACKGROUND
+
+PAGE, PANEL, WELL, LINE = "#111216", "#191a20", BACKGROUND, "#2b2d36"
 INK, MUTED, ALARM = "#e9e7e2", "#8f919c", "#d9897f"
 SEPARATOR = " \u00b7 "
 

@@ -99,8 +99,8 @@ class KieSaveResultOperator(SavingOperator):
     one event per task instance, with all files in ``extra``.
 
     ``files`` has one entry per file: ``path``, ``sha256`` (as Kie delivered it), ``stored_sha256`` (as stored),
-    ``bytes``, ``media_type``, ``width`` and ``height`` (pixels, as it is shown; None if not an image), and
-    ``sidecar`` (path of the JSON file).
+    ``bytes``, ``media_type``, ``width`` and ``height`` (pixels, as it is shown; None if not an image), ``sidecar``
+    (path of the JSON file) and ``thumbnail`` (path of a small JPEG; None if there is none).
 
     :param result: the result dict of a sensor or operator, or a Kie task id (templated).
     :param target: folder, as a local path, where ``~`` is the home folder, or as Airflow's object storage knows it:

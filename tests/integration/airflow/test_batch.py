@@ -116,7 +116,7 @@ class TestAllIsWell:
             assert json.loads(Path(file["sidecar"]).read_text())["prompt"] == item["input"]["prompt"]
         assert {task["taskId"] for task in kie.bill()["tasks"]} == {item["kie_task_id"] for item in told["items"]}
         assert kie.bill()["charged_total"] == 30
-        assert len(list(tmp_path.iterdir())) == 2 * 6 + 1
+        assert len(list(tmp_path.iterdir())) == 3 * 6 + 1
 
     @DEFERRABLE
     def test_more_than_may_run_at_once(self, run, kie, monkeypatch, deferrable):
@@ -716,7 +716,7 @@ def test_what_is_no_image_is_downloaded_again(run, kie, tmp_path, monkeypatch, b
 
     if importlib.util.find_spec("airflow.models.task_state_store"):
         assert (outcome.state, outcome.tries, outcome.result["saved"]) == ("success", 2, 6), outcome.errors
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".jpg"}
     assert kie.bill()["charged_total"] == 30
 
 

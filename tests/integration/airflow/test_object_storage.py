@@ -80,7 +80,7 @@ def test_the_listing_is_what_the_results_say(kie_emulator, s3):
     files = [file for result in manifest["results"] for file in result["files"]]
     assert len(files) == 3
     assert all(file["path"].startswith(f"s3://aws_test@{BUCKET}/day/") for file in files)
-    listed = [file[name] for file in files for name in ("path", "sidecar")] + [
+    listed = [file[name] for file in files for name in ("path", "sidecar", "thumbnail")] + [
         sheet[n] for n in ("html", "png", "manifest")
     ]
     assert keys_of(s3) == sorted(path.partition(f"{BUCKET}/")[2] for path in listed)

@@ -51,7 +51,7 @@ class TestSaveResult:
 
         assert {key[0]: outcome.state for key, outcome in outcomes.items()} == dict.fromkeys(dag.task_ids, "success")
         kie_task_id = outcomes["create", -1].result
-        names = [f"{kie_task_id}-0.json", f"{kie_task_id}-0.png"]
+        names = [f"{kie_task_id}-0.json", f"{kie_task_id}-0.png", f"{kie_task_id}-0.thumb.jpg"]
         assert files(tmp_path / "a") == names
         assert files(tmp_path / "b" / "by_id") == names
         waited, saved = outcomes["wait", -1].result, outcomes["by_result", -1].result
@@ -129,7 +129,7 @@ class TestGenerate:
 
         assert (outcome.state, outcome.tries) == ("success", 2)
         assert "What the Kie.ai link delivered is not the result" in str(outcome.error)
-        assert {Path(name).suffix for name in files(tmp_path)} == {".json", ".png"}
+        assert {Path(name).suffix for name in files(tmp_path)} == {".json", ".png", ".jpg"}
         assert kie_emulator.bill()["charged_total"] == 5
 
     @pytest.mark.parametrize("title", ["std::vector", "c:", "a\u0085b", "..", "x" * 300, "", "a/../b"])
@@ -203,7 +203,7 @@ def test_a_killed_try_saves_only_what_is_missing(kie_emulator, tmp_path, monkeyp
 
     assert (outcome.state, outcome.tries) == ("success", 2)
     kie_task_id = outcome.result["kie_task_id"]
-    assert calls == [f"{kie_task_id}-0.png", f"{kie_task_id}-0.json"]
+    assert calls == [f"{kie_task_id}-0.png", f"{kie_task_id}-0.thumb.jpg", f"{kie_task_id}-0.json"]
     assert kie_emulator.bill()["charged_total"] == 5
 
 
@@ -215,7 +215,7 @@ def test_a_fixed_name_that_is_taken_is_refused_before_paying(kie_emulator, tmp_p
     assert (first.state, second.state, third.state) == ("success", "failed", "success")
     assert "cover.png exists, and file_name='cover.{extension}' gives every image that name" in str(second.error)
     assert not second.retried
-    assert files(tmp_path) == ["cover.json", "cover.png"]
+    assert files(tmp_path) == ["cover.json", "cover.png", "cover.thumb.jpg"]
     assert json.loads((tmp_path / "cover.json").read_text())["prompt"] == "a blue fox"
     assert len(kie_emulator.bill()["tasks"]) == 2
 
@@ -301,7 +301,7 @@ def test_lineage_reports_what_was_written(kie_emulator, tmp_path, monkeypatch):
     outcome = run_task(generate(target=str(tmp_path)))
 
     [file] = outcome.result["files"]
-    assert seen == [Path(file[name]).as_uri() for name in ("path", "sidecar")]
+    assert seen == [Path(file[name]).as_uri() for name in ("path", "thumbnail", "sidecar")]
 
 
 def test_prices_of_ones_own(kie_emulator, tmp_path, monkeypatch):
