@@ -29,7 +29,7 @@ from kie_provider.client.wording import counted, sentence
 from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
 from kie_provider.last_words import go_on, log_last_words
-from kie_provider.links import KieLogsLink
+from kie_provider.links import KieImagesLink, KieLogsLink
 from kie_provider.operators.flux2 import DEFAULT_MODEL
 from kie_provider.operators.results import DEFAULT_FILE_NAME, SavingOperator
 from kie_provider.waiting import (
@@ -112,7 +112,7 @@ class Flux2BatchOperator(SavingOperator):
         "kie_conn_id",
     )
     template_fields_renderers = {"prompts": "json"}  # noqa: RUF012  # as BaseOperator declares it
-    operator_extra_links: Collection[BaseOperatorLink] = (KieLogsLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (KieImagesLink(), KieLogsLink())
     ui_color = "#e8e4f8"
     _makes_images = True
 
@@ -327,7 +327,7 @@ class Flux2BatchOperator(SavingOperator):
         if progress == self._reported:
             return
         self._reported = progress
-        push_xcom(context["ti"], PROGRESS_KEY, progress)
+        push_xcom(context["ti"], PROGRESS_KEY, {**progress, "manifest": str(run.manifest)})
         self.log.info(
             "%d of %d images saved, %d failed, %d unknown, %d running, %d to order; %g credits",
             *(progress[name] for name in ("saved", "images", "failed", "unknown", "running", "not_ordered", "credits")),

@@ -28,7 +28,7 @@ from kie_provider.client.errors import (
 from kie_provider.client.wording import counted, sentence
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.last_words import goes_on, log_last_words
-from kie_provider.links import KieLogsLink
+from kie_provider.links import KieImagesLink, KieLogsLink
 from kie_provider.waiting import come_back_later
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class KieCreateTaskOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("model", "input", "callback_url", "kie_conn_id")
     template_fields_renderers = {"input": "json"}  # noqa: RUF012  # as BaseOperator declares it
-    operator_extra_links: Collection[BaseOperatorLink] = (KieLogsLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (KieImagesLink(), KieLogsLink())
     ui_color = "#e8e4f8"
 
     def __init__(

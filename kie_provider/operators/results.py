@@ -13,7 +13,7 @@ from kie_provider.airflow_errors import Facts, failures
 from kie_provider.assets import tell_assets
 from kie_provider.client.errors import KieTaskFailedError, KieTaskTimeoutError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
-from kie_provider.links import KieLogsLink, KieResultLink
+from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -120,7 +120,7 @@ class KieSaveResultOperator(SavingOperator):
 
     template_fields: Sequence[str] = ("result", *SavingOperator.template_fields, "kie_conn_id")
     template_fields_renderers = {"result": "json"}  # noqa: RUF012  # as BaseOperator declares it
-    operator_extra_links = (KieLogsLink(), KieResultLink())
+    operator_extra_links = (KieImagesLink(), KieLogsLink(), KieResultLink())
     ui_color = "#e8e4f8"
 
     def __init__(

@@ -22,7 +22,7 @@ from kie_provider.airflow_errors import Facts, failures, sensor_failure
 from kie_provider.client.errors import KieError, KieTaskTimeoutError, KieValidationError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from kie_provider.last_words import goes_on, log_last_words
-from kie_provider.links import KieLogsLink, KieResultLink
+from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
 from kie_provider.waiting import (
     count_trigger_restart,
     deadline_seconds,
@@ -59,7 +59,7 @@ class KieTaskSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("kie_task_id", "kie_conn_id")
-    operator_extra_links = (KieLogsLink(), KieResultLink())
+    operator_extra_links = (KieImagesLink(), KieLogsLink(), KieResultLink())
     ui_color = "#f3f0fc"
 
     def __init__(
