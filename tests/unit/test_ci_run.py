@@ -38,7 +38,7 @@ def ci_run(tmp_path):
 TESTS = "python3 .ci/run_tests.py make test AIRFLOW=3.1"
 INSTALL = [
     "apt-get update -qq",
-    "apt-get install -y -qq --no-install-recommends libimage-exiftool-perl redis-server",
+    "apt-get install -y -qq --no-install-recommends libimage-exiftool-perl redis-server chromium chromium-driver",
 ]
 
 
@@ -47,7 +47,7 @@ INSTALL = [
 def test_what_is_missing_is_installed_first(ci_run, programs):
     calls, problems = ci_run(*programs)
     assert calls == [*INSTALL, TESTS]
-    absent = {"exiftool", "redis-server"} - set(programs)
+    absent = {"exiftool", "redis-server", "chromium", "chromedriver"} - set(programs)
     assert set(re.findall(r"(\S+) is not installed: its tests will be skipped", problems)) == absent
 
 
@@ -59,7 +59,7 @@ def test_who_is_not_root_asks_sudo(ci_run):
 
 @needs_ci_run
 def test_what_is_there_is_not_installed_again(ci_run):
-    assert ci_run("exiftool", "redis-server") == ([TESTS], "")
+    assert ci_run("exiftool", "redis-server", "chromium", "chromedriver") == ([TESTS], "")
 
 
 def test_make_and_the_tests_install_no_system_package():
