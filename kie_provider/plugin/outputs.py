@@ -9,8 +9,9 @@ from typing import Any
 
 from kie_provider.airflow_errors import FAILURE_KEY
 
-#: XComs that tell what a task instance has made.
-VALUES = ("return_value", "progress", "kie_task_id", FAILURE_KEY)
+#: The XCom that tells what a task instance has made, and those that say what is known without it.
+RESULT_KEY = "return_value"
+MORE_KEYS = ("progress", "kie_task_id", FAILURE_KEY)
 #: Operators that order images; of each there is a picture or a gap. The names are those in Airflow's database.
 CREATORS = frozenset(
     {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote, urlencode
 
 from kie_provider.addresses import airflow_address, run_address
+from kie_provider.client.errors import clean_text
 from kie_provider.contact_sheet.look import SEPARATOR, STYLE, colours, count, figure
 from kie_provider.contact_sheet.tiles import height_ratio
 from kie_provider.plugin.pictures import STATES, Picture
@@ -94,7 +95,7 @@ def run_page(
     whole = f"{here}../../{run_address(dag_id, run_id)}"
     links = f'<a href="{html.escape(whole)}">all images of the run</a>' if task is not None else ""
     links += f' <a class="back" href="{html.escape(f"{here}../../{back}")}">the run in Airflow</a>'
-    form = f'<nav class="states" aria-label="States">{states}</nav><p class="around">{links}</p>'
+    form = f'<nav class="states" aria-label="States">{states} {links}</nav>'
     note = f"Only the first {limit:,} task instances of this run are shown." if limit else ""
     chosen = view.chosen(pictures)
     query |= {"state": view.state}
@@ -121,8 +122,8 @@ def _document(
     if not shown:
         figures = '<p class="none">No images here.</p>'
     heading = html.escape(title)
-    ratio = 1 / height_ratio([picture.tile for picture in shown])
-    return f"""<!doctype html>
+    ratio = 1 / height_ratio([picture.tile() for picture in shown])
+    document = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -134,7 +135,7 @@ def _document(
 </style>
 </head>
 <body>
-<header>
+<header{"" if names_run else ' class="run"'}>
 <h1>{heading}</h1>
 <p>{html.escape(headline(pictures if totals is None else totals))}</p>
 {form}
@@ -154,13 +155,14 @@ def _document(
 </body>
 </html>
 """
+    return clean_text(document)
 
 
 def headline(pictures: Iterable[Picture]) -> str:
     """Return how many images, failures and credits there are."""
     pictures = list(pictures)
     numbers = {state: sum(picture.state == state for picture in pictures) for state in STATES}
-    credits_used = sum(picture.tile.credits or 0 for picture in pictures)
+    credits_used = sum(picture.credits or 0 for picture in pictures)
     return SEPARATOR.join(
         [
             count(numbers["image"], "image"),
@@ -173,7 +175,7 @@ def headline(pictures: Iterable[Picture]) -> str:
 
 def placeholder(reason: str) -> str:
     """Return a picture, as SVG, that says why there is no other one."""
-    words, lines = reason.split(), [""]
+    words, lines = clean_text(reason).split(), [""]
     for word in words:
         for start in range(0, len(word), 36):
             piece = word[start : start + 36]
@@ -190,7 +192,7 @@ def placeholder(reason: str) -> str:
 
 
 def _figure(picture: Picture, here: str, *, names_run: bool) -> str:
-    tile, output = picture.tile, picture.output
+    tile, output = picture.tile(), picture.output
     place = output.task_id + (f" [{output.map_index}]" if output.map_index >= 0 else "")
     if picture.item >= 0:
         place += f" {picture.item}"
@@ -200,18 +202,18 @@ def _figure(picture: Picture, here: str, *, names_run: bool) -> str:
         run = html.escape(f"{here}../../{run_address(output.dag_id, output.run_id)}")
         links.insert(0, f'<a href="{run}" title="all images of this run">{html.escape(output.dag_id)}</a>')
     src, opens = "", ""
-    if picture.number >= 0:
+    if picture.file is not None:
         full, download = (_file(picture, here, **more) for more in ({}, {"download": "1"}))
         links.append(f'<a href="{html.escape(download)}" download data-outer>download</a>')
         if tile.kind == "image":
             tile, opens = replace(tile, link=full), f' data-full="{html.escape(download)}"'
-            src = _file(picture, here, thumb="1") if picture.thumbnail else full
+            src = _file(picture, here, thumb="1") if picture.has_thumbnail else full
     elif tile.link:
         links.append(f'<a href="{html.escape(tile.link)}" data-outer>at Kie</a>')
         tile = replace(tile, link=None)
     facts = {
         "Prompt": tile.prompt,
-        "State": tile.state and tile.note,
+        "State": tile.note,
         "Model": tile.model,
         "Facts": SEPARATOR.join(tile.facts()),
         "Kie task": picture.kie_task_id,
@@ -271,8 +273,8 @@ _STYLE = """\
   body { padding: clamp(1rem, 3vw, 2.5rem); }
   header { margin-bottom: 1.5rem; }
   h1 { font-size: 1.5rem; }
-  form, .states, .around, .pages { display: flex; flex-wrap: wrap; gap: .6rem 1rem; align-items: end; }
-  header form, .states, .around { margin-top: 1rem; }
+  form, .states, .pages { display: flex; flex-wrap: wrap; gap: .6rem 1rem; align-items: end; }
+  header form, .states { margin-top: 1rem; }
   label { display: grid; gap: .2rem; font-size: 12px; color: var(--muted); min-width: 0; }
   select, input, button { font: inherit; font-size: 14px; color: var(--ink); background: var(--panel);
     border: 1px solid var(--line); border-radius: 4px; padding: .35rem .6rem; max-width: 100%; min-height: 2.2rem; }
@@ -285,7 +287,7 @@ _STYLE = """\
   .view span { max-height: 100%; overflow: auto; }
   .pages { margin-top: 2rem; color: var(--muted); }
   .none { color: var(--muted); }
-  :root[data-framed] .back { display: none; }
+  :root[data-framed] :is(.back, .run h1) { display: none; }
   dialog { margin: auto; max-width: min(96vw, 1400px); max-height: 96vh; padding: 1rem; overflow: auto;
     color: var(--ink); background: var(--page); border: 1px solid var(--line); border-radius: 6px; }
   dialog::backdrop { background: rgb(0 0 0 / .7); }

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
 from kie_provider.airflow_errors import FAILURE_KEY
-from kie_provider.client.errors import clean_text
 from kie_provider.client.results import is_http_url
 from kie_provider.contact_sheet.results import list_of, number_of, prompt_of, text_of
 from kie_provider.contact_sheet.tiles import Tile
-from kie_provider.plugin.outputs import FOLLOWERS, TaskOutput
+from kie_provider.plugin.outputs import FOLLOWERS, RESULT_KEY, TaskOutput
+
+#: Kie's links can die sooner, but not much later.
+_LINK_LIVES = timedelta(hours=24)
 
 State = Literal["image", "failed", "running"]
 STATES: tuple[State, ...] = ("image", "failed", "running")
 #: Which of several tiles of one Kie task is shown: creating, waiting and saving may be three task instances.
 _RUNNING, _LINKED, _FAILED, _SAVED = range(4)
-_UNFINISHED = frozenset(
+UNFINISHED = frozenset(
     {
         *("scheduled", "queued", "running", "restarting", "up_for_retry", "up_for_reschedule", "deferred"),
         "awaiting_input",
@@ -28,31 +32,65 @@ _UNFINISHED = frozenset(
 ReadItems = Callable[[TaskOutput, str], "Sequence[Mapping[str, Any]] | str"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Picture:
-    """A place of the page.
+    """A place of the page; there may be thousands, of which few are shown.
 
-    :param tile: what is shown there; its ``where`` is the path or URL of the full image.
-    :param output: the task instance it is from.
+    :param kind: as that of a tile; so are ``note`` and ``credits``.
     :param item: which item of a batch it is; -1: it is from no batch.
-    :param number: which file of its result, from 0; -1: there is no file.
-    :param version: changes when the file does.
-    :param thumbnail: whether there is one.
+    :param number: which file or URL of its result, from 0; -1: there is none; ``count``: how many it has.
+    :param file: what the result says of the file; None: it is not saved.
+    :param link: Kie's own link, if it may still live; ``where``: path or URL, as text.
     """
 
-    tile: Tile
     output: TaskOutput
+    prompt: str = ""
+    kind: str = "image"
+    note: str = ""
     state: State = "image"
-    item: int = -1
-    number: int = -1
-    version: str = ""
-    thumbnail: bool = False
+    model: Any = ""
     kie_task_id: str = ""
     rank: int = _SAVED
+    item: int = -1
+    number: int = -1
+    count: int = 1
+    credits: float | None = None
+    seconds: Any = None
+    file: Mapping[str, Any] | None = None
+    link: str | None = None
+    where: Any = ""
 
     def matches(self, text: str) -> bool:
         """Whether a text is in the prompt, or is the Kie task id."""
-        return text in self.tile.prompt.casefold() or text == self.kie_task_id.casefold()
+        return text in self.prompt.casefold() or text == self.kie_task_id.casefold()
+
+    @property
+    def version(self) -> str:
+        """What changes when the file does."""
+        return version_of(self.file) if self.file else ""
+
+    @property
+    def has_thumbnail(self) -> bool:
+        """Whether there is a small version of the file."""
+        return self.file is not None and bool(text_of(self.file.get("thumbnail")))
+
+    def tile(self) -> Tile:
+        """Return what is shown."""
+        file = self.file or {}
+        width, height = number_of(file.get("width")), number_of(file.get("height"))
+        return Tile(
+            self.prompt,
+            kind=self.kind,
+            note=self.note,
+            model=text_of(self.model),
+            state="" if self.state == "image" else self.state,
+            credits=self.credits,
+            seconds=number_of(self.seconds),
+            number=f"{self.number + 1} of {self.count}" if self.count > 1 else "",
+            size=(int(width), int(height)) if width and height else None,
+            where=text_of(self.where),
+            link=self.link,
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +121,7 @@ def pictures_of(outputs: Iterable[TaskOutput], read_items: ReadItems) -> list[Pi
 
 def file_of(output: TaskOutput, item: int, number: int, read_items: ReadItems) -> File | None:
     """Return a saved file of a task instance; None: there is none."""
-    result = output.values.get("return_value")
+    result = output.values.get(RESULT_KEY)
     if item >= 0:
         items = read_items(output, manifest_of(output) or "")
         result = (
@@ -99,21 +137,26 @@ def file_of(output: TaskOutput, item: int, number: int, read_items: ReadItems) -
         text_of(result.get("kie_task_id")),
         text_of(file.get("path")),
         text_of(file.get("thumbnail")),
-        text_of(file.get("stored_sha256"))[:16],
+        version_of(file),
     )
 
 
 def manifest_of(output: TaskOutput) -> str | None:
     """Return the path of a batch's manifest; None: it is no batch, or has none yet."""
-    for key in ("return_value", "progress"):
+    for key in (RESULT_KEY, "progress"):
         told = output.values.get(key)
         if isinstance(told, Mapping) and (path := text_of(told.get("manifest"))):
             return path
     return None
 
 
+def version_of(file: Mapping[str, Any]) -> str:
+    """Return what changes when a file does."""
+    return re.sub(r"\W", "", text_of(file.get("stored_sha256")), flags=re.ASCII)[:16]
+
+
 def _pictures(output: TaskOutput, read_items: ReadItems) -> Iterator[Picture]:
-    result, path = output.values.get("return_value"), manifest_of(output)
+    result, path = output.values.get(RESULT_KEY), manifest_of(output)
     if path is not None:
         yield from _of_batch(output, path, read_items)
     elif isinstance(result, Mapping) and isinstance(result.get("urls"), list):
@@ -126,92 +169,99 @@ def _pictures(output: TaskOutput, read_items: ReadItems) -> Iterator[Picture]:
 
 def _of_result(output: TaskOutput, result: Mapping[str, Any], item: int = -1) -> Iterator[Picture]:
     """Yield a picture for every file, or URL if none was saved."""
-    base = Picture(
-        Tile(
-            clean_text(prompt_of(result)),
+    common: dict[str, Any] = {
+        "prompt": prompt_of(result),
+        "model": result.get("model"),
+        "kie_task_id": text_of(result.get("kie_task_id")),
+        "seconds": result.get("cost_seconds"),
+        "item": item,
+    }
+    charged = number_of(result.get("credits_consumed"))
+    files = [file for file in list_of(result.get("files")) if isinstance(file, Mapping)]
+    for number, file in enumerate(files):
+        media_type = text_of(file.get("media_type"))
+        is_image = media_type.startswith("image/")
+        yield Picture(
+            output,
+            kind="image" if is_image else "other",
+            note="" if is_image else media_type,
+            number=number,
+            count=len(files),
+            credits=None if number else charged,
+            file=file,
+            where=file.get("path"),
+            **common,
+        )
+    if files:
+        return
+    is_alive = _age(result.get("completed_at")) < _LINK_LIVES
+    note = "not saved; Kie's own link lives for a day" if is_alive else "not saved, link expired"
+    urls = [url for url in list_of(result.get("urls")) if is_http_url(url)]
+    for number, url in enumerate(urls):
+        yield Picture(
+            output,
             kind="other",
-            model=clean_text(text_of(result.get("model"))),
-            seconds=number_of(result.get("cost_seconds")),
-            credits=number_of(result.get("credits_consumed")),
-        ),
-        output,
-        item=item,
-        kie_task_id=text_of(result.get("kie_task_id")),
-    )
-    made = [file for file in list_of(result.get("files")) if isinstance(file, Mapping)]
-    pictures = [_of_file(base, file, number) for number, file in enumerate(made)]
-    if not pictures:
-        note = "not saved; Kie keeps it for 24 hours or some more, at its own address"
-        urls = [url for url in list_of(result.get("urls")) if is_http_url(url)]
-        pictures = [
-            replace(base, rank=_LINKED, tile=replace(base.tile, note=note, where=url, link=url)) for url in urls
-        ] or [replace(base, rank=_LINKED, tile=replace(base.tile, note="no image, but another result"))]
-    for n, picture in enumerate(pictures):
-        number = f"{n + 1} of {len(pictures)}" if len(pictures) > 1 else ""
-        yield replace(picture, tile=replace(picture.tile, number=number, credits=None if n else picture.tile.credits))
+            note=note,
+            rank=_LINKED,
+            number=number,
+            count=len(urls),
+            credits=None if number else charged,
+            link=url if is_alive else None,
+            where=url,
+            **common,
+        )
+    if not urls:
+        yield Picture(
+            output, kind="other", note="no image, but another result", rank=_LINKED, credits=charged, **common
+        )
 
 
-def _of_file(base: Picture, file: Mapping[str, Any], number: int) -> Picture:
-    width, height = number_of(file.get("width")), number_of(file.get("height"))
-    media_type = text_of(file.get("media_type"))
-    is_image = media_type.startswith("image/")
-    tile = replace(
-        base.tile,
-        kind="image" if is_image else "other",
-        note="" if is_image else media_type,
-        size=(int(width), int(height)) if width and height else None,
-        where=clean_text(text_of(file.get("path"))),
-    )
-    return replace(
-        base,
-        tile=tile,
-        number=number,
-        version=text_of(file.get("stored_sha256"))[:16],
-        thumbnail=bool(text_of(file.get("thumbnail"))),
-    )
+def _age(moment: Any) -> timedelta:
+    """Return how long ago a moment of a result is; what is no moment is now."""
+    try:
+        return datetime.now(timezone.utc) - datetime.fromisoformat(text_of(moment).replace("Z", "+00:00"))
+    except (ValueError, TypeError):
+        return timedelta(0)
 
 
 def _of_batch(output: TaskOutput, path: str, read_items: ReadItems) -> Iterator[Picture]:
     items = read_items(output, path)
     if isinstance(items, str):
-        told = next(v for key in ("return_value", "progress") if isinstance(v := output.values.get(key), Mapping))
+        told = next(v for key in (RESULT_KEY, "progress") if isinstance(v := output.values.get(key), Mapping))
         counts = [f"{told.get(name)} {name}" for name in ("images", "saved", "failed") if number_of(told.get(name))]
-        if output.state in _UNFINISHED:
-            yield Picture(
-                _gap("", f"{', '.join(counts)} so far", is_open=True, model=_model(output)), output, "running"
-            )
-            return
-        note = f"The list of this batch ({', '.join(counts)}) cannot be shown: {items}"
-        yield Picture(Tile("", kind="unreadable", note=clean_text(note), where=path), output, "failed")
+        if output.state in UNFINISHED:
+            yield _gap(output, f"{', '.join(counts)} so far", "running", model=_model(output))
+        else:
+            note = f"The list of this batch ({', '.join(counts)}) cannot be shown: {items}"
+            yield Picture(output, kind="unreadable", note=note, state="failed", where=path)
         return
     for item in items:
-        index = item.get("item")
+        index, outcome = item.get("item"), text_of(item.get("outcome")).replace("_", " ")
         if not isinstance(index, int):
             continue
-        if item.get("outcome") == "saved":
+        if outcome == "saved":
             yield from _of_result(output, item, index)
-            continue
-        outcome = text_of(item.get("outcome")).replace("_", " ")
-        is_open = outcome in ("running", "not ordered") and output.state in _UNFINISHED
-        reason = text_of(item.get("reason"))
-        yield Picture(
-            _gap(prompt_of(item), reason or outcome, is_open=is_open, model=_input(item).get("model")),
-            output,
-            "running" if is_open else "failed",
-            item=index,
-            kie_task_id=text_of(item.get("kie_task_id")),
-            rank=_RUNNING if is_open else _FAILED,
-        )
+        else:
+            is_open = outcome in ("running", "not ordered") and output.state in UNFINISHED
+            yield _gap(
+                output,
+                text_of(item.get("reason")) or outcome,
+                "running" if is_open else "failed",
+                prompt=prompt_of(item),
+                model=_input(item).get("model"),
+                item=index,
+                kie_task_id=text_of(item.get("kie_task_id")),
+            )
 
 
 def _of_unknown(output: TaskOutput, result: Any) -> Iterator[Picture]:
     """Yield what stands for a value that is no result: a Kie task id, or what another XCom backend has stored."""
+    told: dict[str, Any] = {"prompt": _prompt(output), "model": _model(output)}
     if output.operator not in FOLLOWERS and isinstance(result, str) and result.isalnum():
-        tile = _gap(_prompt(output), "created; nothing here waits for it", is_open=True, model=_model(output))
-        yield Picture(tile, output, "running", kie_task_id=result, rank=_RUNNING)
+        yield _gap(output, "created; nothing here waits for it", "running", kie_task_id=result, **told)
     elif not isinstance(result, Mapping) or "html" not in result:  # a contact sheet is no image of its own
         note = "The result is kept by a custom XCom backend, which this page cannot read"
-        yield Picture(Tile(_prompt(output), kind="other", note=note, model=_model(output)), output)
+        yield Picture(output, kind="other", note=note, **told)
 
 
 def _without_result(output: TaskOutput) -> Iterator[Picture]:
@@ -219,32 +269,25 @@ def _without_result(output: TaskOutput) -> Iterator[Picture]:
     told = output.values.get(FAILURE_KEY)
     failure = told if isinstance(told, Mapping) else {}
     reason, state = text_of(failure.get("reason")), output.state or "to come"
-    kie_task_id = text_of(failure.get("kie_task_id")) or text_of(output.values.get("kie_task_id"))
-    is_open = output.state is None or output.state in _UNFINISHED
     if (output.operator in FOLLOWERS and state != "failed") or state in ("removed", "success"):
         return
+    note = state.replace("_", " ")
     if state == "up_for_retry" and reason:
-        state = f"to be tried again: {reason}"
+        note = f"to be tried again: {reason}"
     elif state == "failed":
-        state = reason or "failed; the log says why"
-    tile = _gap(_prompt(output), state.replace("_", " "), is_open=is_open, model=_model(output))
-    yield Picture(
-        tile,
+        note = reason or "failed; the log says why"
+    yield _gap(
         output,
-        "running" if is_open else "failed",
-        kie_task_id=kie_task_id,
-        rank=_RUNNING if is_open else _FAILED,
+        note,
+        "running" if output.state is None or output.state in UNFINISHED else "failed",
+        prompt=_prompt(output),
+        model=_model(output),
+        kie_task_id=text_of(failure.get("kie_task_id")) or text_of(output.values.get("kie_task_id")),
     )
 
 
-def _gap(prompt: str, note: str, *, is_open: bool, model: Any) -> Tile:
-    return Tile(
-        clean_text(prompt),
-        kind="running" if is_open else "failed",
-        note=clean_text(note),
-        model=clean_text(text_of(model)),
-        state="running" if is_open else "failed",
-    )
+def _gap(output: TaskOutput, note: str, state: State, **told: Any) -> Picture:
+    return Picture(output, kind=state, note=note, state=state, rank=_RUNNING if state == "running" else _FAILED, **told)
 
 
 def _input(item: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -253,8 +296,7 @@ def _input(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _prompt(output: TaskOutput) -> str:
-    prompt = output.rendered.get("prompt")
-    return text_of(prompt) or text_of(_input(output.rendered).get("prompt"))
+    return text_of(output.rendered.get("prompt")) or text_of(_input(output.rendered).get("prompt"))
 
 
 def _model(output: TaskOutput) -> str:

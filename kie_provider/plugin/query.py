@@ -6,7 +6,7 @@ which Airflow pushes after every phase of a task, whatever became of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -20,7 +20,7 @@ from sqlalchemy import and_, or_, select, tuple_
 from sqlalchemy.orm import aliased
 
 from kie_provider.links import IMAGES_XCOM_KEY
-from kie_provider.plugin.outputs import CREATORS, FOLLOWERS, VALUES, Key, TaskOutput
+from kie_provider.plugin.outputs import CREATORS, FOLLOWERS, MORE_KEYS, RESULT_KEY, Key, TaskOutput
 
 _KEYS_AT_ONCE = 200  # SQLite takes a limited number of parameters
 
@@ -48,7 +48,7 @@ def latest(dag_ids: Collection[str], since: datetime, limit: int) -> list[TaskOu
     )
     instance, value = aliased(TaskInstance), aliased(XComModel)
     statement = (
-        select(*_columns(marked.c), instance.operator, instance.state, marked.c.at, value.key, value.value)
+        select(*_columns(marked.c), instance.operator, instance.state, marked.c.at, value.value)
         .join(instance, and_(*(a == b for a, b in zip(_columns(instance), _columns(marked.c), strict=True))))
         .outerjoin(
             value,
@@ -56,13 +56,13 @@ def latest(dag_ids: Collection[str], since: datetime, limit: int) -> list[TaskOu
                 value.dag_run_id == marked.c.dag_run_id,
                 value.task_id == marked.c.task_id,
                 value.map_index == marked.c.map_index,
-                value.key.in_(VALUES),
+                value.key == RESULT_KEY,
             ),
         )
         .order_by(marked.c.at.desc(), *_columns(marked.c))
     )
     with create_session() as session:
-        return _with_rendered(session, list(_outputs(session.execute(statement))))
+        return _complete(session, [_output(row) for row in session.execute(statement)])
 
 
 def of_run(
@@ -89,23 +89,23 @@ def of_run(
     )
     value = aliased(XComModel)
     statement = (
-        select(*_columns(ours.c), ours.c.operator, ours.c.state, ours.c.at, value.key, value.value)
+        select(*_columns(ours.c), ours.c.operator, ours.c.state, ours.c.at, value.value)
         .outerjoin(
             value,
-            and_(*(a == b for a, b in zip(_columns(value), _columns(ours.c), strict=True)), value.key.in_(VALUES)),
+            and_(*(a == b for a, b in zip(_columns(value), _columns(ours.c), strict=True)), value.key == RESULT_KEY),
         )
         .order_by(ours.c.task_id, ours.c.map_index)
     )
     with create_session() as session:
-        return _with_rendered(session, list(_outputs(session.execute(statement))))
+        return _complete(session, [_output(row) for row in session.execute(statement)])
 
 
 def one(key: Key) -> TaskOutput | None:
     """Return what one task instance has made, with its template fields."""
     dag_id, run_id, task_id, map_index = key
     found = of_run(dag_id, run_id, task_id, map_index, limit=1)
-    if not found:
-        return None
+    if not found or found[0].rendered:
+        return found[0] if found else None
     with create_session() as session:
         return replace(found[0], rendered=_rendered(session, [key]).get(key, {}))
 
@@ -114,26 +114,22 @@ def _columns(source: Any) -> Sequence[Any]:
     return source.dag_id, source.run_id, source.task_id, source.map_index
 
 
-def _outputs(rows: Iterable[Any]) -> Iterator[TaskOutput]:
-    """Put the rows of each task instance, which follow each other, together."""
-    current: TaskOutput | None = None
-    for dag_id, run_id, task_id, map_index, operator, state, at, name, value in rows:
-        key = (dag_id, run_id, task_id, map_index)
-        if current is None or current.key != key:
-            if current is not None:
-                yield current
-            current = TaskOutput(*key, operator or "", None if state is None else str(state), at, values={})
-        if name is not None:
-            current.values[name] = value  # type: ignore[index]  # its own dict
-    if current is not None:
-        yield current
+def _output(row: Any) -> TaskOutput:
+    dag_id, run_id, task_id, map_index, operator, state, at, result = row
+    values = {} if result is None else {RESULT_KEY: result}
+    return TaskOutput(dag_id, run_id, task_id, map_index, operator or "", state and str(state), at, values)
 
 
-def _with_rendered(session: Any, outputs: list[TaskOutput]) -> list[TaskOutput]:
-    """Add the template fields of those that have no result of their own: they alone tell the prompt, or the target."""
-    keys = [output.key for output in outputs if not _is_result(output.values.get("return_value"))]
-    rendered = _rendered(session, keys)
-    return [replace(output, rendered=rendered.get(output.key, {})) for output in outputs]
+def _complete(session: Any, outputs: list[TaskOutput]) -> list[TaskOutput]:
+    """Add to those that have no result of their own the template fields, which tell the prompt, and other XComs."""
+    keys = [output.key for output in outputs if not _is_result(output.values.get(RESULT_KEY))]
+    rendered, more = _rendered(session, keys), _more_values(session, keys)
+    return [
+        replace(output, values={**output.values, **more.get(output.key, {})}, rendered=rendered.get(output.key, {}))
+        if output.key in rendered or output.key in more
+        else output
+        for output in outputs
+    ]
 
 
 def _is_result(value: Any) -> bool:
@@ -141,15 +137,24 @@ def _is_result(value: Any) -> bool:
 
 
 def _rendered(session: Any, keys: Sequence[Key]) -> dict[Key, Mapping[str, Any]]:
-    columns = _columns(RenderedTaskInstanceFields)
-    found: dict[Key, Mapping[str, Any]] = {}
-    for start in range(0, len(keys), _KEYS_AT_ONCE):
-        statement = select(*columns, RenderedTaskInstanceFields.rendered_fields).where(
-            tuple_(*columns).in_(keys[start : start + _KEYS_AT_ONCE])
-        )
-        found |= {
-            (dag_id, run_id, task_id, map_index): fields
-            for dag_id, run_id, task_id, map_index, fields in session.execute(statement)
-            if isinstance(fields, Mapping)
-        }
+    rows = _rows(session, keys, RenderedTaskInstanceFields, RenderedTaskInstanceFields.rendered_fields)
+    return {key: fields for key, fields in rows if isinstance(fields, Mapping)}
+
+
+def _more_values(session: Any, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
+    found: dict[Key, dict[str, Any]] = {}
+    for key, name, value in _rows(session, keys, XComModel, XComModel.key, XComModel.value):
+        if name in MORE_KEYS:
+            found.setdefault(key, {})[name] = value
     return found
+
+
+def _rows(session: Any, keys: Sequence[Key], model: Any, *columns: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the key and some columns of what a table has for these task instances."""
+    key_columns = _columns(model)
+    for start in range(0, len(keys), _KEYS_AT_ONCE):
+        wanted = tuple_(*key_columns).in_(keys[start : start + _KEYS_AT_ONCE])
+        for dag_id, run_id, task_id, map_index, *values in session.execute(
+            select(*key_columns, *columns).where(wanted)
+        ):
+            yield ((dag_id, run_id, task_id, map_index), *values)
