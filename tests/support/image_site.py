@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import requests
 
 from tests.support.airflow_stack import free_port
@@ -30,6 +31,7 @@ class Site:
 
     url: str
     log: Path
+    process: ChildProcess | None = None
     tokens: dict[str, str] = field(default_factory=dict)
     session: requests.Session = field(default_factory=requests.Session)
 
@@ -37,6 +39,12 @@ class Site:
         """Get an address below the one of Airflow, logged in as the browser is: by cookie."""
         cookies = {} if user is None else {"_token": self.tokens[user]}
         return self.session.get(f"{self.url}/{path}", cookies=cookies, timeout=60, allow_redirects=False, **options)
+
+    def cpu_seconds(self) -> float:
+        """How much processor time the server has taken so far."""
+        assert self.process is not None
+        times = [psutil.Process(pid).cpu_times() for pid in self.process.members()]
+        return sum(each.user + each.system for each in times)
 
 
 @contextlib.contextmanager
@@ -64,6 +72,7 @@ def serve(folder: Path, *, base_path: str = "/air", env: Mapping[str, str] | Non
         env={**os.environ, **{f"AIRFLOW__{name}": value for name, value in settings.items()}, **(env or {})},
         cwd=folder,
     )
+    site.process = child
     try:
         _wait_for(site, child)
         for user in USERS:

@@ -8,13 +8,13 @@ import json
 import re
 import shutil
 from pathlib import Path
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urlencode, urljoin
 
 import pytest
 from PIL import Image
 
 from kie_provider.links import IMAGES_XCOM_KEY
-from tests.integration.images.conftest import EVIL, REFUSED
+from tests.integration.images.conftest import EVIL, LARGE, MANY, REFUSED
 
 ALL = "kie/images/"
 
@@ -138,7 +138,8 @@ class TestPages:
         assert sorted(prompts[3:5]) == ["a lamp at dawn", "a night market"]
         assert html.escape(EVIL) in prompts
         assert len(prompts) == 9
-        assert all(dag_id in answer.text for dag_id, _ in gallery.runs.values())
+        assert all(gallery.runs[name][0] in answer.text for name in ("mapped", "pipeline", "batch"))
+        assert gallery.runs["many"][0] not in answer.text
 
     @pytest.mark.parametrize(
         ("query", "prompts"),
@@ -186,6 +187,50 @@ class TestPages:
         assert [REFUSED in tile for tile in figures(gallery.site.get(told["image", 2]))] == [True]
         shown = gallery.site.get(f"api/v2/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/sheet/links").json()
         assert shown["extra_links"] == {"Kie images": told["sheet", -1]}
+
+
+class TestThousands:
+    @pytest.mark.parametrize(
+        ("name", "query", "shown", "of"),
+        [
+            ("many", {}, "image number 0", MANY),
+            ("many", {"page": 84}, "image number 4980", MANY),
+            ("large batch", {}, "item number 0", LARGE),
+            ("large batch", {"page": 17}, "item number 960", LARGE),
+            (None, {"days": 90, "q": "number 77"}, "number 77", 0),
+            (None, {"days": 90}, "one teapot", 0),
+        ],
+    )
+    def test_a_page_takes_no_time(self, gallery, name, query, shown, of):
+        """300 ms of the server's processor: seconds on the clock would be those of a busy machine."""
+        address = f"{ALL}?{urlencode(query)}" if name is None else run_page(gallery, name, **query)
+        answer, taken = gallery.site.get(address), []
+        for _ in range(3):
+            before = gallery.site.cpu_seconds()
+            for _ in range(4):
+                answer = gallery.site.get(address)
+            taken.append((gallery.site.cpu_seconds() - before) / 4)
+        tiles = figures(answer)
+        assert shown in tiles[0]
+        assert len(tiles) <= 60
+        assert not of or f"{of:,} images" in answer.text
+        assert min(taken) < 0.3, taken
+
+    def test_pages_follow_each_other(self, gallery):
+        address, seen = run_page(gallery, "large batch", page=16), []
+        for _ in range(3):
+            answer = gallery.site.get(address)
+            seen += re.findall(r'title="item number (\d+)"', answer.text)
+            following = re.search(r'<a href="([^"]*)">Next</a>', answer.text)
+            if following is None:
+                break
+            address = urljoin(answer.url, html.unescape(following[1])).removeprefix(f"{gallery.site.url}/")
+        assert seen == [str(n) for n in range(900, LARGE)]
+
+    def test_a_picture_of_a_batch(self, gallery):
+        answer = gallery.site.get(run_page(gallery, "large batch"))
+        assert load(gallery, sources(answer)[0]).status_code == 404  # the items are copies: nobody vouches for them
+        assert len(sources(answer)) == 60
 
 
 class TestAccess:
