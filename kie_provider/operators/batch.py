@@ -67,7 +67,7 @@ class Flux2BatchOperator(SavingOperator):
     Returns ``manifest`` (path of a JSON file with the result dict of every item, or why there is none), the number of
     ``images`` asked for, of those ``saved``, ``failed``, ``unknown`` (createTask's answer was lost), ``running`` (not
     done in time) and ``not_ordered`` (the account was empty, for example), ``credits`` (charged for what was saved)
-    and ``estimated_credits``. While the batch runs, XCom ``progress`` has the counts.
+    and ``estimated_credits``. While the batch runs, XCom ``progress`` has the counts and ``manifest``.
 
     The parameters that are not listed here are those of :class:`~kie_provider.operators.results.KieSaveResultOperator`;
     in ``file_name``, ``{item}`` is the place in the list, from 0, and ``{prompt_slug}`` the prompt as part of a name.

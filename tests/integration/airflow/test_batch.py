@@ -156,7 +156,7 @@ class TestAllIsWell:
         assert len({item["kie_task_id"] for item in items}) == 3
         assert kie.bill()["charged_total"] == 15
 
-    def test_progress_is_in_xcom_and_log(self, run, capsys, caplog):
+    def test_progress_is_in_xcom_and_log(self, run, tmp_path, capsys, caplog):
         seen = []
 
         def remember(context, result):
@@ -165,7 +165,8 @@ class TestAllIsWell:
 
         run(post_execute=remember)
 
-        assert seen == [{"images": 6, **counts(saved=6), "credits": 30}]
+        [path] = tmp_path.glob("it-*.json")
+        assert seen == [{"images": 6, **counts(saved=6), "credits": 30, "manifest": str(path)}]
         log = capsys.readouterr().out + caplog.text
         assert "0 of 6 images saved, 0 failed, 0 unknown, 6 running, 0 to order; 0 credits" in log
         assert "6 of 6 images saved, 0 failed, 0 unknown, 0 running, 0 to order; 30 credits" in log

@@ -103,7 +103,9 @@ class TestGenerate:
 
         assert (outcome.state, outcome.tries) == ("success", 1), outcome.error
         [file] = outcome.result["files"]
-        assert files(tmp_path) == [f"it/{outcome.result['kie_task_id']}-0.{end}" for end in ("json", "png")]
+        assert files(tmp_path) == [
+            f"it/{outcome.result['kie_task_id']}-0.{end}" for end in ("json", "png", "thumb.jpg")
+        ]
         facts = json.loads(Path(file["sidecar"]).read_text())
         assert (facts["prompt"], facts["credits"], facts["usd"]) == ("a red fox", 5.0, 0.025)
         assert (facts["airflow"]["task_id"], facts["airflow"]["try_number"]) == ("it", 1)
@@ -117,7 +119,7 @@ class TestGenerate:
         assert (outcome.state, outcome.tries, outcome.retried) == ("success", 2, True)
         assert "What the Kie.ai link delivered is not the result" in str(outcome.error)
         assert "<html>expired</html>" in str(outcome.error)
-        assert len(files(tmp_path)) == 2
+        assert len(files(tmp_path)) == 3
         bill = kie_emulator.bill()
         assert (len(bill["tasks"]), bill["charged_total"]) == (1, 5)
 
@@ -236,7 +238,7 @@ def test_mapped_with_native_rendering_and_a_trigger_rule(kie_emulator, tmp_path)
 
     assert [outcomes["image", index].state for index in range(3)] == ["success", "failed", "success"]
     assert outcomes["count", -1].result == 2
-    assert len(files(tmp_path)) == 4
+    assert len(files(tmp_path)) == 6
     assert kie_emulator.bill()["charged_total"] == 10
 
 
