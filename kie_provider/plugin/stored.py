@@ -134,7 +134,7 @@ def _locate(text: str, output: TaskOutput) -> ObjectStoragePath:
         if folder is not None and not storage.is_local(folder):
             raise refused
         named = Path(path.path)
-        real, parent = named.resolve(strict=True), named.parent.resolve()
+        real, parent = named.resolve(), named.parent.resolve()  # whether it exists is told below the target only
         top = Path(folder.path).resolve() if folder is not None else parent
         if real != parent / named.name or not real.is_relative_to(top):
             raise refused

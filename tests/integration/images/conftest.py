@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kie_provider.links import IMAGES_XCOM_KEY
 from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.operators.contact_sheet import KieContactSheetOperator
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
@@ -49,6 +50,7 @@ class Gallery:
 @pytest.fixture(scope="module")
 def gallery(kie_emulator_server: KieEmulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
     initialise_database()
+    _forget_other_tests()
     kie, folder = kie_emulator_server, tmp_path_factory.mktemp("images")
     kie.reset()
     with pytest.MonkeyPatch.context() as patch:
@@ -63,6 +65,16 @@ def gallery(kie_emulator_server: KieEmulator, tmp_path_factory: pytest.TempPathF
             {**many, **{name: run for name, (run, _) in made.items()}},
             {name: {key: outcome.result for key, outcome in outcomes.items()} for name, (_, outcomes) in made.items()},
         )
+
+
+def _forget_other_tests():
+    """Let what other tests of this process have made be older than any page shows."""
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        then = datetime.now(timezone.utc) - timedelta(days=400)
+        session.query(XComModel).filter_by(key=IMAGES_XCOM_KEY).update({"timestamp": then})
 
 
 def _run(dag):
