@@ -33,10 +33,10 @@ AS_OF_3_1 := --exclude-newer 2025-10-15 \
 	--exclude-newer-package urllib3=2026-10-31
 
 .DEFAULT_GOAL := help
-.PHONY: help demo airflow test chaos fleet bench ready lint types docs lock clean
+.PHONY: help demo airflow screenshots test chaos fleet bench ready lint types docs lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  AIRFLOW=lowest|3.1|3.3 (now $(AIRFLOW)), PYTHON (now $(PYTHON)), VENV (now $(VENV)), PYTEST_ARGS"
 
@@ -45,6 +45,9 @@ demo: $(READY) ## Make a day's illustrations with a real Airflow; free, unless R
 
 airflow: $(READY) ## The same, and leave Airflow running until Ctrl-C
 	@$(BIN)/python -m tests.support.demo --keep $(DEMO_ARGS)
+
+screenshots: $(READY) ## Make the pictures of README and docs anew, from a running demo; needs chromium
+	@$(BIN)/python -m tests.support.screenshots
 
 test: $(READY) ## Lint, types and all tests (lint and types with AIRFLOW=3.3 only)
 ifeq ($(AIRFLOW),3.3)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
     AirflowSkipException,
     AirflowTaskTimeout,
+    get_current_context,
 )
 
 from kie_provider.client.errors import (
@@ -30,12 +31,16 @@ from kie_provider.client.errors import (
     KieTargetError,
     KieTaskFailedError,
     KieTaskTimeoutError,
+    storable,
 )
 from kie_provider.client.wording import counted, sentences
+from kie_provider.execution_timeout import held
 
 #: Characters of a line: what Airflow's log view shows of one on a screen of 1,440 pixels, beside time and level.
 #: Addresses and paths are not broken.
 WIDTH = 100
+#: XCom key of the reason why a task instance has failed, for the page that shows a gap in place of its image.
+FAILURE_KEY = "kie_failure"
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,24 @@ def failures(
     except (Exception, AirflowTaskTimeout) as error:
         failure = failure_of(error)
         if not _is_no_failure(failure):
-            for line in told(error, facts()):
+            known = facts()
+            for line in told(error, known):
                 log.error(line)  # noqa: TRY400  # Airflow logs the traceback
+            _leave_reason(error, known)
         if failure is error and not isinstance(error, KieError):
             raise
         raise failure from None
+
+
+def _leave_reason(error: BaseException, facts: Facts) -> None:
+    """Push the reason as an XCom, if that is possible: it is no more than a help for people."""
+    is_ours = isinstance(error, KieError | AirflowFailException)
+    reason = (
+        (error.message if isinstance(error, KieError) else str(error)) if is_ours else f"{_name(error)}, see the log"
+    )
+    kie_task_id = (error.kie_task_id if isinstance(error, KieError) else None) or facts.kie_task_id
+    with suppress(Exception), held():
+        get_current_context()["ti"].xcom_push(FAILURE_KEY, storable({"reason": reason, "kie_task_id": kie_task_id}))
 
 
 def _is_no_failure(failure: BaseException) -> bool:

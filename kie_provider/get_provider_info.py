@@ -118,5 +118,10 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "task-decorators": [{"name": "flux2", "class-name": "kie_provider.decorators.flux2.flux2_task"}],
         "config": CONFIG,
-        "extra-links": ["kie_provider.links.KieLogsLink", "kie_provider.links.KieResultLink"],
+        "extra-links": [
+            "kie_provider.links.KieImagesLink",
+            "kie_provider.links.KieLogsLink",
+            "kie_provider.links.KieResultLink",
+            "kie_provider.links.KieRunImagesLink",
+        ],
     }

@@ -1,4 +1,4 @@
-"""Buttons on a task instance: Kie's logs page, and the first result once it is known."""
+"""Buttons on a task instance: its images, Kie's logs page, and the first result once it is known."""
 
 from __future__ import annotations
 
@@ -7,10 +7,39 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom
 
+from kie_provider.addresses import run_address
 from kie_provider.client.errors import LOGS_PAGE
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
+
+#: Airflow pushes a button's address under this key after every phase of a task, and so marks what has images.
+IMAGES_XCOM_KEY = "_link_KieImagesLink"
+
+
+class KieImagesLink(BaseOperatorLink):
+    """The task instance's images, on the page that this provider adds to Airflow."""
+
+    name = "Kie images"
+
+    @property
+    def xcom_key(self) -> str:
+        """The XCom key of the address."""
+        return IMAGES_XCOM_KEY
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
+        """Return the page's address, relative to where Airflow is served: a worker need not know that."""
+        return run_address(ti_key.dag_id, ti_key.run_id, ti_key.task_id, ti_key.map_index)
+
+
+class KieRunImagesLink(BaseOperatorLink):
+    """All images of the run: for a task that makes none itself."""
+
+    name = "Kie images"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
+        """Return the page's address, relative to where Airflow is served."""
+        return run_address(ti_key.dag_id, ti_key.run_id)
 
 
 class KieLogsLink(BaseOperatorLink):

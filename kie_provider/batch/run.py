@@ -217,8 +217,11 @@ class BatchRun:
         return {**report.progress(), "manifest": str(report.manifest), "estimated_credits": estimated}
 
     def _tell_progress(self) -> None:
-        progress = self._plan.report.progress() if self._plan else None
-        if progress is None or progress == self._reported:
+        if self._plan is None:
+            return
+        report = self._plan.report
+        progress = {**report.progress(), "manifest": str(report.manifest)}
+        if progress == self._reported:
             return
         self._reported = progress
         push_xcom(self._ti, PROGRESS_KEY, progress)

@@ -1,10 +1,38 @@
-"""What the page and the picture have in common: colours, and how numbers are written."""
+"""What the sheet, Airflow's image page and the emulator have in common: colours, tiles, and how numbers are written."""
 
 from __future__ import annotations
 
-PAGE, PANEL, WELL, LINE = "#111216", "#191a20", "#0c0d10", "#2b2d36"
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kie_provider.files.thumbnails import BACKGROUND
+
+if TYPE_CHECKING:
+    from kie_provider.contact_sheet.tiles import Tile
+
+PAGE, PANEL, WELL, LINE = "#111216", "#191a20", BACKGROUND, "#2b2d36"
 INK, MUTED, ALARM = "#e9e7e2", "#8f919c", "#d9897f"
+DARK: Mapping[str, str] = {
+    "page": PAGE,
+    "panel": PANEL,
+    "well": WELL,
+    "line": LINE,
+    "ink": INK,
+    "muted": MUTED,
+    "alarm": ALARM,
+}
+LIGHT: Mapping[str, str] = {
+    "page": "#f8f7f4",
+    "panel": "#eeece7",
+    "well": "#e6e4de",
+    "line": "#d3d0c8",
+    "ink": "#1c1d21",
+    "muted": "#5f616b",
+    "alarm": "#a3342a",
+}
 SEPARATOR = " \u00b7 "
+_CALM = ("", "success", "waiting", "queuing", "generating", "running")
 
 
 def count(number: float, noun: str) -> str:
@@ -16,3 +44,87 @@ def count(number: float, noun: str) -> str:
 def dollars(amount: float) -> str:
     """Return dollars and cents, and half a cent if it is there: an image may cost that."""
     return f"${amount:,.3f}".removesuffix("0")
+
+
+def colours(*, has_light: bool) -> str:
+    """Return the colours as CSS variables: dark ones, or those of the reader's theme.
+
+    ``data-theme="light"`` or ``"dark"`` of the root element chooses one of the two themes.
+    """
+    if not has_light:
+        names = " ".join(f"--{name}: {dark};" for name, dark in DARK.items())
+        return f"  :root {{ color-scheme: dark; {names} }}\n"
+    names = " ".join(f"--{name}: light-dark({LIGHT[name]}, {dark});" for name, dark in DARK.items())
+    return (
+        f"  :root {{ color-scheme: light dark; {names} }}\n"
+        '  :root[data-theme="light"] { color-scheme: light; }\n  :root[data-theme="dark"] { color-scheme: dark; }\n'
+    )
+
+
+def figure(
+    tile: Tile, *, src: str = "", facts: Sequence[str] = (), links: Sequence[str] = (), more: str = "", opens: str = ""
+) -> str:
+    """Return a tile as HTML; whatever stands in it is text.
+
+    :param src: address of the thumbnail; without one the tile's note is in its place.
+    :param facts: text in a line below the prompt.
+    :param links: HTML of the links below that; so is ``more``, which follows.
+    :param opens: HTML attributes of the link around the picture, if the tile has one.
+    """
+    prompt = html.escape(tile.prompt)
+    if src:
+        alt = prompt or "image without a prompt"
+        view = f'<div class="view"><img src="{html.escape(src)}" alt="{alt}" loading="lazy"></div>'
+    else:
+        view = f'<div class="view {tile.kind}"><span>{html.escape(tile.note)}</span></div>'
+    if tile.link:
+        view = f'<a href="{html.escape(tile.link)}"{opens}>{view}</a>'
+    rows = [f'<p class="prompt" dir="auto" title="{prompt}">{prompt}</p>']
+    if facts:
+        rows.append(f'<p class="facts">{html.escape(SEPARATOR.join(facts))}</p>')
+    if tile.model or tile.state:
+        state = "" if tile.state in _CALM else ' class="alarm"'
+        rows.append(
+            f'<p class="model"><span>{html.escape(tile.model)}</span> <b{state}>{html.escape(tile.state)}</b></p>'
+        )
+    if links:
+        rows.append(f'<p class="links">{" ".join(links)}</p>')
+    return f"<figure>{view}<figcaption>{''.join(rows)}{more}</figcaption></figure>"
+
+
+def link(label: str, address: str) -> str:
+    """Return a link as HTML."""
+    return f'<a href="{html.escape(address)}">{html.escape(label)}</a>'
+
+
+STYLE = """\
+  * { box-sizing: border-box; margin: 0; }
+  body { padding: clamp(1.25rem, 4vw, 3.5rem); background: var(--page); color: var(--ink);
+    font: 14px/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+  header { padding-bottom: 1.25rem; margin-bottom: 2rem; border-bottom: 1px solid var(--line); }
+  h1 { font-size: 2rem; font-weight: 300; line-height: 1.2; letter-spacing: -.02em; overflow-wrap: anywhere; }
+  header p { margin-top: .5rem; color: var(--muted); font-variant-numeric: tabular-nums; }
+  main { display: grid; gap: 2rem 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(260px, 100%), 1fr)); }
+  figure { min-width: 0; content-visibility: auto; contain-intrinsic-size: auto 340px; }
+  a { color: inherit; text-decoration: none; }
+  .view { display: grid; place-items: center; aspect-ratio: var(--ratio, 1); background: var(--well);
+    border-radius: 4px; overflow: hidden; }
+  .view img { display: block; width: 100%; height: 100%; min-height: 0; object-fit: contain; }
+  a .view { transition: opacity .15s; }
+  a:hover .view { opacity: .85; }
+  a:focus-visible { outline: 2px solid var(--ink); outline-offset: 2px; }
+  .view span { padding: 1rem; max-width: 100%; text-align: center; color: var(--muted); overflow-wrap: anywhere; }
+  .missing, .running { background: none; border: 1px dashed var(--line); }
+  .view.unreadable span, .view.failed span, .alarm { color: var(--alarm); }
+  .other, .failed { background: var(--panel); }
+  figcaption { padding-top: .7rem; }
+  .prompt { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
+    overflow-wrap: anywhere; }
+  .facts, .model, .links { margin-top: .3rem; font-size: 12px; color: var(--muted);
+    font-variant-numeric: tabular-nums; }
+  .model, .links { display: flex; gap: .75rem; margin-top: 0; min-width: 0; }
+  .model span, .where { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+  .model b { font-weight: inherit; }
+  .links a { flex: none; color: var(--ink); border-bottom: 1px solid var(--line); }
+  .links a:hover { border-color: var(--ink); }
+"""

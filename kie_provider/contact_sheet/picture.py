@@ -9,8 +9,8 @@ from io import BytesIO
 from typing import Any
 
 from kie_provider.contact_sheet.look import ALARM, INK, LINE, MUTED, PAGE, PANEL, SEPARATOR, WELL
-from kie_provider.contact_sheet.thumbnails import THUMBNAIL_SIZE
 from kie_provider.contact_sheet.tiles import Tile, height_ratio
+from kie_provider.files.thumbnails import THUMBNAIL_SIZE
 
 #: The picture gets smaller thumbnails rather than more pixels than this.
 MAX_SHEET_PIXELS = 12_000_000

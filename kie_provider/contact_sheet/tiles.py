@@ -140,5 +140,5 @@ def _store(path: ObjectStoragePath) -> tuple[str, str | None]:
 
 def height_ratio(tiles: Sequence[Tile]) -> float:
     """Return height / width that suits most images, within reason."""
-    ratios = [tile.size[1] / tile.size[0] for tile in tiles if tile.thumbnail and tile.size]
+    ratios = [tile.size[1] / tile.size[0] for tile in tiles if tile.kind == "image" and tile.size]
     return min(max(statistics.median(ratios or [0.75]), 0.5), 1.25)

@@ -11,6 +11,7 @@ from kie_provider.client.models import shorten
 
 FIELDS = ("kie_task_id", "index", "extension")
 _ENDING = ".{extension}"
+_THUMBNAIL = r"\.thumb\.\{extension\}$"
 _LONGEST_NAME = 200  # bytes of one part; file systems allow 255, and temporary names are longer
 
 
@@ -28,6 +29,8 @@ def pattern_problem(pattern: object, more_fields: Mapping[str, object] = Mapping
         parts = list(Formatter().parse(pattern))
     except ValueError as error:
         return f"{shorten(pattern)} is not a pattern ({error})"
+    if re.search(_THUMBNAIL, pattern, re.IGNORECASE):
+        return f"{shorten(pattern)} ends like the name of a thumbnail; choose another one than '.thumb'"
     fields = (*FIELDS, *more_fields)
     for _, name, spec, conversion in parts:
         if name is not None and name not in fields:
@@ -76,3 +79,8 @@ def file_name(pattern: str, kie_task_id: str, index: int, extension: str) -> str
 def sidecar_name(pattern: str, kie_task_id: str, index: int) -> str:
     """Return the name of the JSON file beside a result."""
     return file_name(pattern, kie_task_id, index, "json")
+
+
+def thumbnail_name(pattern: str, kie_task_id: str, index: int) -> str:
+    """Return the name of the small JPEG beside a result; no result has such a name."""
+    return file_name(pattern, kie_task_id, index, "thumb.jpg")

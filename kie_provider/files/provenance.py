@@ -30,6 +30,7 @@ class SavedFile:
     :param width: pixels, as it is shown; None if it is no image.
     :param height: pixels; likewise.
     :param sidecar: path of the JSON file beside it.
+    :param thumbnail: path of a small JPEG of it; None if it is no image, or none could be made.
     """
 
     path: str
@@ -40,6 +41,7 @@ class SavedFile:
     width: int | None
     height: int | None
     sidecar: str
+    thumbnail: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -52,7 +54,7 @@ class SavedFile:
             return None
         told: dict[str, Any] = {field.name: value.get(field.name) for field in fields(cls)}
         file = cls(**told)
-        texts = (file.path, file.sha256, file.stored_sha256, file.media_type, file.sidecar)
+        texts = (file.path, file.sha256, file.stored_sha256, file.media_type, file.sidecar, file.thumbnail or "")
         numbers = [file.bytes, *(each for each in (file.width, file.height) if each is not None)]
         makes_sense = all(isinstance(each, str) for each in texts) and all(type(each) is int for each in numbers)
         return file if makes_sense else None

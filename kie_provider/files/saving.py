@@ -19,6 +19,7 @@ from kie_provider.files import naming, storage
 from kie_provider.files.decoding import DECODED_TYPES
 from kie_provider.files.media import EXTENSIONS, Media, inspect, require_pillow, size_problem
 from kie_provider.files.provenance import RunFacts, SavedFile, input_of, sidecar
+from kie_provider.files.thumbnails import shrink
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -241,6 +242,7 @@ class ResultSaver:
                         "touched; choose another file_name, or set overwrite=True"
                     )
                 storage.put(local, path)
+            thumbnail = self._store_thumbnail(path, kie_task_id, index, local, media)
             file = SavedFile(
                 path=str(path),
                 sha256=delivered.sha256,
@@ -250,6 +252,7 @@ class ResultSaver:
                 width=media.width,
                 height=media.height,
                 sidecar=str(self._path(naming.sidecar_name(options.file_name, kie_task_id, index))),
+                thumbnail=thumbnail,
             )
             facts = sidecar(
                 result,
@@ -266,6 +269,30 @@ class ResultSaver:
         finally:
             for spooled in (delivered.path, local):
                 spooled.unlink(missing_ok=True)
+
+    def _store_thumbnail(
+        self, image: ObjectStoragePath, kie_task_id: str, index: int, local: Path, media: Media
+    ) -> str | None:
+        """Put a small version beside an image and return its path. Whatever goes wrong with it fails nothing."""
+        if media.media_type not in DECODED_TYPES:
+            return None
+        path = self._path(naming.thumbnail_name(self._options.file_name, kie_task_id, index))
+        small = local.with_suffix(".thumb.jpg")
+        try:
+            with local.open("rb") as file:
+                content, _ = shrink(file)
+            stored = storage.sha256_of(path)
+            if stored != hashlib.sha256(content).hexdigest():
+                if stored is not None and not self._options.overwrite:
+                    raise KieTargetError(f"{path} exists and is another file; it was not touched")
+                small.write_bytes(content)
+                storage.put(small, path)
+        except Exception as error:  # noqa: BLE001  # decoders and storages raise anything; the image is what counts
+            log.warning("There is no thumbnail of %s: %s", image, error)
+            return None
+        finally:
+            small.unlink(missing_ok=True)
+        return str(path)
 
     def _embed(self, result: Mapping[str, Any], source: Path, local: Path, media: Media) -> None:
         from kie_provider.files.embedding import EmbeddedFacts, EmbeddingRefusedError, embed
@@ -310,7 +337,13 @@ class ResultSaver:
     def _as_named(self, file: SavedFile, sidecar_name: str) -> SavedFile:
         """Return a file under the only paths that it may have: what a sidecar or manifest says of them is not asked."""
         path = self._image_path(sidecar_name, file.media_type)
-        return replace(file, path=str(path), sidecar=str(self._path(sidecar_name)))
+        thumbnail = self._path(f"{sidecar_name.removesuffix('json')}thumb.jpg")
+        return replace(
+            file,
+            path=str(path),
+            sidecar=str(self._path(sidecar_name)),
+            thumbnail=None if file.thumbnail is None else str(thumbnail),
+        )
 
     def _image_path(self, sidecar_name: str, media_type: str) -> ObjectStoragePath:
         return self._path(f"{sidecar_name.removesuffix('json')}{EXTENSIONS.get(media_type, '')}")

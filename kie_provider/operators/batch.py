@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 from kie_provider import parameters
 from kie_provider.assets import tell_assets
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
-from kie_provider.links import KieLogsLink
+from kie_provider.links import KieImagesLink, KieLogsLink
 from kie_provider.operators.flux2 import DEFAULT_MODEL
 from kie_provider.operators.results import (
     DEFAULT_MAX_BYTES,
@@ -42,7 +42,7 @@ class Flux2BatchOperator(SavingOperator):
     Returns ``manifest`` (path of a JSON file with the result dict of every item, or why there is none), the number of
     ``images`` asked for, of those ``saved``, ``failed``, ``unknown`` (createTask's answer was lost), ``running`` (not
     done in time) and ``not_ordered`` (the account was empty, for example), ``credits`` (charged for what was saved)
-    and ``estimated_credits``. While the batch runs, XCom ``progress`` has the counts.
+    and ``estimated_credits``. While the batch runs, XCom ``progress`` has the counts and ``manifest``.
 
     The parameters that are not listed here are those of :class:`~kie_provider.operators.results.KieSaveResultOperator`;
     in ``file_name``, ``{item}`` is the place in the list, from 0, and ``{prompt_slug}`` the prompt as part of a name.
@@ -89,7 +89,7 @@ class Flux2BatchOperator(SavingOperator):
         "kie_conn_id",
     )
     template_fields_renderers = {"prompts": "json"}  # noqa: RUF012  # as BaseOperator declares it
-    operator_extra_links: Collection[BaseOperatorLink] = (KieLogsLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (KieImagesLink(), KieLogsLink())
     ui_color = "#e8e4f8"
 
     def __init__(

@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperat
 from kie_provider.airflow_errors import Facts, failures
 from kie_provider.assets import tell_assets
 from kie_provider.client.wording import counted
+from kie_provider.links import KieRunImagesLink
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
@@ -39,6 +40,7 @@ class KieContactSheetOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("results", "target", "prompts", "title", "name")
     template_fields_renderers = {"results": "json", "prompts": "json"}  # noqa: RUF012  # as BaseOperator declares it
+    operator_extra_links = (KieRunImagesLink(),)
     ui_color = "#e8e4f8"
 
     def __init__(

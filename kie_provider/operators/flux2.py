@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import conf
 from kie_provider import parameters
 from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
-from kie_provider.links import KieLogsLink, KieResultLink
+from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
 from kie_provider.operators.kie import SubmittingOperator
 from kie_provider.operators.results import (
     DEFAULT_MAX_BYTES,
@@ -156,7 +156,7 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
         "poll_interval",
         "timeout",
     )
-    operator_extra_links = (KieLogsLink(), KieResultLink())
+    operator_extra_links = (KieImagesLink(), KieLogsLink(), KieResultLink())
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, BaseOperatorLink
 
 from kie_provider import parameters
 from kie_provider.hooks.kie import DEFAULT_CONN_ID
-from kie_provider.links import KieLogsLink
+from kie_provider.links import KieImagesLink, KieLogsLink
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class SubmittingOperator(BaseOperator):
     """What operators that create one Kie task have in common; not for use in a DAG."""
 
-    operator_extra_links: Collection[BaseOperatorLink] = (KieLogsLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (KieImagesLink(), KieLogsLink())
     ui_color = "#e8e4f8"
     #: Set while the operator is running.
     _submission: SingleSubmission | None = None

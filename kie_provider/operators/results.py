@@ -12,7 +12,7 @@ from kie_provider.airflow_errors import Facts, failures
 from kie_provider.assets import tell_assets
 from kie_provider.client.errors import KieTaskFailedError, KieTaskTimeoutError
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
-from kie_provider.links import KieLogsLink, KieResultLink
+from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
 from kie_provider.parameters import DEFAULT_FILE_NAME
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class KieSaveResultOperator(SavingOperator):
     one event per task instance, with all files in ``extra``.
 
     ``files`` has one entry per file: ``path``, ``sha256`` (as Kie delivered it), ``stored_sha256`` (as stored),
-    ``bytes``, ``media_type``, ``width`` and ``height`` (pixels, as it is shown; None if not an image), and
-    ``sidecar`` (path of the JSON file).
+    ``bytes``, ``media_type``, ``width`` and ``height`` (pixels, as it is shown; None if not an image), ``sidecar``
+    (path of the JSON file) and ``thumbnail`` (path of a small JPEG; None if there is none).
 
     :param result: the result dict of a sensor or operator, or a Kie task id (templated).
     :param target: folder, as a local path, where ``~`` is the home folder, or as Airflow's object storage knows it:
@@ -127,7 +127,7 @@ class KieSaveResultOperator(SavingOperator):
 
     template_fields: Sequence[str] = ("result", *SavingOperator.template_fields, "kie_conn_id")
     template_fields_renderers = {"result": "json"}  # noqa: RUF012  # as BaseOperator declares it
-    operator_extra_links = (KieLogsLink(), KieResultLink())
+    operator_extra_links = (KieImagesLink(), KieLogsLink(), KieResultLink())
     ui_color = "#e8e4f8"
 
     def __init__(

@@ -23,7 +23,7 @@ from kie_provider.client.errors import KieError, KieTaskTimeoutError, KieValidat
 from kie_provider.client.wording import counted
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from kie_provider.last_words import goes_on, log_last_words
-from kie_provider.links import KieLogsLink, KieResultLink
+from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
 from kie_provider.waiting import (
     log_success,
     poll,
@@ -62,7 +62,7 @@ class KieTaskSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("kie_task_id", "kie_conn_id")
-    operator_extra_links = (KieLogsLink(), KieResultLink())
+    operator_extra_links = (KieImagesLink(), KieLogsLink(), KieResultLink())
     ui_color = "#f3f0fc"
     _requires_image: ClassVar[bool] = False
 

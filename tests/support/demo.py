@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kie_provider.addresses import IMAGES
 from kie_provider.client.client import KieClient
 from kie_provider.client.endpoint import Endpoint
 from kie_provider.client.errors import KieError
@@ -77,6 +78,7 @@ class Demo:
         self.is_real = is_real
         self.began = time.monotonic()
         self.phases: list[tuple[str, float]] = []
+        self.sheet: str | None = None
 
     def run(self) -> int:
         """Start everything, run the DAG, report; with `keep`, stay until Ctrl-C."""
@@ -92,13 +94,23 @@ class Demo:
         say(f"Airflow {version} is ready after {self.phases[-1][1]:.1f} s: {self.airflow.url}\n")
 
         status = self.make_images()
+        page = f"{self.airflow.url}/{IMAGES}"
         if self.keep:
             say("Everything keeps running until you press Ctrl-C:")
             say(f"  Airflow   {self.airflow.url}/dags/{DAG_ID}  (no password)")
             if not self.is_real:
                 say("  Emulator  {host}  (bill: {host}/_emulator/bill)".format(**connection))
+            self.say_where(f"{page}  (in Airflow: Browse > Kie.ai images, and the tab Images of each run)")
             self.wait_for_ctrl_c()
+        else:
+            self.say_where(f"{page}  (gone with this Airflow; make airflow leaves it running)")
         return status
+
+    def say_where(self, page: str) -> None:
+        """Say where the images can be looked at."""
+        say(f"  Images    {page}")
+        if self.sheet:
+            say(f"  Sheet     {Path(self.sheet).as_uri()}")
 
     def connect(self) -> dict[str, Any]:
         """Make the client and return Airflow's connection: to the emulator, or to Kie and then say what it will cost.
@@ -175,6 +187,7 @@ class Demo:
         """Say which images a contact sheet shows, and where it is."""
         from PIL import Image
 
+        self.sheet = sheet["html"]
         manifest = json.loads(Path(sheet["manifest"]).read_text(encoding="utf-8"))
         files = [file for result in manifest["results"] for file in result["files"]]
         gaps = f", {sheet['missing']} missing" if sheet["missing"] else ""

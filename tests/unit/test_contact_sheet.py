@@ -311,7 +311,7 @@ def broken(folder: Path, kind: str) -> str:
     ],
 )
 def test_file_that_cannot_be_shown_is_a_tile_and_a_warning(tmp_path, monkeypatch, caplog, kind, note):
-    monkeypatch.setattr(thumbnails, "MAX_IMAGE_PIXELS", 2_000_000)
+    monkeypatch.setattr("kie_provider.files.thumbnails.MAX_IMAGE_PIXELS", 2_000_000)
     good, path = picture(tmp_path / "good.png"), broken(tmp_path, kind)
     with caplog.at_level(logging.WARNING):
         sheet = write_contact_sheet([result("bad", path), result("good", good)], str(tmp_path))
@@ -328,7 +328,7 @@ def test_file_that_cannot_be_shown_is_a_tile_and_a_warning(tmp_path, monkeypatch
 
 
 def test_image_of_exactly_the_limit_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr(thumbnails, "MAX_IMAGE_PIXELS", 120_000)
+    monkeypatch.setattr("kie_provider.files.thumbnails.MAX_IMAGE_PIXELS", 120_000)
     assert write_contact_sheet([result("fox", picture(tmp_path / "a.png"))], str(tmp_path))["images"] == 1
 
 
@@ -448,7 +448,7 @@ def test_transparent_parts_show_the_background(tmp_path):
 
 
 def test_two_threads_at_most_decode(tmp_path, monkeypatch):
-    file, shrink = picture(tmp_path / "a.png"), thumbnails._shrink
+    file, shrink = picture(tmp_path / "a.png"), thumbnails.shrink
     at_work, most, two = set(), [], threading.Barrier(2)
 
     def watched(stream):
@@ -460,7 +460,7 @@ def test_two_threads_at_most_decode(tmp_path, monkeypatch):
         finally:
             at_work.discard(threading.get_ident())
 
-    monkeypatch.setattr(thumbnails, "_shrink", watched)
+    monkeypatch.setattr(thumbnails, "shrink", watched)
     assert write_contact_sheet([result(str(n), file) for n in range(8)], str(tmp_path))["images"] == 8
     assert max(most) == 2
 

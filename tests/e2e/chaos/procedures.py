@@ -158,7 +158,7 @@ def killed_while_saving(trial: Trial) -> None:
     assert saved_files(trial) == {}
     trial.kie.release()
     trial.wait_for_end()
-    assert sorted(path.suffix for path in saved_files(trial)) == [".json", ".png"]
+    assert sorted(path.suffix for path in saved_files(trial)) == [".jpg", ".json", ".png"]
 
 
 @procedure
@@ -171,7 +171,7 @@ def killed_after_saving(trial: Trial) -> None:
     saved = saved_files(trial)
     kill_at(trial, hold)
     trial.wait_for_end()
-    assert sorted(path.suffix for path in saved) == [".json", ".png"]
+    assert sorted(path.suffix for path in saved) == [".jpg", ".json", ".png"]
     assert saved_files(trial) == saved
 
 

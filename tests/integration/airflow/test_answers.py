@@ -90,7 +90,11 @@ class TestAnotherTask:
         mine = kie_emulator.bill()["tasks"][1]["taskId"]
         assert outcome.result["kie_task_id"] == mine
         assert theirs["taskId"] not in json.dumps(outcome.result)
-        assert sorted(path.name for path in tmp_path.iterdir()) == [f"{mine}-0.json", f"{mine}-0.png"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            f"{mine}-0.json",
+            f"{mine}-0.png",
+            f"{mine}-0.thumb.jpg",
+        ]
         assert theirs["taskId"] not in (tmp_path / f"{mine}-0.json").read_text()
 
     @durable
@@ -124,7 +128,8 @@ class TestAnotherTask:
         outcome = run_task(save)
 
         assert (outcome.state, outcome.result["kie_task_id"]) == ("success", kie_task_id), outcome.error
-        assert sorted(path.name for path in tmp_path.iterdir()) == [f"{kie_task_id}-0.json", f"{kie_task_id}-0.png"]
+        names = [f"{kie_task_id}-0.json", f"{kie_task_id}-0.png", f"{kie_task_id}-0.thumb.jpg"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == names
 
     def test_save_by_id_when_it_does_not_pass(self, cache, theirs, kie_emulator, tmp_path):
         cache(None)

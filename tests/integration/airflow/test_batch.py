@@ -119,7 +119,7 @@ class TestAllIsWell:
             assert json.loads(Path(file["sidecar"]).read_text())["prompt"] == item["input"]["prompt"]
         assert {task["taskId"] for task in kie.bill()["tasks"]} == {item["kie_task_id"] for item in told["items"]}
         assert kie.bill()["charged_total"] == 30
-        assert len(list(tmp_path.iterdir())) == 2 * 6 + 1
+        assert len(list(tmp_path.iterdir())) == 3 * 6 + 1
 
     @DEFERRABLE
     def test_more_than_may_run_at_once(self, run, kie, monkeypatch, deferrable):
@@ -159,7 +159,7 @@ class TestAllIsWell:
         assert len({item["kie_task_id"] for item in items}) == 3
         assert kie.bill()["charged_total"] == 15
 
-    def test_progress_is_in_xcom_and_log(self, run, capsys, caplog):
+    def test_progress_is_in_xcom_and_log(self, run, tmp_path, capsys, caplog):
         seen = []
 
         def remember(context, result):
@@ -168,7 +168,8 @@ class TestAllIsWell:
 
         run(post_execute=remember)
 
-        assert seen == [{"images": 6, **counts(saved=6), "credits": 30}]
+        [path] = tmp_path.glob("it-*.json")
+        assert seen == [{"images": 6, **counts(saved=6), "credits": 30, "manifest": str(path)}]
         log = capsys.readouterr().out + caplog.text
         assert re.search(r"\d of 6 images saved, 0 failed, 0 unknown, \d running, 0 to order; \d+ credits", log)
         assert "6 of 6 images saved, 0 failed, 0 unknown, 0 running, 0 to order; 30 credits" in log
@@ -744,7 +745,7 @@ def test_what_is_no_image_is_downloaded_again(run, kie, tmp_path, monkeypatch, b
 
     if importlib.util.find_spec("airflow.models.task_state_store"):
         assert (outcome.state, outcome.tries, outcome.result["saved"]) == ("success", 2, 6), outcome.errors
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".jpg"}
     assert kie.bill()["charged_total"] == 30
 
 

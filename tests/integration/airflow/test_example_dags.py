@@ -66,7 +66,8 @@ def test_daily_content(kie_emulator, tmp_path, one_fails):
     listed = [Path(file["path"]) for result in manifest["results"] for file in result["files"]]
     assert sorted(listed) == sorted(images)
     sheets = [Path(sheet[name]) for name in ("html", "png", "manifest")]
-    assert sorted(images[0].parent.iterdir()) == sorted([*images, *(i.with_suffix(".json") for i in images), *sheets])
+    beside = [image.with_suffix(suffix) for image in images for suffix in (".json", ".thumb.jpg")]
+    assert sorted(images[0].parent.iterdir()) == sorted([*images, *beside, *sheets])
 
 
 def test_batch(kie_emulator, tmp_path, monkeypatch):

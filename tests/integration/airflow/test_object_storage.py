@@ -14,6 +14,9 @@ from moto.server import ThreadedMotoServer
 
 from kie_provider.operators.contact_sheet import KieContactSheetOperator
 from kie_provider.operators.flux2 import Flux2GenerateImageOperator
+from kie_provider.plugin.outputs import TaskOutput
+from kie_provider.plugin.pictures import file_of
+from kie_provider.plugin.stored import NotShownError, blocks, open_file
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 
 BUCKET = "pictures"
@@ -80,7 +83,7 @@ def test_the_listing_is_what_the_results_say(kie_emulator, s3):
     files = [file for result in manifest["results"] for file in result["files"]]
     assert len(files) == 3
     assert all(file["path"].startswith(f"s3://aws_test@{BUCKET}/day/") for file in files)
-    listed = [file[name] for file in files for name in ("path", "sidecar")] + [
+    listed = [file[name] for file in files for name in ("path", "sidecar", "thumbnail")] + [
         sheet[n] for n in ("html", "png", "manifest")
     ]
     assert keys_of(s3) == sorted(path.partition(f"{BUCKET}/")[2] for path in listed)
@@ -91,6 +94,33 @@ def test_the_listing_is_what_the_results_say(kie_emulator, s3):
         assert ObjectStoragePath(file["path"]).read_bytes() == stored  # for whoever comes next
     head = s3.head_object(Bucket=BUCKET, Key=files[0]["path"].partition(f"{BUCKET}/")[2])
     assert head["ContentType"] == "image/png"
+
+
+def test_the_image_page_reads_it(kie_emulator, s3):
+    result = run_task(generate()).result
+    target = f"s3://aws_test@{BUCKET}/a/it/"
+    key = ("a_dag", "a_run", "it", -1)
+
+    def read(path, dag_id, **rendered):
+        output = TaskOutput(dag_id, *key[1:], values={"return_value": result}, rendered=rendered)
+        file = file_of(output, -1, 0, lambda *_: "no list")
+        stream, media_type = open_file(file, getattr(file, path) if hasattr(file, path) else path, output)
+        return b"".join(blocks(stream)), media_type
+
+    [file] = result["files"]
+    dag_id = json.loads(content(s3, file["sidecar"].partition(f"{BUCKET}/")[2]))["airflow"]["dag_id"]
+    for rendered in ({"target": target}, {}):  # Airflow forgets the targets of old runs
+        small, media_type = read("thumbnail", dag_id, **rendered)
+        assert (small, media_type) == (content(s3, file["thumbnail"].partition(f"{BUCKET}/")[2]), "image/jpeg")
+        assert hashlib.sha256(read("path", dag_id, **rendered)[0]).hexdigest() == file["sha256"]
+        with pytest.raises(NotShownError, match="No JSON file beside it says that this DAG has saved it"):
+            read("path", "another_dag", **rendered)
+    for elsewhere in (f"s3://aws_test@{BUCKET}/a/it2", f"s3://other@{BUCKET}/a/it", "/data"):
+        with pytest.raises(NotShownError, match=r"not below the target|does not have"):
+            read("path", dag_id, target=elsewhere)
+    s3.delete_object(Bucket=BUCKET, Key=file["thumbnail"].partition(f"{BUCKET}/")[2])
+    with pytest.raises(NotShownError, match="There is no such file"):
+        read("thumbnail", dag_id, target=target)
 
 
 def test_a_second_time_writes_nothing(kie_emulator, s3):

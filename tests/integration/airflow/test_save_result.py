@@ -51,7 +51,7 @@ class TestSaveResult:
 
         assert {key[0]: outcome.state for key, outcome in outcomes.items()} == dict.fromkeys(dag.task_ids, "success")
         kie_task_id = outcomes["create", -1].result
-        names = [f"{kie_task_id}-0.json", f"{kie_task_id}-0.png"]
+        names = [f"{kie_task_id}-0.json", f"{kie_task_id}-0.png", f"{kie_task_id}-0.thumb.jpg"]
         assert files(tmp_path / "a") == names
         assert files(tmp_path / "b" / "by_id") == names
         waited, saved = outcomes["wait", -1].result, outcomes["by_result", -1].result
@@ -103,7 +103,9 @@ class TestGenerate:
 
         assert (outcome.state, outcome.tries) == ("success", 1), outcome.error
         [file] = outcome.result["files"]
-        assert files(tmp_path) == [f"it/{outcome.result['kie_task_id']}-0.{end}" for end in ("json", "png")]
+        assert files(tmp_path) == [
+            f"it/{outcome.result['kie_task_id']}-0.{end}" for end in ("json", "png", "thumb.jpg")
+        ]
         facts = json.loads(Path(file["sidecar"]).read_text())
         assert (facts["prompt"], facts["credits"], facts["usd"]) == ("a red fox", 5.0, 0.025)
         assert (facts["airflow"]["task_id"], facts["airflow"]["try_number"]) == ("it", 1)
@@ -117,7 +119,7 @@ class TestGenerate:
         assert (outcome.state, outcome.tries, outcome.retried) == ("success", 2, True)
         assert "What the Kie.ai link delivered is not the result" in str(outcome.error)
         assert "<html>expired</html>" in str(outcome.error)
-        assert len(files(tmp_path)) == 2
+        assert len(files(tmp_path)) == 3
         bill = kie_emulator.bill()
         assert (len(bill["tasks"]), bill["charged_total"]) == (1, 5)
 
@@ -129,7 +131,7 @@ class TestGenerate:
 
         assert (outcome.state, outcome.tries) == ("success", 2)
         assert "What the Kie.ai link delivered is not the result" in str(outcome.error)
-        assert {Path(name).suffix for name in files(tmp_path)} == {".json", ".png"}
+        assert {Path(name).suffix for name in files(tmp_path)} == {".json", ".png", ".jpg"}
         assert kie_emulator.bill()["charged_total"] == 5
 
     @pytest.mark.parametrize("title", ["std::vector", "c:", "a\u0085b", "..", "x" * 300, "", "a/../b"])
@@ -203,7 +205,7 @@ def test_a_killed_try_saves_only_what_is_missing(kie_emulator, tmp_path, monkeyp
 
     assert (outcome.state, outcome.tries) == ("success", 2)
     kie_task_id = outcome.result["kie_task_id"]
-    assert calls == [f"{kie_task_id}-0.png", f"{kie_task_id}-0.json"]
+    assert calls == [f"{kie_task_id}-0.png", f"{kie_task_id}-0.thumb.jpg", f"{kie_task_id}-0.json"]
     assert kie_emulator.bill()["charged_total"] == 5
 
 
@@ -215,7 +217,7 @@ def test_a_fixed_name_that_is_taken_is_refused_before_paying(kie_emulator, tmp_p
     assert (first.state, second.state, third.state) == ("success", "failed", "success")
     assert "cover.png exists, and file_name='cover.{extension}' gives every image that name" in str(second.error)
     assert not second.retried
-    assert files(tmp_path) == ["cover.json", "cover.png"]
+    assert files(tmp_path) == ["cover.json", "cover.png", "cover.thumb.jpg"]
     assert json.loads((tmp_path / "cover.json").read_text())["prompt"] == "a blue fox"
     assert len(kie_emulator.bill()["tasks"]) == 2
 
@@ -236,7 +238,7 @@ def test_mapped_with_native_rendering_and_a_trigger_rule(kie_emulator, tmp_path)
 
     assert [outcomes["image", index].state for index in range(3)] == ["success", "failed", "success"]
     assert outcomes["count", -1].result == 2
-    assert len(files(tmp_path)) == 4
+    assert len(files(tmp_path)) == 6
     assert kie_emulator.bill()["charged_total"] == 10
 
 
@@ -301,7 +303,7 @@ def test_lineage_reports_what_was_written(kie_emulator, tmp_path, monkeypatch):
     outcome = run_task(generate(target=str(tmp_path)))
 
     [file] = outcome.result["files"]
-    assert seen == [Path(file[name]).as_uri() for name in ("path", "sidecar")]
+    assert seen == [Path(file[name]).as_uri() for name in ("path", "thumbnail", "sidecar")]
 
 
 def test_prices_of_ones_own(kie_emulator, tmp_path, monkeypatch):

@@ -59,9 +59,9 @@ class TestSuccess:
         with ScriptedServer(reply(PNG, **IMAGE)) as host:
             result = save(result_of(f"{host.url}/1"))
 
-        image, sidecar = out / f"{KIE_TASK_ID}-0.png", out / f"{KIE_TASK_ID}-0.json"
+        image, sidecar, thumbnail = (out / f"{KIE_TASK_ID}-0.{each}" for each in ("png", "json", "thumb.jpg"))
         assert image.read_bytes() == PNG
-        assert names(out) == [sidecar.name, image.name]
+        assert names(out) == [sidecar.name, image.name, thumbnail.name]
         [file] = result["files"]
         assert file == {
             "path": str(image),
@@ -72,7 +72,10 @@ class TestSuccess:
             "width": 1024,
             "height": 1024,
             "sidecar": str(sidecar),
+            "thumbnail": str(thumbnail),
         }
+        with Image.open(thumbnail) as small:
+            assert (small.format, small.size) == ("JPEG", (320, 320))
         facts = json.loads(sidecar.read_text())
         assert abs(time.time() - pendulum.parse(facts.pop("saved_at")).timestamp()) < 60
         assert re.fullmatch(r"airflow-provider-kie \d+\.\d+\.\d+.*", facts.pop("provider"))
@@ -111,6 +114,7 @@ class TestSuccess:
 
         assert (file["media_type"], file["path"]) == (media_type, str(out / f"{KIE_TASK_ID}-0.{extension}"))
         assert (file["width"] is None) == (not media_type.startswith("image"))
+        assert (file["thumbnail"] is None) == (not media_type.startswith("image"))
         assert Path(file["path"]).read_bytes() == body
 
     def test_several_files_and_a_pattern_with_folders(self, save, out):
@@ -184,7 +188,7 @@ class TestSecondTime:
             written = Path(file["path"]).stat().st_mtime_ns
             assert save(result_of(host.url))["files"] == [file]
         assert Path(file["path"]).stat().st_mtime_ns == written
-        assert names(out) == [f"{KIE_TASK_ID}-0.json", f"{KIE_TASK_ID}-0.png"]
+        assert names(out) == [f"{KIE_TASK_ID}-0.json", f"{KIE_TASK_ID}-0.png", f"{KIE_TASK_ID}-0.thumb.jpg"]
 
     @pytest.mark.parametrize(
         "damage",
@@ -213,6 +217,7 @@ class TestSecondTime:
             ("media_type", "../../etc/passwd"),
             ("path", 5),
             ("stored_sha256", {}),
+            ("thumbnail", 5),
         ],
     )
     def test_so_is_one_with_other_types(self, save, field, value):
@@ -227,7 +232,7 @@ class TestSecondTime:
         with ScriptedServer(reply(PNG, **IMAGE)) as host:
             [file] = save(result_of(host.url))["files"]
             sidecar = Path(file["sidecar"])
-            told = {**file, "path": "/etc/passwd", "sidecar": "/etc/shadow"}
+            told = {**file, "path": "/etc/passwd", "sidecar": "/etc/shadow", "thumbnail": "/etc/group"}
             sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "file": told}))
             assert save(result_of(host.url))["files"] == [file]
 
@@ -270,6 +275,50 @@ class TestSecondTime:
                 save(result_of(host.url), embed_provenance=True)
 
 
+class TestThumbnail:
+    def test_what_an_earlier_release_saved_is_kept_without_one(self, save, out):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            [file] = save(result_of(host.url))["files"]
+            (out / f"{KIE_TASK_ID}-0.thumb.jpg").unlink()
+            sidecar = Path(file["sidecar"])
+            told = {name: value for name, value in file.items() if name != "thumbnail"}
+            sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "file": told}))
+            assert save(result_of(host.url))["files"] == [{**file, "thumbnail": None}]
+
+    def test_a_file_that_has_its_name_is_left_alone(self, save, out, caplog):
+        out.mkdir()
+        (out / f"{KIE_TASK_ID}-0.thumb.jpg").write_bytes(b"mine")
+        with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
+            [file] = save(result_of(host.url))["files"]
+            assert (file["thumbnail"], (out / f"{KIE_TASK_ID}-0.thumb.jpg").read_bytes()) == (None, b"mine")
+            assert f"There is no thumbnail of {file['path']}: " in caplog.text
+            Path(file["sidecar"]).unlink()
+            [file] = save(result_of(host.url), overwrite=True)["files"]
+        assert Path(file["thumbnail"]).read_bytes().startswith(b"\xff\xd8\xff")
+
+    @pytest.mark.parametrize("fails", ["kie_provider.files.saving.shrink", "kie_provider.files.saving.storage.put"])
+    def test_without_one_the_image_is_saved_all_the_same(self, save, monkeypatch, caplog, fails):
+        put = storage.put
+
+        def fail(local, target=None):
+            if target is None or target.name.endswith(".thumb.jpg"):
+                raise RuntimeError("no thumbnail today")
+            put(local, target)
+
+        monkeypatch.setattr(fails, fail)
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            [file] = save(result_of(host.url))["files"]
+            assert file["thumbnail"] is None
+            assert "no thumbnail today" in caplog.text
+            assert save(result_of(host.url))["files"] == [file]
+        assert Path(file["path"]).read_bytes() == PNG
+
+    @pytest.mark.parametrize("name", ["cover.thumb.{extension}", "{kie_task_id}-{index}.THUMB.{extension}"])
+    def test_no_result_has_the_name_of_one(self, save, name):
+        with pytest.raises(KieTargetError, match=r"file_name: .* ends like the name of a thumbnail"):
+            save(result_of("http://127.0.0.1:1/never-asked"), file_name=name)
+
+
 BROKEN = {
     "HTML": (reply("<!doctype html><p>expired", **IMAGE), "it begins with '<!doctype html><p>expired'"),
     "JSON": (reply('{"code": 404}', **IMAGE), """it begins with '{"code": 404}'"""),
@@ -303,7 +352,7 @@ class TestBadBodies:
             assert caught.value.is_transient
             assert names(out) == []
             save(result_of(host.url))
-        assert names(out) == [f"{KIE_TASK_ID}-0.json", f"{KIE_TASK_ID}-0.png"]
+        assert names(out) == [f"{KIE_TASK_ID}-0.json", f"{KIE_TASK_ID}-0.png", f"{KIE_TASK_ID}-0.thumb.jpg"]
 
     @pytest.mark.parametrize("encoding", ["gbk", "utf-16-le", "big5"])
     def test_no_model_makes_text_files(self, save, out, encoding):
@@ -395,7 +444,7 @@ class TestBadBodies:
                 assert names(out) == []
             save(result_of(host.url, input=task_input), on_wrong_size="warn")
         assert (problem or "not what was ordered") in caplog.text if problem else "ordered" not in caplog.text
-        assert len(names(out)) == 2
+        assert len(names(out)) == 3
 
     def test_embedding_into_what_is_no_image(self, save, out):
         body = b"\0\0\0\x18ftypmp42" + b"\xff" * 1000
@@ -657,7 +706,7 @@ class TestTarget:
             assert caught.value.is_transient
             assert "it goes on with the same Kie task" in str(caught.value)
             save(result_of(host.url))
-        assert len(names(out)) == 2
+        assert len(names(out)) == 3
 
     def test_no_result_url(self, save):
         with pytest.raises(KieResultError, match="no result URL, so there is nothing to save"):

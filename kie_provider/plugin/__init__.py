@@ -1,0 +1,41 @@
+"""What Airflow's API server gets from this provider: a page of images.
+
+Airflow loads plugins in every process, workers and DAG processors too. So nothing but the names is here; the rest is
+imported when the API server asks for its applications.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowPlugin
+
+from kie_provider.addresses import IMAGES
+
+
+class KiePlugin(AirflowPlugin):
+    """The page of all images, and a tab of each DAG run with its own."""
+
+    name = "kie"
+    external_views: list[Any] = [  # noqa: RUF012  # as AirflowPlugin declares it
+        {
+            "name": "Kie.ai images",
+            "href": IMAGES,
+            "destination": "nav",
+            "category": "browse",
+            "url_route": "kie-images",
+        },
+        {
+            "name": "Images",
+            "href": f"{IMAGES}dags/{{DAG_ID}}/run?run_id={{RUN_ID}}",
+            "destination": "dag_run",
+            "url_route": "kie-run-images",
+        },
+    ]
+
+    @property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # imported when it is asked for
+        """The applications of the API server, which alone asks for them."""
+        from kie_provider.plugin.gallery import app
+
+        return [{"app": app, "url_prefix": f"/{IMAGES}".rstrip("/"), "name": "Kie.ai images"}]

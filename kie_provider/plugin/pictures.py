@@ -1,0 +1,303 @@
+"""From what task instances have left to what the page shows: a picture or a gap for every image. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any, Literal
+
+from kie_provider.airflow_errors import FAILURE_KEY
+from kie_provider.client.results import is_http_url
+from kie_provider.contact_sheet.results import list_of, number_of, prompt_of, text_of
+from kie_provider.contact_sheet.tiles import Tile
+from kie_provider.plugin.outputs import FOLLOWERS, RESULT_KEY, TaskOutput
+
+#: Kie's links can die sooner, but not much later.
+_LINK_LIVES = timedelta(hours=24)
+
+State = Literal["image", "failed", "running"]
+STATES: tuple[State, ...] = ("image", "failed", "running")
+#: Which of several tiles of one Kie task is shown: creating, waiting and saving may be three task instances.
+_RUNNING, _LINKED, _FAILED, _SAVED = range(4)
+UNFINISHED = frozenset(
+    {
+        *("scheduled", "queued", "running", "restarting", "up_for_retry", "up_for_reschedule", "deferred"),
+        "awaiting_input",
+    }
+)
+
+#: Reads a batch's manifest: its items, or a text that says why there are none.
+ReadItems = Callable[[TaskOutput, str], "Sequence[Mapping[str, Any]] | str"]
+
+
+@dataclass
+class Picture:
+    """A place of the page; there may be thousands, of which few are shown.
+
+    :param kind: as that of a tile; so are ``note`` and ``credits``.
+    :param item: which item of a batch it is; -1: it is from no batch.
+    :param number: which file or URL of its result, from 0; -1: there is none; ``count``: how many it has.
+    :param file: what the result says of the file; None: it is not saved.
+    :param link: Kie's own link, if it may still live; ``where``: path or URL, as text.
+    """
+
+    output: TaskOutput
+    prompt: str = ""
+    kind: str = "image"
+    note: str = ""
+    state: State = "image"
+    model: Any = ""
+    kie_task_id: str = ""
+    rank: int = _SAVED
+    item: int = -1
+    number: int = -1
+    count: int = 1
+    credits: float | None = None
+    seconds: Any = None
+    file: Mapping[str, Any] | None = None
+    link: str | None = None
+    where: Any = ""
+
+    def matches(self, text: str) -> bool:
+        """Whether a text is in the prompt, or is the Kie task id."""
+        return text in self.prompt.casefold() or text == self.kie_task_id.casefold()
+
+    @property
+    def version(self) -> str:
+        """What changes when the file does."""
+        return version_of(self.file) if self.file else ""
+
+    @property
+    def has_thumbnail(self) -> bool:
+        """Whether there is a small version of the file."""
+        return self.file is not None and bool(text_of(self.file.get("thumbnail")))
+
+    def tile(self) -> Tile:
+        """Return what is shown."""
+        file = self.file or {}
+        width, height = number_of(file.get("width")), number_of(file.get("height"))
+        return Tile(
+            self.prompt,
+            kind=self.kind,
+            note=self.note,
+            model=text_of(self.model),
+            state="" if self.state == "image" else self.state,
+            credits=self.credits,
+            seconds=number_of(self.seconds),
+            number=f"{self.number + 1} of {self.count}" if self.count > 1 else "",
+            size=(int(width), int(height)) if width and height else None,
+            where=text_of(self.where),
+            link=self.link,
+        )
+
+
+@dataclass(frozen=True)
+class File:
+    """A saved file, as a result names it.
+
+    :param path: of the image; ``thumbnail`` of its small version.
+    """
+
+    kie_task_id: str
+    path: str
+    thumbnail: str = ""
+    version: str = ""
+
+
+def pictures_of(outputs: Iterable[TaskOutput], read_items: ReadItems) -> list[Picture]:
+    """Return the pictures and gaps of task instances, in their order.
+
+    Of a Kie task that several of them speak of, the one that knows most is shown.
+    """
+    found = [picture for output in outputs for picture in _pictures(output, read_items)]
+    best: dict[str, int] = {}
+    for picture in found:
+        if picture.kie_task_id:
+            best[picture.kie_task_id] = max(best.get(picture.kie_task_id, 0), picture.rank)
+    return [picture for picture in found if picture.rank >= best.get(picture.kie_task_id, 0)]
+
+
+def file_of(output: TaskOutput, item: int, number: int, read_items: ReadItems) -> File | None:
+    """Return a saved file of a task instance; None: there is none."""
+    result = output.values.get(RESULT_KEY)
+    if item >= 0:
+        items = read_items(output, manifest_of(output) or "")
+        result = (
+            next((each for each in items if each.get("item") == item), None) if not isinstance(items, str) else None
+        )
+    if not isinstance(result, Mapping):
+        return None
+    files = list_of(result.get("files"))
+    file = files[number] if 0 <= number < len(files) else None
+    if not isinstance(file, Mapping) or not text_of(file.get("path")):
+        return None
+    return File(
+        text_of(result.get("kie_task_id")),
+        text_of(file.get("path")),
+        text_of(file.get("thumbnail")),
+        version_of(file),
+    )
+
+
+def manifest_of(output: TaskOutput) -> str | None:
+    """Return the path of a batch's manifest; None: it is no batch, or has none yet."""
+    for key in (RESULT_KEY, "progress"):
+        told = output.values.get(key)
+        if isinstance(told, Mapping) and (path := text_of(told.get("manifest"))):
+            return path
+    return None
+
+
+def version_of(file: Mapping[str, Any]) -> str:
+    """Return what changes when a file does."""
+    return re.sub(r"\W", "", text_of(file.get("stored_sha256")), flags=re.ASCII)[:16]
+
+
+def _pictures(output: TaskOutput, read_items: ReadItems) -> Iterator[Picture]:
+    result, path = output.values.get(RESULT_KEY), manifest_of(output)
+    if path is not None:
+        yield from _of_batch(output, path, read_items)
+    elif isinstance(result, Mapping) and isinstance(result.get("urls"), list):
+        yield from _of_result(output, result)
+    elif result is not None and output.state == "success":
+        yield from _of_unknown(output, result)
+    else:
+        yield from _without_result(output)
+
+
+def _of_result(output: TaskOutput, result: Mapping[str, Any], item: int = -1) -> Iterator[Picture]:
+    """Yield a picture for every file, or URL if none was saved."""
+    common: dict[str, Any] = {
+        "prompt": prompt_of(result),
+        "model": result.get("model"),
+        "kie_task_id": text_of(result.get("kie_task_id")),
+        "seconds": result.get("cost_seconds"),
+        "item": item,
+    }
+    charged = number_of(result.get("credits_consumed"))
+    files = [file for file in list_of(result.get("files")) if isinstance(file, Mapping)]
+    for number, file in enumerate(files):
+        media_type = text_of(file.get("media_type"))
+        is_image = media_type.startswith("image/")
+        yield Picture(
+            output,
+            kind="image" if is_image else "other",
+            note="" if is_image else media_type,
+            number=number,
+            count=len(files),
+            credits=None if number else charged,
+            file=file,
+            where=file.get("path"),
+            **common,
+        )
+    if files:
+        return
+    is_alive = _age(result.get("completed_at")) < _LINK_LIVES
+    note = "not saved; Kie's own link lives for a day" if is_alive else "not saved, link expired"
+    urls = [url for url in list_of(result.get("urls")) if is_http_url(url)]
+    for number, url in enumerate(urls):
+        yield Picture(
+            output,
+            kind="other",
+            note=note,
+            rank=_LINKED,
+            number=number,
+            count=len(urls),
+            credits=None if number else charged,
+            link=url if is_alive else None,
+            where=url,
+            **common,
+        )
+    if not urls:
+        yield Picture(
+            output, kind="other", note="no image, but another result", rank=_LINKED, credits=charged, **common
+        )
+
+
+def _age(moment: Any) -> timedelta:
+    """Return how long ago a moment of a result is; what is no moment is now."""
+    try:
+        return datetime.now(timezone.utc) - datetime.fromisoformat(text_of(moment).replace("Z", "+00:00"))
+    except (ValueError, TypeError):
+        return timedelta(0)
+
+
+def _of_batch(output: TaskOutput, path: str, read_items: ReadItems) -> Iterator[Picture]:
+    items = read_items(output, path)
+    if isinstance(items, str):
+        told = next(v for key in (RESULT_KEY, "progress") if isinstance(v := output.values.get(key), Mapping))
+        counts = [f"{told.get(name)} {name}" for name in ("images", "saved", "failed") if number_of(told.get(name))]
+        if output.state in UNFINISHED:
+            yield _gap(output, f"{', '.join(counts)} so far", "running", model=_model(output))
+        else:
+            note = f"The list of this batch ({', '.join(counts)}) cannot be shown: {items}"
+            yield Picture(output, kind="unreadable", note=note, state="failed", where=path)
+        return
+    for item in items:
+        index, outcome = item.get("item"), text_of(item.get("outcome")).replace("_", " ")
+        if not isinstance(index, int):
+            continue
+        if outcome == "saved":
+            yield from _of_result(output, item, index)
+        else:
+            is_open = outcome in ("running", "not ordered") and output.state in UNFINISHED
+            yield _gap(
+                output,
+                text_of(item.get("reason")) or outcome,
+                "running" if is_open else "failed",
+                prompt=prompt_of(item),
+                model=_input(item).get("model"),
+                item=index,
+                kie_task_id=text_of(item.get("kie_task_id")),
+            )
+
+
+def _of_unknown(output: TaskOutput, result: Any) -> Iterator[Picture]:
+    """Yield what stands for a value that is no result: a Kie task id, or what another XCom backend has stored."""
+    told: dict[str, Any] = {"prompt": _prompt(output), "model": _model(output)}
+    if output.operator not in FOLLOWERS and isinstance(result, str) and result.isalnum():
+        yield _gap(output, "created; nothing here waits for it", "running", kie_task_id=result, **told)
+    elif not isinstance(result, Mapping) or "html" not in result:  # a contact sheet is no image of its own
+        note = "The result is kept by a custom XCom backend, which this page cannot read"
+        yield Picture(output, kind="other", note=note, **told)
+
+
+def _without_result(output: TaskOutput) -> Iterator[Picture]:
+    """Yield a gap: the task instance is at work, or has failed."""
+    told = output.values.get(FAILURE_KEY)
+    failure = told if isinstance(told, Mapping) else {}
+    reason, state = text_of(failure.get("reason")), output.state or "to come"
+    if (output.operator in FOLLOWERS and state != "failed") or state in ("removed", "success"):
+        return
+    note = state.replace("_", " ")
+    if state == "up_for_retry" and reason:
+        note = f"to be tried again: {reason}"
+    elif state == "failed":
+        note = reason or "failed; the log says why"
+    yield _gap(
+        output,
+        note,
+        "running" if output.state is None or output.state in UNFINISHED else "failed",
+        prompt=_prompt(output),
+        model=_model(output),
+        kie_task_id=text_of(failure.get("kie_task_id")) or text_of(output.values.get("kie_task_id")),
+    )
+
+
+def _gap(output: TaskOutput, note: str, state: State, **told: Any) -> Picture:
+    return Picture(output, kind=state, note=note, state=state, rank=_RUNNING if state == "running" else _FAILED, **told)
+
+
+def _input(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    told = item.get("input")
+    return told if isinstance(told, Mapping) else {}
+
+
+def _prompt(output: TaskOutput) -> str:
+    return text_of(output.rendered.get("prompt")) or text_of(_input(output.rendered).get("prompt"))
+
+
+def _model(output: TaskOutput) -> str:
+    return text_of(output.rendered.get("model"))
