@@ -114,7 +114,7 @@ def make(prompts: int, answer_seconds: float, storage: str) -> Outcome:
             "AIRFLOW__KIE__RATE_LIMIT_STORAGE": storage,
         }
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, context, initializer=os.environ.update, initargs=(env,)) as pool:
+        with ProcessPoolExecutor(1, context, initializer=_begin, initargs=(env,)) as pool:
             saved, wall = pool.submit(_batch, prompts, folder).result()
         billed, requests = kie.bill()["tasks"], kie.requests()
     created = [datetime.fromisoformat(task["created_at"].replace("Z", "+00:00")).timestamp() for task in billed]
@@ -125,6 +125,10 @@ def make(prompts: int, answer_seconds: float, storage: str) -> Outcome:
         wall=wall,
         tasks=len(billed),
     )
+
+
+def _begin(env: dict[str, str]) -> None:
+    os.environ.update(env)
 
 
 def _batch(prompts: int, folder: str) -> tuple[int, float]:
