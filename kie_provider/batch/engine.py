@@ -188,11 +188,13 @@ class Phase:
         return self._ended
 
     def _is_over(self) -> bool:
-        if self._failure is not None:
-            return True
-        if not self._has_stopped_submitting() or self._may_submit():
+        if not self._has_stopped_submitting():
             return False
         states = {item.state for item in self._plan.running}
+        if self._failure is not None:
+            return "saving" not in states
+        if self._may_submit():
+            return False
         return not states or (self._plan.defers and not self._unpolled and states == {"running"})
 
     async def _next_change(self) -> None:
@@ -216,8 +218,10 @@ class Phase:
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
-        """End the phase; the first reason counts."""
+        """End the phase once what is being saved is saved; the first reason counts."""
         self._failure = self._failure or error
+        for lane in self._lanes:
+            lane.cancel()
 
     def _in_thread(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(self._saves, call)
@@ -238,7 +242,7 @@ class Phase:
 
     def _may_submit(self) -> bool:
         """Whether there is something to submit, and room for it, and nothing speaks against it."""
-        if self._report.halted is not None or self._journal.is_stopping:
+        if self._report.halted is not None or self._failure is not None or self._journal.is_stopping:
             return False
         return bool(self._plan.to_submit) and not self._room.locked()
 

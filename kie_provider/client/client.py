@@ -42,7 +42,13 @@ class KieClient:
         self._lazy_session: requests.Session | None = None
         self._lock = threading.Lock()
 
-    def create_task(self, model: str, task_input: Mapping[str, Any], callback_url: str | None = None) -> str:
+    def create_task(
+        self,
+        model: str,
+        task_input: Mapping[str, Any],
+        callback_url: str | None = None,
+        sent: Callable[[float], object] | None = None,
+    ) -> str:
         """Create a billed task and return its id.
 
         Sent once over a new connection. It is sent again, for about twelve seconds, only if Kie refused it for the
@@ -54,7 +60,7 @@ class KieClient:
         body, patience = protocol.create_task_body(model, task_input, callback_url), retry.SubmitPatience()
         while True:
             try:
-                return self.create_task_once(body)
+                return self.create_task_once(body, sent)
             except KieError as error:
                 delay = patience.delay_after(error)
             self._sleep(delay)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 import re
 import threading
 import time
@@ -21,66 +22,106 @@ from kie_provider.client.wording import counted
 
 log = logging.getLogger(__name__)
 
-#: Kie counts a task when its request arrives. Who waits for a slot takes it so many seconds later than it is free, and
-#: later still where some requests took longer than others to leave this machine.
-LEAST_MARGIN, MOST_MARGIN = 0.05, 1.0
-#: So many requests are remembered for that, and one that Kie refused counts as one that left so many seconds early.
-_REMEMBERED = 40
-_EARLY = 0.25
 #: Kie counts new tasks in windows of so many seconds.
 WINDOW_SECONDS = 10
+#: It counts a task when its request arrives, and requests travel unequally fast; so slots come so many seconds later.
+MARGIN = 0.05
+#: Of so many requests is remembered how long they took to leave this machine; a tenth of them counts as outliers.
+_REMEMBERED = 40
+_OUTLIERS = 4
+#: A request that Kie refuses although it had a slot counts as one that took so many seconds longer.
+_EARLY = 0.25
+_MOST_SPREAD = 0.5
+_MOST_LEAD = 0.2
+_LEAST_WAIT = 0.01
 #: A shared storage that failed is left alone for so many seconds.
 _RECOVERY_SECONDS = 30.0
 _STORAGE_TIMEOUT = 2.0
 
 
-class Pace:
-    """How evenly the requests of this process leave it after their slots were taken."""
+class Slot:
+    """Room for one new task in the window.
 
-    def __init__(self) -> None:
-        self._delays: deque[float] = deque(maxlen=_REMEMBERED)
+    :param pace: learns how long the request took to leave this machine.
+    """
 
-    @property
-    def margin(self) -> float:
-        """Seconds that a slot is taken later than it is free, so that Kie does not get two requests too close."""
-        delays = list(self._delays)
-        spread = max(delays) - min(delays) if delays else 0.0
-        return min(LEAST_MARGIN + spread, MOST_MARGIN)
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._taken_at = time.monotonic()
+        self.at = self._taken_at
 
-    def sent(self, delay: float) -> None:
-        """Learn that a request left this machine so many seconds after its slot was taken."""
-        self._delays.append(delay)
+    def sent(self, at: float) -> None:
+        """Note when the request has left this machine, by ``time.monotonic()``; that is when Kie begins to count."""
+        self._pace.took(at - self._taken_at)
+        self.at = at
 
     def refused(self) -> None:
-        """Learn that Kie has refused one all the same."""
-        self._delays.append(max(self._delays, default=0.0) + _EARLY)
+        """Note that Kie has refused the request."""
+        self._pace.took(self.at - self._taken_at + _EARLY)
 
 
-class LocalWindow(Pace):
+class Pace:
+    """How long requests take to leave this machine after their slots were taken."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
+
+    def took(self, seconds: float) -> None:
+        """Remember one."""
+        self._seconds.append(seconds)
+
+    @property
+    def least(self) -> float:
+        """Seconds that each of the last ones took at least."""
+        return min(self._seconds, default=0.0)
+
+    @property
+    def spread(self) -> float:
+        """Seconds by which they differ, but for outliers."""
+        seconds = sorted(self._seconds)
+        return min(seconds[-1 - _OUTLIERS] - seconds[0], _MOST_SPREAD) if len(seconds) > _OUTLIERS else 0.0
+
+
+class LocalWindow:
     """The window of one account as this process knows it; its threads share it.
 
     :param limit: new tasks per window.
     """
 
     def __init__(self, limit: int) -> None:
-        super().__init__()
         self.limit = limit
-        self._taken: deque[float] = deque()
+        self.pace = Pace()
+        self._slots: list[Slot] = []
         self._lock = threading.Lock()
 
-    def take(self) -> float:
-        """Take a slot for one new task: return 0, or the seconds until one is free, and none was taken."""
+    @property
+    def taken(self) -> int:
+        """How many slots of this window are taken."""
         with self._lock:
-            now = time.monotonic()
-            while self._taken and self._taken[0] <= now - WINDOW_SECONDS:
-                self._taken.popleft()
-            if len(self._taken) < self.limit:
-                self._taken.append(now)
-                return 0.0
-            return self._taken[0] + WINDOW_SECONDS - now
+            self._seconds()
+            return len(self._slots)
+
+    def wait(self) -> float:
+        """Return the seconds until a slot is free; 0: there is one."""
+        with self._lock:
+            return self._seconds()
+
+    def take(self) -> Slot | float:
+        """Take a slot for one new task, or return the seconds until one is free."""
+        with self._lock:
+            if seconds := self._seconds():
+                return seconds
+            self._slots.append(slot := Slot(self.pace))
+            return slot
+
+    def _seconds(self) -> float:
+        # The next request leaves later than its slot is taken, so slots may be taken as much earlier.
+        lasts, now = WINDOW_SECONDS + MARGIN - min(self.pace.least, _MOST_LEAD), time.monotonic()
+        self._slots = [slot for slot in self._slots if slot.at + lasts > now]
+        return 0.0 if len(self._slots) < self.limit else min(slot.at for slot in self._slots) + lasts - now
 
 
-class SharedWindow(Pace):
+class SharedWindow:
     """The window of one account as a whole fleet knows it. The clocks of its machines should agree.
 
     :param limit: new tasks per window.
@@ -90,7 +131,6 @@ class SharedWindow(Pace):
     """
 
     def __init__(self, limit: int, account: str, storage_uri: str) -> None:
-        super().__init__()
         self.limit = limit
         try:
             from limits import RateLimitItemPerSecond
@@ -115,13 +155,15 @@ class SharedWindow(Pace):
         self._local = LocalWindow(limit)
         self._away_until = 0.0
 
-    def take(self) -> float:
+    def take(self) -> Slot | float:
         """As :meth:`LocalWindow.take`, for the whole fleet; alone, while the storage is away."""
+        if seconds := self._local.wait():
+            return seconds  # this process knows when its own requests have left
         if time.monotonic() >= self._away_until:
             try:
-                if self._limiter.hit(self._item, self._account):
-                    return 0.0
-                reset_at, _ = self._limiter.get_window_stats(self._item, self._account)
+                if not self._limiter.hit(self._item, self._account):
+                    reset_at, _ = self._limiter.get_window_stats(self._item, self._account)
+                    return min(max(reset_at - time.time(), 0.0), float(WINDOW_SECONDS)) + self._margin
             except Exception as error:  # noqa: BLE001  # every storage has errors of its own; no image waits for them
                 self._away_until = time.monotonic() + _RECOVERY_SECONDS
                 log.warning(
@@ -130,28 +172,44 @@ class SharedWindow(Pace):
                     clean_text(type(error).__name__),
                     _RECOVERY_SECONDS,
                 )
-            else:
-                return min(max(reset_at - time.time(), 0.05), float(WINDOW_SECONDS))
         return self._local.take()
+
+    @property
+    def _margin(self) -> float:
+        """Seconds that a slot is taken later than it is free: when the requests of others left is not known here."""
+        others = max(self.limit - self._local.taken, 0) / self.limit
+        return _LEAST_WAIT + (random.uniform(MARGIN, 2 * MARGIN) + self._local.pace.spread) * others
 
 
 Window = LocalWindow | SharedWindow
 
 
-def waits_for_slot(window: Window, patience: float) -> Iterator[float]:
-    """Yield how many seconds to wait before the next attempt, until a slot was taken.
+class SlotWait:
+    """The waiting for a slot: yields how many seconds to wait before the next attempt, until :attr:`slot` was taken.
 
     :param patience: seconds to wait at most.
-    :raises KieRateLimitError: no slot will be free so soon; ``retry_after`` says when one may be.
     """
-    give_up_at = time.monotonic() + patience
-    while seconds := window.take():
-        if time.monotonic() + seconds > give_up_at:
-            raise KieRateLimitError(
-                f"this account may create {counted(window.limit, 'task')} in {WINDOW_SECONDS} seconds, and has done so",
-                retry_after=seconds,
-            )
-        yield seconds + window.margin
+
+    slot: Slot
+
+    def __init__(self, window: Window, patience: float) -> None:
+        self._window = window
+        self._patience = patience
+
+    def __iter__(self) -> Iterator[float]:
+        """Wait.
+
+        :raises KieRateLimitError: no slot will be free so soon; ``retry_after`` says when one may be.
+        """
+        give_up_at = time.monotonic() + self._patience
+        while not isinstance(taken := self._window.take(), Slot):
+            if time.monotonic() + taken > give_up_at:
+                limit = counted(self._window.limit, "task")
+                raise KieRateLimitError(
+                    f"this account may create {limit} in {WINDOW_SECONDS} seconds, and has done so", retry_after=taken
+                )
+            yield taken
+        self.slot = taken
 
 
 _windows: dict[tuple[str, int, str], Window] = {}

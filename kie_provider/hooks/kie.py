@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kie_provider.client.endpoint import Endpoint
     from kie_provider.client.models import TaskRecord
     from kie_provider.client.polling import Observation
-    from kie_provider.client.submit_window import Window
+    from kie_provider.client.submit_window import Slot, Window
     from kie_provider.client.transport import SharedSession
 
 DEFAULT_CONN_ID = "kie_default"
@@ -101,8 +101,8 @@ class KieHook(BaseHook):
         :raises KieSubmitUnknownError: sent, but it is not known whether a task was created.
         :raises KieError: nothing was created.
         """
-        self.acquire_slot()
-        return self.get_conn().create_task(model, input, callback_url)
+        slot = self._take_slot(None)
+        return self.get_conn().create_task(model, input, callback_url, slot.sent)
 
     def acquire_slot(self, patience: float | None = None) -> None:
         """Wait until one more task may be created: Kie allows an account 20 in ten seconds, and refuses the rest.
@@ -114,13 +114,18 @@ class KieHook(BaseHook):
         :raises KieRateLimitError: no slot will be free so soon; ``retry_after`` says when one may be.
         :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
         """
+        self._take_slot(patience)
+
+    def _take_slot(self, patience: float | None) -> Slot:
         import requests  # noqa: F401  # not between the slot and the request
 
         from kie_provider.client.retry import SUBMIT_PATIENCE
-        from kie_provider.client.submit_window import waits_for_slot
+        from kie_provider.client.submit_window import SlotWait
 
-        for seconds in waits_for_slot(self.submit_window, SUBMIT_PATIENCE if patience is None else patience):
+        wait = SlotWait(self.submit_window, SUBMIT_PATIENCE if patience is None else patience)
+        for seconds in wait:
             time.sleep(seconds)
+        return wait.slot
 
     @property
     def submit_window(self) -> Window:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kie_provider.client.errors import KieError, KieRateLimitError, KieSubmitUnknownError
 from kie_provider.client.retry import SUBMIT_PATIENCE, SubmitPatience
-from kie_provider.client.submit_window import waits_for_slot
+from kie_provider.client.submit_window import Slot, SlotWait
 
 if TYPE_CHECKING:
     from kie_provider.execution_timeout import Alarm
@@ -73,18 +72,20 @@ class Submitter:
             patience = SubmitPatience()
             while True:
                 async with self._turn:
-                    await self._acquire_slot()
+                    slot = await self._acquire_slot()
                     await self._catch_up()
-                    written = self._send(request, body, item)
+                    written = self._send(request, body, item, slot)
                 try:
                     return await _uncut(written)
                 except KieError as error:
                     delay = patience.delay_after(error)
                 await asyncio.sleep(delay)
 
-    async def _acquire_slot(self) -> None:
-        for seconds in waits_for_slot(self._window, SUBMIT_PATIENCE if self._journal.is_durable else LONGEST_SLOT_WAIT):
+    async def _acquire_slot(self) -> Slot:
+        wait = SlotWait(self._window, SUBMIT_PATIENCE if self._journal.is_durable else LONGEST_SLOT_WAIT)
+        for seconds in wait:
             await asyncio.sleep(seconds)
+        return wait.slot
 
     async def _catch_up(self) -> None:
         """Let the answers that have arrived be written down before more is sent."""
@@ -92,9 +93,10 @@ class Submitter:
         while any(answer.done() for answer in self._unwritten):  # noqa: ASYNC110  # they are about to be
             await asyncio.sleep(0)
 
-    def _send(self, request: TaskRequest, body: Mapping[str, Any], item: int) -> asyncio.Future[SubmissionRecord]:
+    def _send(
+        self, request: TaskRequest, body: Mapping[str, Any], item: int, slot: Slot
+    ) -> asyncio.Future[SubmissionRecord]:
         """Put up the fence and send createTask; the future has the answer, written down."""
-        slot_taken_at = time.monotonic()
         record = self._journal.intend(
             request.body,
             request.fingerprint,
@@ -106,19 +108,20 @@ class Submitter:
             error = InterruptedError("the try ended before createTask was sent")
             self._journal.refused(record, error, self._alarm)
             raise error
-        sent = partial(self._client.create_task_once, body, lambda at: self._window.sent(at - slot_taken_at))
-        answer = self._in_thread(sent)
+        answer = self._in_thread(partial(self._client.create_task_once, body, slot.sent))
         self._unwritten.add(answer)
-        return asyncio.ensure_future(self._written_down(record, answer))
+        return asyncio.ensure_future(self._written_down(record, answer, slot))
 
-    async def _written_down(self, record: SubmissionRecord, answer: asyncio.Future[str]) -> SubmissionRecord:
+    async def _written_down(
+        self, record: SubmissionRecord, answer: asyncio.Future[str], slot: Slot
+    ) -> SubmissionRecord:
         try:
             kie_task_id = await answer
         except KieSubmitUnknownError:
             raise  # the intent stays: it says what nobody knows
         except KieError as error:
             if isinstance(error, KieRateLimitError):
-                self._window.refused()
+                slot.refused()
             self._journal.refused(record, error, self._alarm)
             raise
         else:

@@ -1,3 +1,4 @@
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from kie_provider.client import submit_window
 from kie_provider.client.endpoint import Endpoint
 from kie_provider.client.errors import KieConnectionError
-from kie_provider.client.submit_window import LocalWindow, SharedWindow, forget_windows, window_of
+from kie_provider.client.submit_window import MARGIN, LocalWindow, SharedWindow, Slot, forget_windows, window_of
 
 
 @pytest.fixture
@@ -31,25 +32,63 @@ def no_windows():
     forget_windows()
 
 
+def seconds(taken):
+    """How long to wait for what was not taken."""
+    return 0 if isinstance(taken, Slot) else pytest.approx(taken)
+
+
 def test_so_many_at_once_and_the_next_when_the_first_is_ten_seconds_old(clock):
     window = LocalWindow(3)
     waits = []
     for _ in range(5):
-        waits.append(window.take())
+        waits.append(seconds(window.take()))
         clock.now += 1
-    assert waits == [0, 0, 0, 7, 6]
-    clock.now = 1009.9
+    assert waits == [0, 0, 0, 7 + MARGIN, 6 + MARGIN]
+    clock.now = 1009.95
     assert window.take() == pytest.approx(0.1)
-    clock.now = 1010.0
-    assert window.take() == 0
-    assert window.take() == 1
+    clock.now = 1010.05
+    assert isinstance(window.take(), Slot)
+    assert window.take() == pytest.approx(1)
+
+
+def test_kie_counts_from_when_the_request_has_left(clock):
+    window = LocalWindow(1)
+    slot = window.take()
+    clock.now += 3
+    slot.sent(clock.now)  # the machine is slow
+
+    assert window.take() == pytest.approx(10 + MARGIN - 0.2)  # the next one is expected to take as long, up to 0.2 s
+    clock.now += 10 + MARGIN
+    assert isinstance(window.take(), Slot)
+
+
+def test_slots_of_others_are_taken_later_where_this_machine_is_slow(clock, monkeypatch):
+    monkeypatch.setattr(submit_window.random, "uniform", lambda low, high: high)
+    window = SharedWindow(10, "account", "memory://")
+    assert window._margin == pytest.approx(2 * MARGIN + 0.01)
+    for delay in (0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 9.0):  # an outlier does not count
+        window._local.pace.took(delay)
+    assert window._margin == pytest.approx(2 * MARGIN + 0.2 + 0.01)
+    for _ in range(10):
+        window._local.take()
+    assert window._margin == 0.01  # all slots are this process's own
+
+
+def test_a_refusal_says_that_requests_are_less_even_than_was_seen():
+    window = LocalWindow(20)
+    for _ in range(10):
+        window.take().sent(time.monotonic())
+    before = window.pace.spread
+    for _ in range(5):
+        window.take().refused()
+    assert window.pace.spread > before + 0.2
 
 
 def test_threads_share_it():
     window = LocalWindow(20)
     with ThreadPoolExecutor(8) as pool:
-        waits = list(pool.map(lambda _: window.take(), range(200)))
-    assert waits.count(0) == 20
+        taken = list(pool.map(lambda _: window.take(), range(200)))
+    assert sum(isinstance(each, Slot) for each in taken) == 20
 
 
 def test_connections_with_the_same_key_share_a_window():
@@ -64,8 +103,8 @@ def test_connections_with_the_same_key_share_a_window():
 def test_a_storage_in_memory_counts_the_same():
     window = window_of(Endpoint(api_key="k", submit_limit=2), "memory://")
     assert isinstance(window, SharedWindow)
-    assert [window.take() == 0 for _ in range(3)] == [True, True, False]
-    assert 9 < window.take() <= 10
+    assert [isinstance(window.take(), Slot) for _ in range(3)] == [True, True, False]
+    assert 9 < window.take() <= 10 + MARGIN
 
 
 SECRETS = ["redis//:secret@host", "redis:/:secret@host", ":secret@host", "redis:secret@x://host", "//:secret@host://x"]
@@ -90,7 +129,7 @@ def test_a_limit_from_a_form():
 
 def test_while_the_storage_is_away_the_process_counts_alone(clock, caplog):
     window = SharedWindow(2, "account", "redis://127.0.0.1:1/0")
-    assert [window.take() for _ in range(3)] == [0, 0, 10]
+    assert [seconds(window.take()) for _ in range(3)] == [0, 0, 10 + MARGIN]
     assert caplog.text.count("does not answer") == 1
     clock.now += 31
     window.take()
