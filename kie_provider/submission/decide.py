@@ -85,7 +85,9 @@ def assign(
     :return: for every item the submission that counts for it (None: submit), and all submissions that still count.
     """
     wanted = {record for record in records if _is_wanted(record, max_tries, resubmit_unknown)}
-    claimed = claim(records, fingerprints, max_tries=max_tries)
+    # What a clear leaves behind must not hide what is in doubt.
+    candidates = [record for record in records if record in wanted or not record.is_cleared_since(max_tries)]
+    claimed = claim(candidates, fingerprints, max_tries=max_tries)
     kept = [record for record in records if record in wanted]
     return [record if record in wanted else None for record in claimed], kept
 

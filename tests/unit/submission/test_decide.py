@@ -162,6 +162,11 @@ class TestAssign:
         assert assign(known, ["b"], max_tries=RETRY) == ([known[1]], known)
         assert assign(known, ["b"], max_tries=CLEAR) == ([known[1]], known)
 
+    def test_a_refusal_before_a_clear_does_not_hide_a_doubt(self):
+        refused, doubt = record(state="refused"), record(state="unknown", number=2)
+
+        assert assign([refused, doubt], ["a"], max_tries=CLEAR) == ([doubt], [doubt])
+
     def test_what_a_clear_has_left_out(self):
         """It is not taken over by the next retry, and found again by the next clear with the same list."""
         known = [record("a"), record("b", number=2, max_tries=CLEAR)]
