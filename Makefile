@@ -54,7 +54,12 @@ ifeq ($(AIRFLOW),3.3)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
 endif
+ifeq ($(strip $(PYTEST_ARGS)),)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration
+	@$(BIN)/python -m pytest tests/e2e
+else
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+endif
 
 chaos: $(READY) ## Kill -9 at random, and count what was paid (CHAOS_ARGS="--trials 100 --seed 1")
 	@$(BIN)/python -m tests.e2e.chaos $(CHAOS_ARGS)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run a command that ends in pytest, show its output, and say pytest's closing line again at the very end.
+"""Run a command that ends in pytest, show its output, and say pytest's closing lines again at the very end.
 
 The exit status is that of the command; it is 1 when the command succeeded but left processes behind (they are named
 and killed; on Linux only) or when pytest did not come to an end.
@@ -47,7 +47,7 @@ def main(command: list[str]) -> int:
         reader.join()
 
     say(*(f"Left behind: process {pid}, {name}" for pid, name in left.items()))
-    say("", closing_lines[-1].decode().strip() if closing_lines else "pytest did not come to an end.")
+    say("", *([line.decode().strip() for line in closing_lines] or ["pytest did not come to an end."]))
     return status or int(bool(left) or not closing_lines)
 
 

@@ -131,11 +131,13 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres_where_installed() -> Iterator[Database | None]:
-    """Run one for the block, in a temporary folder; None where it is not installed."""
-    if programs() is None:
+def postgres_if_wanted() -> Iterator[Database | None]:
+    """Run one for the block, in a temporary folder, if ``TEST_DATABASE=postgresql`` asks for it; else None."""
+    if os.environ.get("TEST_DATABASE") != "postgresql":
         yield None
         return
+    if programs() is None:
+        raise RuntimeError("TEST_DATABASE=postgresql: PostgreSQL is not installed")
     folder = Path(tempfile.mkdtemp(prefix="airflow-postgres-"))
     folder.chmod(0o711)  # the server's user has to get through
     try:

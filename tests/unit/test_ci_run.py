@@ -38,23 +38,17 @@ def ci_run(tmp_path):
 TESTS = "python3 .ci/run_tests.py make test AIRFLOW=3.1"
 INSTALL = [
     "apt-get update -qq",
-    "apt-get install -y -qq --no-install-recommends"
-    " chromium chromium-driver libimage-exiftool-perl postgresql redis-server",
+    "apt-get install -y -qq --no-install-recommends chromium chromium-driver libimage-exiftool-perl redis-server",
 ]
 
 
 @needs_ci_run
-@pytest.mark.parametrize(
-    "programs", [(), ("exiftool", "postgres"), ("redis-server", "postgres"), ("exiftool", "redis-server")]
-)
+@pytest.mark.parametrize("programs", [(), ("exiftool",), ("redis-server", "chromium"), ("exiftool", "redis-server")])
 def test_what_is_missing_is_installed_first(ci_run, programs):
     calls, problems = ci_run(*programs)
     assert calls == [*INSTALL, TESTS]
     absent = {"exiftool", "redis-server", "chromium", "chromedriver"} - set(programs)
     assert set(re.findall(r"(\S+) is not installed: its tests will be skipped", problems)) == absent
-    assert ("postgres is not installed: the end-to-end tests will run on SQLite" in problems) == (
-        "postgres" not in programs
-    )
 
 
 @needs_ci_run
@@ -65,7 +59,7 @@ def test_who_is_not_root_asks_sudo(ci_run):
 
 @needs_ci_run
 def test_what_is_there_is_not_installed_again(ci_run):
-    assert ci_run("exiftool", "redis-server", "chromium", "chromedriver", "postgres") == ([TESTS], "")
+    assert ci_run("exiftool", "redis-server", "chromium", "chromedriver") == ([TESTS], "")
 
 
 def test_a_fleet_says_what_it_cannot_install(tmp_path):

@@ -291,7 +291,7 @@ def batch_killed_while_saving(trial: Trial) -> None:
     trial.kill(trial.last_try())
     trial.kie.release()
     trial.wait_for_end()
-    assert sorted(path.suffix for path in saved_files(trial)) == [".json"] * 9 + [".png"] * 8
+    assert sorted(path.suffix for path in saved_files(trial)) == [".jpg"] * 8 + [".json"] * 9 + [".png"] * 8
 
 
 @procedure

@@ -31,9 +31,9 @@ class FirstTriggerLostSensor(Flux2TaskSensor):
         super().__init__(deferrable=True, **kwargs)
         self.loss = loss
 
-    def _look_or_defer(self, context: Context, trigger_error: Exception | None = None) -> dict[str, Any]:
+    def _poll_or_defer(self, context: Context, trigger_error: Exception | None = None) -> dict[str, Any]:
         try:
-            return super()._look_or_defer(context, trigger_error)
+            return super()._poll_or_defer(context, trigger_error)
         except TaskDeferred:
             if trigger_error is None:
                 raise self._lost_deferral() from None

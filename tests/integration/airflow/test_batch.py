@@ -204,7 +204,7 @@ class TestAllIsWell:
                 for path in tmp_path.iterdir():
                     path.unlink()
 
-        monkeypatch.setattr("kie_provider.batch.run.MAX_RUNNING", 3)
+        monkeypatch.setattr("kie_provider.batch.engine.MAX_RUNNING", 3)
         outcome = run(deferrable=True, pre_execute=lose_the_disk)
 
         log = capsys.readouterr().out + caplog.text

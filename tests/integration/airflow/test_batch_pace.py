@@ -263,5 +263,5 @@ def test_an_item_has_no_callback_url_of_its_own(run, kie):
 def test_the_folder_is_left_as_it_was(run, kie, tmp_path):
     outcome = run()
 
-    assert {Path(path).suffix for path in map(str, tmp_path.iterdir())} == {".png", ".json"}
+    assert {Path(path).suffix for path in map(str, tmp_path.iterdir())} == {".png", ".json", ".jpg"}
     assert outcome.result["images"] == 12

