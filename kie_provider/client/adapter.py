@@ -50,7 +50,7 @@ class Exchange:
     """
 
     def __init__(self, pace: Pace) -> None:
-        self.sent_at: float | None = None  # by time.monotonic(), of the first byte; None: nothing was sent
+        self.was_sent = False
         self._idle = pace.grace
         self.keep_pace(pace)
 
@@ -81,11 +81,18 @@ class KieAdapter(HTTPAdapter):
 
     :param body_pace: measures the body of an answer in place of that deadline.
     :param may_be_private: says whether a private address may be talked to, when one is met; None: it may.
+    :param before_sending: called with the connection open, just before the first byte of a request leaves.
     """
 
-    def __init__(self, body_pace: Pace | None = None, may_be_private: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        body_pace: Pace | None = None,
+        may_be_private: Callable[[], bool] | None = None,
+        before_sending: Callable[[], object] | None = None,
+    ) -> None:
         self._body_pace = body_pace
         self._may_be_private = may_be_private
+        self._before_sending = before_sending
         self._of_thread = threading.local()
         super().__init__(max_retries=0)
 
@@ -161,8 +168,10 @@ class KieAdapter(HTTPAdapter):
                 whole = memoryview(data)
                 for start in range(0, len(whole), _SENT_AT_ONCE):
                     self.sock.settimeout(of_thread.exchange.patience())  # type: ignore[attr-defined]
-                    if not self._connecting and of_thread.exchange.sent_at is None:
-                        of_thread.exchange.sent_at = time.monotonic()
+                    if not self._connecting and not of_thread.exchange.was_sent:
+                        if adapter._before_sending is not None:
+                            adapter._before_sending()
+                        of_thread.exchange.was_sent = True
                     super().send(whole[start : start + _SENT_AT_ONCE])  # type: ignore[misc]
 
             def response_class(self, sock: Any, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:

@@ -47,7 +47,7 @@ class KieClient:
         model: str,
         task_input: Mapping[str, Any],
         callback_url: str | None = None,
-        sent: Callable[[float], object] | None = None,
+        before_sending: Callable[[], object] | None = None,
     ) -> str:
         """Create a billed task and return its id.
 
@@ -60,31 +60,26 @@ class KieClient:
         body, patience = protocol.create_task_body(model, task_input, callback_url), retry.SubmitPatience()
         while True:
             try:
-                return self.create_task_once(body, sent)
+                return self.create_task_once(body, before_sending)
             except KieError as error:
                 delay = patience.delay_after(error)
             self._sleep(delay)
 
-    def create_task_once(self, body: Mapping[str, Any], sent: Callable[[float], object] | None = None) -> str:
+    def create_task_once(self, body: Mapping[str, Any], before_sending: Callable[[], object] | None = None) -> str:
         """Send createTask once and return the id of the billed task.
 
         :param body: of :func:`~kie_provider.client.protocol.create_task_body`.
-        :param sent: told when it left this machine, by ``time.monotonic()``.
+        :param before_sending: called with the connection open, just before the request leaves this machine.
         :raises KieSubmitUnknownError: sent, but it is not known whether a task was created.
         :raises KieError: nothing was created.
         """
-        request = protocol.create_task(body)
-        with transport.fresh_connection() as session:
+        with transport.fresh_connection(before_sending) as session:
             try:
-                answer = transport.send(session, self.endpoint, request)
+                answer = transport.send(session, self.endpoint, protocol.create_task(body))
             except KieTransportError as error:
                 if error.may_have_arrived:
                     raise KieSubmitUnknownError(error.message) from error
                 raise
-            finally:
-                at = transport.sent_at(session, self.endpoint.url(request.target))
-                if sent is not None and at is not None:
-                    sent(at)
             return protocol.read_created(answer)
 
     def get_task(self, kie_task_id: str) -> TaskRecord:

@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 WINDOW_SECONDS = 10
 #: It counts a task when its request arrives, and requests travel unequally fast; so slots come so many seconds later.
 MARGIN = 0.05
-#: Of so many requests is remembered how long they took to leave this machine; a tenth of them counts as outliers.
+_LASTS = WINDOW_SECONDS + MARGIN
+#: Of so many requests is remembered how long they took until they could leave; a tenth of them counts as outliers.
 _REMEMBERED = 40
 _OUTLIERS = 4
 #: A request that Kie refuses although it had a slot counts as one that took so many seconds longer.
 _EARLY = 0.25
-_MOST_SPREAD = 0.5
-_MOST_LEAD = 0.2
+_LONGEST = 0.5
 _LEAST_WAIT = 0.01
 #: A shared storage that failed is left alone for so many seconds.
 _RECOVERY_SECONDS = 30.0
@@ -40,28 +40,37 @@ _STORAGE_TIMEOUT = 2.0
 
 
 class Slot:
-    """Room for one new task in the window.
+    """Room for one new task in the window, from some moment on.
 
-    :param pace: learns how long the request took to leave this machine.
+    :param pace: learns how long it takes until the request could leave this machine.
+    :param free_at: that moment, by ``time.monotonic()``.
     """
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Pace, free_at: float) -> None:
         self._pace = pace
+        self._free_at = free_at
         self._taken_at = time.monotonic()
-        self.at = self._taken_at
+        self._ready_after = 0.0
+        self.at = max(self._taken_at, free_at)
 
-    def sent(self, at: float) -> None:
-        """Note when the request has left this machine, by ``time.monotonic()``; that is when Kie begins to count."""
-        self._pace.took(at - self._taken_at)
-        self.at = at
+    def leave(self) -> None:
+        """Wait for that moment, and note that the request leaves this machine now: Kie begins to count.
+
+        Called with the connection open, so that nothing comes between.
+        """
+        ready_at = time.monotonic()
+        self._ready_after = ready_at - self._taken_at
+        self._pace.took(self._ready_after)
+        time.sleep(max(self._free_at - ready_at, 0.0))
+        self.at = time.monotonic()
 
     def refused(self) -> None:
         """Note that Kie has refused the request."""
-        self._pace.took(self.at - self._taken_at + _EARLY)
+        self._pace.took(self._ready_after + _EARLY)
 
 
 class Pace:
-    """How long requests take to leave this machine after their slots were taken."""
+    """How long it takes from taking a slot until its request could leave: to write the intent, and to connect."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
@@ -71,15 +80,15 @@ class Pace:
         self._seconds.append(seconds)
 
     @property
-    def least(self) -> float:
-        """Seconds that each of the last ones took at least."""
-        return min(self._seconds, default=0.0)
+    def most(self) -> float:
+        """Seconds that it takes at most, but for outliers."""
+        seconds = sorted(self._seconds)
+        return min(seconds[-1 - _OUTLIERS], _LONGEST) if len(seconds) > _OUTLIERS else 0.0
 
     @property
     def spread(self) -> float:
         """Seconds by which they differ, but for outliers."""
-        seconds = sorted(self._seconds)
-        return min(seconds[-1 - _OUTLIERS] - seconds[0], _MOST_SPREAD) if len(seconds) > _OUTLIERS else 0.0
+        return max(self.most - min(self._seconds, default=0.0), 0.0)
 
 
 class LocalWindow:
@@ -91,34 +100,36 @@ class LocalWindow:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.pace = Pace()
-        self._slots: list[Slot] = []
+        self._slots: deque[Slot] = deque(maxlen=limit)
         self._lock = threading.Lock()
 
     @property
     def taken(self) -> int:
         """How many slots of this window are taken."""
         with self._lock:
-            self._seconds()
-            return len(self._slots)
+            return sum(slot.at + _LASTS > time.monotonic() for slot in self._slots)
 
     def wait(self) -> float:
-        """Return the seconds until a slot is free; 0: there is one."""
+        """Return the seconds until a slot can be taken; 0: now."""
         with self._lock:
             return self._seconds()
 
     def take(self) -> Slot | float:
-        """Take a slot for one new task, or return the seconds until one is free."""
+        """Take a slot for one new task, or return the seconds until one can be taken."""
         with self._lock:
             if seconds := self._seconds():
                 return seconds
-            self._slots.append(slot := Slot(self.pace))
+            self._slots.append(slot := Slot(self.pace, self._free_at))
             return slot
 
+    @property
+    def _free_at(self) -> float:
+        """When Kie forgets the slot that was taken ``limit`` slots before the next one."""
+        return self._slots[0].at + _LASTS if len(self._slots) == self.limit else 0.0
+
     def _seconds(self) -> float:
-        # The next request leaves later than its slot is taken, so slots may be taken as much earlier.
-        lasts, now = WINDOW_SECONDS + MARGIN - min(self.pace.least, _MOST_LEAD), time.monotonic()
-        self._slots = [slot for slot in self._slots if slot.at + lasts > now]
-        return 0.0 if len(self._slots) < self.limit else min(slot.at for slot in self._slots) + lasts - now
+        # Taken before it is free, so that the request stands ready then.
+        return max(self._free_at - self.pace.most - time.monotonic(), 0.0)
 
 
 class SharedWindow:

@@ -70,7 +70,7 @@ def send(session: requests.Session, endpoint: Endpoint, request: Request) -> Ans
             for piece in response.iter_content(64 * 1024):
                 _add(body, piece)
     except (requests.RequestException, ValueError) as error:  # ValueError: a bad proxy URL, or an answer too large
-        raise _transport_error(endpoint, request, error, may_have_arrived=sent_at(session, url) is not None) from None
+        raise _transport_error(endpoint, request, error, may_have_arrived=_was_sent(session, url)) from None
     return Answer(
         response.status_code,
         bytes(body),
@@ -80,7 +80,9 @@ def send(session: requests.Session, endpoint: Endpoint, request: Request) -> Ans
 
 
 def reusable_session(
-    body_pace: Pace | None = None, may_be_private: Callable[[], bool] | None = None
+    body_pace: Pace | None = None,
+    may_be_private: Callable[[], bool] | None = None,
+    before_sending: Callable[[], object] | None = None,
 ) -> requests.Session:
     """Return a session that keeps connections alive and remembers no cookies; for requests that may be repeated.
 
@@ -88,6 +90,7 @@ def reusable_session(
 
     :param body_pace: how slow the body of an answer may be, in place of that.
     :param may_be_private: whether private addresses may be talked to; asked when one is met. None: they may.
+    :param before_sending: called with the connection open, just before the first byte of a request leaves.
     """
     import requests
 
@@ -102,18 +105,20 @@ def reusable_session(
     session.headers.update(HEADERS)
     session.cookies.set_policy(_no_cookies())
     for scheme in ("http://", "https://"):
-        session.mount(scheme, KieAdapter(body_pace, may_be_private))
+        session.mount(scheme, KieAdapter(body_pace, may_be_private, before_sending))
     return session
 
 
 @contextlib.contextmanager
-def fresh_connection() -> Iterator[requests.Session]:
+def fresh_connection(before_sending: Callable[[], object] | None = None) -> Iterator[requests.Session]:
     """Open a session whose connection is new and used once.
 
     For createTask: the reset of a stale kept-alive connection is the commonest reason for not knowing whether a
     request arrived.
+
+    :param before_sending: as of :func:`reusable_session`.
     """
-    with reusable_session() as session:
+    with reusable_session(before_sending=before_sending) as session:
         yield session
 
 
@@ -129,10 +134,10 @@ def _add(body: bytearray, piece: bytes) -> None:
         raise ValueError(f"the answer has more than {LARGEST_ANSWER} bytes")
 
 
-def sent_at(session: requests.Session, url: str) -> float | None:
-    """Return when the latest request of this thread left it, by ``time.monotonic()``; None: nothing was sent."""
+def _was_sent(session: requests.Session, url: str) -> bool:
+    """Whether a byte of the latest request of this thread has left it."""
     exchange = getattr(session.get_adapter(url), "exchange", None)
-    return None if exchange is None else exchange.sent_at
+    return exchange is not None and exchange.was_sent
 
 
 def _bearer_auth(api_key: str) -> Any:

@@ -102,7 +102,7 @@ class KieHook(BaseHook):
         :raises KieError: nothing was created.
         """
         slot = self._take_slot(None)
-        return self.get_conn().create_task(model, input, callback_url, slot.sent)
+        return self.get_conn().create_task(model, input, callback_url, slot.leave)
 
     def acquire_slot(self, patience: float | None = None) -> None:
         """Wait until one more task may be created: Kie allows an account 20 in ten seconds, and refuses the rest.
@@ -114,7 +114,7 @@ class KieHook(BaseHook):
         :raises KieRateLimitError: no slot will be free so soon; ``retry_after`` says when one may be.
         :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
         """
-        self._take_slot(patience)
+        self._take_slot(patience).leave()
 
     def _take_slot(self, patience: float | None) -> Slot:
         import requests  # noqa: F401  # not between the slot and the request

@@ -108,7 +108,7 @@ class Submitter:
             error = InterruptedError("the try ended before createTask was sent")
             self._journal.refused(record, error, self._alarm)
             raise error
-        answer = self._in_thread(partial(self._client.create_task_once, body, slot.sent))
+        answer = self._in_thread(partial(self._client.create_task_once, body, slot.leave))
         self._unwritten.add(answer)
         return asyncio.ensure_future(self._written_down(record, answer, slot))
 

@@ -452,7 +452,7 @@ def cleared_after_post_execute_failed(trial: Trial) -> None:
     trial.start("chaos_post_execute")
     trial.wait_for("deferred")
     trial.finish_at_kie()
-    trial.wait_for("failed")
+    trial.wait_for_end()
     trial.clear()
     trial.wait_for_end()
 
@@ -464,7 +464,7 @@ def cleared_after_the_result_was_lost(trial: Trial) -> None:
     trial.wait_for("deferred")
     trial.finish_at_kie()
     trial.caught(hold)
-    trial.wait_for("failed")  # Airflow's client has sent it five times
+    trial.wait_for_end()  # Airflow's client has sent it five times
     hold.drop()
     trial.clear()
     trial.wait_for_end()
@@ -538,7 +538,7 @@ def key_revoked(trial: Trial) -> None:
     trial.start()
     trial.wait_until_asked(2)
     change_key(trial)
-    trial.wait_for("failed")
+    trial.wait_for_end()
     renew_connection(trial)
     trial.clear()
     finish(trial)

@@ -58,12 +58,12 @@ def in_flight(monkeypatch):
 
     create_task, save, lock, seen = KieClient.create_task_once, ResultSaver.save, threading.Lock(), Counter()
 
-    def counted(self, body, sent=None):
+    def counted(self, body, before_sending=None):
         with lock:
             seen["now"] += 1
             seen["most"] = max(seen["most"], seen["now"])
         try:
-            return create_task(self, body, sent)
+            return create_task(self, body, before_sending)
         finally:
             with lock:
                 seen["now"] -= 1
