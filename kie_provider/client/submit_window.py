@@ -24,14 +24,13 @@ log = logging.getLogger(__name__)
 
 #: Kie counts new tasks in windows of so many seconds.
 WINDOW_SECONDS = 10
-#: It counts a task when its request arrives, and requests travel unequally fast; so slots come so many seconds later.
-MARGIN = 0.05
-_LASTS = WINDOW_SECONDS + MARGIN
+#: It counts a task when its request arrives, and requests travel unequally fast; so a slot is free this many seconds
+#: later. Each request that Kie refuses although it had a slot adds as much again, up to ten times.
+MARGIN = 0.03
+_MOST_MARGINS = 10
 #: Of so many requests is remembered how long they took until they could leave; a tenth of them counts as outliers.
 _REMEMBERED = 40
 _OUTLIERS = 4
-#: A request that Kie refuses although it had a slot counts as one that took so many seconds longer.
-_EARLY = 0.25
 _LONGEST = 0.5
 _LEAST_WAIT = 0.01
 #: A shared storage that failed is left alone for so many seconds.
@@ -50,7 +49,7 @@ class Slot:
         self._pace = pace
         self._free_at = free_at
         self._taken_at = time.monotonic()
-        self._ready_after = 0.0
+        self._refusals = 0
         self.at = max(self._taken_at, free_at)
 
     def leave(self) -> None:
@@ -59,25 +58,38 @@ class Slot:
         Called with the connection open, so that nothing comes between.
         """
         ready_at = time.monotonic()
-        self._ready_after = ready_at - self._taken_at
-        self._pace.took(self._ready_after)
+        self._pace.took(ready_at - self._taken_at)
         time.sleep(max(self._free_at - ready_at, 0.0))
         self.at = time.monotonic()
 
-    def refused(self) -> None:
-        """Note that Kie has refused the request."""
-        self._pace.took(self._ready_after + _EARLY)
+    def refused(self) -> Slot | None:
+        """Note that Kie has refused the request; return the slot for the next attempt, None: take another.
+
+        Kie does not count what it refuses, so the slot is still free. If that is refused too, others have taken it.
+        """
+        self._pace.refusals += 1
+        self._refusals += 1
+        return self if self._refusals == 1 else None
 
 
 class Pace:
-    """How long it takes from taking a slot until its request could leave: to write the intent, and to connect."""
+    """How long it takes from taking a slot until its request could leave: to write the intent, and to connect.
+
+    :ivar refusals: how many requests Kie has refused although they had slots.
+    """
 
     def __init__(self) -> None:
+        self.refusals = 0
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
 
     def took(self, seconds: float) -> None:
         """Remember one."""
         self._seconds.append(seconds)
+
+    @property
+    def margin(self) -> float:
+        """Seconds by which requests may overtake each other on the way to Kie."""
+        return MARGIN * min(1 + self.refusals, _MOST_MARGINS)
 
     @property
     def most(self) -> float:
@@ -107,7 +119,7 @@ class LocalWindow:
     def taken(self) -> int:
         """How many slots of this window are taken."""
         with self._lock:
-            return sum(slot.at + _LASTS > time.monotonic() for slot in self._slots)
+            return sum(slot.at + self._lasts > time.monotonic() for slot in self._slots)
 
     def wait(self) -> float:
         """Return the seconds until a slot can be taken; 0: now."""
@@ -123,9 +135,13 @@ class LocalWindow:
             return slot
 
     @property
+    def _lasts(self) -> float:
+        return WINDOW_SECONDS + self.pace.margin
+
+    @property
     def _free_at(self) -> float:
         """When Kie forgets the slot that was taken ``limit`` slots before the next one."""
-        return self._slots[0].at + _LASTS if len(self._slots) == self.limit else 0.0
+        return self._slots[0].at + self._lasts if len(self._slots) == self.limit else 0.0
 
     def _seconds(self) -> float:
         # Taken before it is free, so that the request stands ready then.
@@ -188,8 +204,8 @@ class SharedWindow:
     @property
     def _margin(self) -> float:
         """Seconds that a slot is taken later than it is free: when the requests of others left is not known here."""
-        others = max(self.limit - self._local.taken, 0) / self.limit
-        return _LEAST_WAIT + (random.uniform(MARGIN, 2 * MARGIN) + self._local.pace.spread) * others
+        others, pace = max(self.limit - self._local.taken, 0) / self.limit, self._local.pace
+        return _LEAST_WAIT + (random.uniform(pace.margin, 2 * pace.margin) + pace.spread) * others
 
 
 Window = LocalWindow | SharedWindow

@@ -69,15 +69,16 @@ class Submitter:
         """
         async with self._places:
             body = await self._in_thread(partial(request.upload_files, self._hook))
-            patience = SubmitPatience()
+            patience, slot = SubmitPatience(), None
             while True:
                 async with self._turn:
-                    slot = await self._acquire_slot()
+                    slot = slot or await self._acquire_slot()
                     await self._catch_up()
                     written = self._send(request, body, item, slot)
                 try:
                     return await _uncut(written)
                 except KieError as error:
+                    slot = slot.refused() if isinstance(error, KieRateLimitError) else None
                     delay = patience.delay_after(error)
                 await asyncio.sleep(delay)
 
@@ -110,18 +111,14 @@ class Submitter:
             raise error
         answer = self._in_thread(partial(self._client.create_task_once, body, slot.leave))
         self._unwritten.add(answer)
-        return asyncio.ensure_future(self._written_down(record, answer, slot))
+        return asyncio.ensure_future(self._written_down(record, answer))
 
-    async def _written_down(
-        self, record: SubmissionRecord, answer: asyncio.Future[str], slot: Slot
-    ) -> SubmissionRecord:
+    async def _written_down(self, record: SubmissionRecord, answer: asyncio.Future[str]) -> SubmissionRecord:
         try:
             kie_task_id = await answer
         except KieSubmitUnknownError:
             raise  # the intent stays: it says what nobody knows
         except KieError as error:
-            if isinstance(error, KieRateLimitError):
-                slot.refused()
             self._journal.refused(record, error, self._alarm)
             raise
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -140,6 +141,7 @@ def _batch(prompts: int, folder: str) -> tuple[int, float]:
     seconds: list[float] = []
 
     def begin(context: Any) -> None:
+        gc.freeze()  # as executors do before they fork a worker: all of Airflow is in this process
         seconds.append(-time.monotonic())
 
     def end(context: Any, result: Any) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -265,3 +265,14 @@ def test_the_folder_is_left_as_it_was(run, kie, tmp_path):
 
     assert {Path(path).suffix for path in map(str, tmp_path.iterdir())} == {".png", ".json", ".jpg"}
     assert outcome.result["images"] == 12
+
+
+def test_a_refusal_takes_no_slot_from_the_others(run, kie, monkeypatch):
+    """Were it counted, the last of as many images as fit into the window would wait for the next window."""
+    connection = {**kie.connection, "extra": {**kie.connection["extra"], "submit_limit": len(FOXES)}}
+    monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
+    kie.fault({"on": "createTask", "do": "code", "code": 429, "msg": "slow down", "times": 1})
+    outcome = run()
+    assert outcome.result["saved"] == len(FOXES), outcome.error
+    created = sorted(datetime.fromisoformat(task["created_at"].replace("Z", "+00:00")) for task in kie.bill()["tasks"])
+    assert (created[-1] - created[0]).total_seconds() < 9

@@ -47,9 +47,9 @@ def test_so_many_at_once_and_the_next_when_the_first_is_ten_seconds_old(clock):
         waits.append(seconds(window.take()))
         clock.now += 1
     assert waits == [0, 0, 0, 7 + MARGIN, 6 + MARGIN]
-    clock.now = 1009.95
-    assert window.take() == pytest.approx(0.1)
-    clock.now = 1010.05
+    clock.now = 1010 - MARGIN
+    assert window.take() == pytest.approx(2 * MARGIN)
+    clock.now = 1010 + MARGIN
     assert isinstance(window.take(), Slot)
     assert window.take() == pytest.approx(1)
 
@@ -72,11 +72,11 @@ def test_a_slot_is_taken_before_it_is_free_so_that_its_request_stands_ready_then
         clock.now += 0.3  # to write the intent, and to connect
         slot.leave()
     assert window.take() == pytest.approx(10 + MARGIN - 0.3 - 9 * 0.3)
-    clock.now = 1010.05
+    clock.now = 1010 + MARGIN
     slot = window.take()
     clock.now += 0.1
     slot.leave()
-    assert clock.now == pytest.approx(1010.35)  # ten seconds after the first one has left, and the margin
+    assert clock.now == pytest.approx(1010.3 + MARGIN)  # ten seconds after the first one has left, and the margin
 
 
 def test_whatever_the_machine_does_kie_sees_no_more_than_the_limit(clock):
@@ -103,14 +103,27 @@ def test_slots_of_others_are_taken_later_where_this_machine_is_slow(clock, monke
     assert window._margin == 0.01  # all slots are this process's own
 
 
-def test_a_refusal_says_that_requests_are_less_even_than_was_seen():
-    window = LocalWindow(20)
-    for _ in range(10):
-        window.take().leave()
-    before = window.pace.spread
-    for _ in range(5):
-        window.take().refused()
-    assert window.pace.spread > before + 0.2
+def test_each_refusal_adds_to_the_margin(clock):
+    window = LocalWindow(1)
+    slot = window.take()
+    slot.leave()
+    assert window.take() == pytest.approx(10 + MARGIN)
+    slot.refused()
+    assert window.take() == pytest.approx(10 + 2 * MARGIN)
+    for _ in range(100):
+        slot.refused()
+    assert window.take() == pytest.approx(10 + 10 * MARGIN)
+
+
+def test_a_slot_that_was_refused_is_good_for_one_more_attempt(clock):
+    window = LocalWindow(1)
+    slot = window.take()
+    slot.leave()
+    assert slot.refused() is slot
+    clock.now += 0.5
+    slot.leave()
+    assert window.take() == pytest.approx(10 + 2 * MARGIN)  # Kie counts from when it took the second attempt
+    assert slot.refused() is None
 
 
 def test_threads_share_it():
