@@ -30,3 +30,18 @@ def price_table() -> PriceTable:
 def rate_limit_storage() -> str:
     """Return where the fleet shares the limit on new tasks; empty: every process keeps it alone."""
     return str(conf.get(SECTION, "rate_limit_storage", fallback="") or "").strip()
+
+
+def callback_base_url() -> str:
+    """Return where Kie reaches the API server, for connections that do not say it; empty: nowhere.
+
+    :raises KieConnectionError: it is no base URL.
+    """
+    from kie_provider.client.endpoint import check_callback_base_url
+    from kie_provider.client.errors import KieConnectionError
+
+    url = str(conf.get(SECTION, "callback_base_url", fallback="") or "").strip()
+    try:
+        return url and check_callback_base_url(url)
+    except KieConnectionError as error:
+        raise KieConnectionError(f"Airflow's configuration, section [{SECTION}], {error.message}") from None

@@ -29,6 +29,17 @@ CONN_FIELDS: dict[str, Any] = {
         "description": "What Kie allows your account. Default: 20",
         "schema": {"type": ["integer", "null"], "minimum": 1},
     },
+    "callback_base_url": {
+        "label": "Callback base URL",
+        "description": "Where Kie reaches Airflow's API server. Default: none, and no callbacks",
+        "schema": {"type": ["string", "null"]},
+    },
+    # Airflow masks it for its name.
+    "webhook_secret": {
+        "label": "Webhook secret",
+        "description": "The webhook HMAC key from https://kie.ai/settings. With it, only signed callbacks are accepted",
+        "schema": {"type": ["string", "null"], "format": "password"},
+    },
 }
 
 
@@ -36,6 +47,16 @@ CONFIG: dict[str, Any] = {
     "kie": {
         "description": "Settings of the Kie.ai provider.",
         "options": {
+            "callback_base_url": {
+                "description": (
+                    "Where Kie reaches Airflow's API server, for the connections that do not say it themselves. Empty: "
+                    "no callbacks."
+                ),
+                "version_added": "0.1.0",
+                "type": "string",
+                "example": "https://airflow.example.com",
+                "default": "",
+            },
             "prices": {
                 "description": (
                     "Credits per image, as JSON {model: {resolution: credits}}, where they differ from Kie's list: for "

@@ -33,6 +33,8 @@ class Endpoint:
         neither files nor the key of a gateway or emulator go to anybody else.
     :param request_timeout: seconds for one request, from connecting to the last byte of the answer; a day at most.
     :param submit_limit: new tasks that Kie allows the account in ten seconds.
+    :param callback_base_url: where Kie reaches Airflow's API server; empty: no callbacks.
+    :param webhook_secret: the key with which the account signs callbacks, kept out of the repr; empty: it signs none.
     :raises KieConnectionError: the key is empty or cannot be one, a host is not an http(s) base URL, or a number is
         not one that makes sense.
     """
@@ -42,6 +44,8 @@ class Endpoint:
     upload_host: str = ""
     request_timeout: float = DEFAULT_REQUEST_TIMEOUT
     submit_limit: int = DEFAULT_SUBMIT_LIMIT
+    callback_base_url: str = ""
+    webhook_secret: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if not self.api_key:
@@ -74,6 +78,12 @@ class Endpoint:
                 f"{shorten(self.submit_limit)}"
             )
         object.__setattr__(self, "submit_limit", limit)
+        if self.callback_base_url != "":
+            object.__setattr__(self, "callback_base_url", check_callback_base_url(self.callback_base_url))
+        if not isinstance(self.webhook_secret, str) or not re.fullmatch(r"[\x21-\x7e]*", self.webhook_secret):
+            raise KieConnectionError(
+                "webhook_secret: must be the webhook HMAC key from https://kie.ai/settings, without white space"
+            )
 
     @functools.cached_property
     def is_private(self) -> bool:
@@ -83,6 +93,19 @@ class Endpoint:
     def url(self, path: str, *, upload: bool = False) -> str:
         """Return the full URL of an absolute ``path``."""
         return (self.upload_host if upload else self.host).rstrip("/") + path
+
+
+def check_callback_base_url(url: str) -> str:
+    """Return a base URL for callbacks, without a slash at its end.
+
+    :raises KieConnectionError: it is none.
+    """
+    if not _is_base_url(url) or re.search(r"/kie/callbacks(/|$)", url):
+        raise KieConnectionError(
+            "callback_base_url: must be where Kie reaches Airflow's API server, like https://airflow.example.com, "
+            f"without /kie/callbacks and without a query, got {shorten(_without_secrets(url))}"
+        )
+    return url.rstrip("/")
 
 
 def is_private_host(url: str) -> bool:
@@ -130,12 +153,19 @@ _LAST_BITS_ARE_IPV4 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Netw
 
 
 def _check_base_url(name: str, url: str) -> None:
-    if not is_http_url(url) or re.search(r"[@?#\\]", url) or not _has_host(url):
-        # A password may hold any character, so all before the last @ is hidden; and keys stand in queries.
-        shown = re.sub(r"(?s)[?#].*", "?***", re.sub(r"(?s)^([a-z]+://)?.*@", r"\1***@", str(url)))
+    if not _is_base_url(url):
         raise KieConnectionError(
-            f"{name}: must be scheme, host and port, like https://api.kie.ai, got {shorten(shown)}"
+            f"{name}: must be scheme, host and port, like https://api.kie.ai, got {shorten(_without_secrets(url))}"
         )
+
+
+def _is_base_url(url: str) -> bool:
+    return is_http_url(url) and not re.search(r"[@?#\\]", url) and _has_host(url)
+
+
+def _without_secrets(url: object) -> str:
+    # A password may hold any character, so all before the last @ is hidden; and keys stand in queries.
+    return re.sub(r"(?s)[?#].*", "?***", re.sub(r"(?s)^([a-z]+://)?.*@", r"\1***@", str(url)))
 
 
 def _has_host(url: str) -> bool:

@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 
 from kie_provider.client.errors import KieConnectionError, KieError
 from kie_provider.client.wording import counted
-from kie_provider.config import rate_limit_storage
+from kie_provider.config import callback_base_url, rate_limit_storage
 from kie_provider.execution_timeout import held
 
 # The rest of the client is imported where it is used: DAG files import this module.
@@ -46,7 +46,8 @@ class KieHook(BaseHook):
 
     The connection's password is the API key. Host, schema and port are optional (default ``https://api.kie.ai``), as
     are the extras ``upload_host`` (default: Kie's own, or ``host`` if that is not Kie's), ``request_timeout`` (seconds,
-    default 60) and ``submit_limit`` (new tasks per ten seconds, default 20).
+    default 60), ``submit_limit`` (new tasks per ten seconds, default 20), ``callback_base_url`` (where Kie reaches
+    Airflow's API server; default: no callbacks) and ``webhook_secret`` (with which Kie signs callbacks).
 
     The hook keeps HTTP connections alive: use it as a context manager, or call :meth:`close`.
 
@@ -311,14 +312,16 @@ class KieHook(BaseHook):
         extras go into its JSON field.
         """
         try:
-            from wtforms import IntegerField, StringField
+            from wtforms import IntegerField, PasswordField, StringField
         except ImportError:
             return {}
         from kie_provider.get_provider_info import CONN_FIELDS
 
-        fields = {"integer": IntegerField, "string": StringField}
+        fields = {"integer": IntegerField, "string": StringField, "password": PasswordField}
         return {
-            name: fields[field["schema"]["type"][0]](field["label"], description=field["description"])
+            name: fields[field["schema"].get("format", field["schema"]["type"][0])](
+                field["label"], description=field["description"]
+            )
             for name, field in CONN_FIELDS.items()
         }
 
@@ -376,7 +379,11 @@ def endpoint_from_connection(connection: Connection) -> Endpoint:
         "upload_host": _base_url(extra.get("upload_host")),
         "request_timeout": extra.get("request_timeout"),
         "submit_limit": extra.get("submit_limit"),
+        "callback_base_url": _stripped(extra.get("callback_base_url")),
+        "webhook_secret": _stripped(extra.get("webhook_secret")),
     }
+    if is_blank(fields["callback_base_url"]):
+        fields["callback_base_url"] = callback_base_url()
     try:
         return Endpoint(
             api_key=(connection.password or "").strip(),
@@ -387,8 +394,7 @@ def endpoint_from_connection(connection: Connection) -> Endpoint:
 
 
 def _extra(connection: Connection) -> Mapping[str, Any]:
-    # Not extra_dejson: it masks secrets with a blocking call, which must not happen on the triggerer's event loop;
-    # there are no secrets in these extras.
+    # Not extra_dejson: it masks secrets with a blocking call, which must not happen on the triggerer's event loop.
     try:
         extra = json.loads(connection.extra or "{}")
     except (ValueError, RecursionError):
@@ -396,6 +402,10 @@ def _extra(connection: Connection) -> Mapping[str, Any]:
     if not isinstance(extra, Mapping):
         raise KieConnectionError(f"connection {connection.conn_id!r}: extra: must be a JSON object")
     return extra
+
+
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
 
 
 def _base_url(value: object, schema: str | None = None, port: int | None = None) -> str:

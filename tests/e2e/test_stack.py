@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from kie_provider.get_provider_info import CONN_FIELDS
 from tests.support.airflow_stack import LOCAL, AirflowStack, AirflowStackError
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def test_the_connection_form_knows_kie(airflow_stack: AirflowStack) -> None:
     if airflow_stack.api("GET", "/version")["version"].startswith("3.1."):
         return  # builds forms with a library that it does not install; all providers get the plain form there
     assert form["standard_fields"]["password"]["title"] == "API key"
-    assert set(form["extra_fields"]) == {"upload_host", "request_timeout", "submit_limit"}
+    assert set(form["extra_fields"]) == set(CONN_FIELDS)
+    assert form["extra_fields"]["webhook_secret"]["schema"]["format"] == "password"
 
 
 def test_the_test_button_shows_the_balance(airflow_stack: AirflowStack, kie_emulator: KieEmulator) -> None:

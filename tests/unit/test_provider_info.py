@@ -74,7 +74,8 @@ def test_configuration_is_described_and_read(monkeypatch):
 
 
 def test_form_fields_are_those_the_hook_reads():
-    assert set(CONN_FIELDS) == {"upload_host", "request_timeout", "submit_limit"}
+    fields = {"upload_host", "request_timeout", "submit_limit", "callback_base_url", "webhook_secret"}
+    assert set(CONN_FIELDS) == fields
     assert KieHook.get_ui_field_behaviour() == {
         "hidden_fields": UI_FIELD_BEHAVIOUR["hidden-fields"],
         "relabeling": UI_FIELD_BEHAVIOUR["relabeling"],

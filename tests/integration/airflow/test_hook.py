@@ -58,6 +58,33 @@ def test_extras_and_their_defaults(monkeypatch):
     assert (endpoint.upload_host, endpoint.request_timeout) == ("http://up.example", 5.0)
 
 
+def test_where_callbacks_go_is_said_by_the_connection_or_else_the_configuration(monkeypatch):
+    def fields():
+        endpoint = KieHook().get_conn().endpoint
+        return endpoint.callback_base_url, endpoint.webhook_secret
+
+    connect(monkeypatch)
+    assert fields() == ("", "")
+
+    monkeypatch.setenv("AIRFLOW__KIE__CALLBACK_BASE_URL", " https://airflow.example/ ")
+    assert fields() == ("https://airflow.example", "")
+    connect(monkeypatch, extra={"callback_base_url": "None", "webhook_secret": " "})
+    assert fields() == ("https://airflow.example", "")
+    connect(monkeypatch, extra={"callback_base_url": " https://other.example", "webhook_secret": " hush "})
+    assert fields() == ("https://other.example", "hush")
+
+
+def test_a_bad_address_for_callbacks_says_where_it_stands(monkeypatch):
+    connect(monkeypatch, extra={"callback_base_url": "airflow.example"})
+    with pytest.raises(KieConnectionError, match="connection 'kie_default': callback_base_url: must be where Kie"):
+        KieHook().get_conn()
+
+    connect(monkeypatch)
+    monkeypatch.setenv("AIRFLOW__KIE__CALLBACK_BASE_URL", "https://airflow.example?x=1")
+    with pytest.raises(KieConnectionError, match=r"Airflow's configuration, section \[kie\], callback_base_url: must"):
+        KieHook().get_conn()
+
+
 def test_connection_as_uri(monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", "kie://:secret@gateway.example:8443/https")
 

@@ -198,3 +198,50 @@ def test_good_timeouts(given, seconds):
 def test_bad_timeouts(given):
     with pytest.raises(KieError, match="request_timeout: must be a number of seconds above 0"):
         Endpoint(KEY, request_timeout=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("https://airflow.example", "https://airflow.example"),
+        ("https://airflow.example/", "https://airflow.example"),
+        ("https://airflow.example:8443/deployment/", "https://airflow.example:8443/deployment"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+    ],
+)
+def test_where_callbacks_go(given, url):
+    assert Endpoint(KEY, callback_base_url=given).callback_base_url == url
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "airflow.example",
+        "ftp://airflow.example",
+        "https://",
+        "https://airflow.example?key=hunter2",
+        "https://airflow.example#hunter2",
+        "https://me:hunter2@airflow.example",
+        "https://airflow.example/ ",
+        "https://airflow.example/kie/callbacks",
+        "https://airflow.example/x/kie/callbacks/kie_default",
+        "https://<host>",
+        None,
+        17,
+    ],
+)
+def test_where_callbacks_cannot_go(given):
+    with pytest.raises(KieError, match="callback_base_url: must be where Kie reaches Airflow's API server") as caught:
+        Endpoint(KEY, callback_base_url=given)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_webhook_secret_is_not_in_the_repr():
+    assert "hunter2" not in repr(Endpoint(KEY, webhook_secret="hunter2"))
+
+
+@pytest.mark.parametrize("given", ["hunter2 ", "hun ter2", "hunter2é", "hunter2\n", None, 17, ["hunter2"]])
+def test_a_webhook_secret_that_cannot_be_one_is_refused_and_not_shown(given):
+    with pytest.raises(KieError, match="webhook_secret: must be the webhook HMAC key") as caught:
+        Endpoint(KEY, webhook_secret=given)
+    assert "hun" not in str(caught.value)
