@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from kie_provider.client.prices import PriceTable
 
 SECTION = "kie"
+#: Kie repeats a callback for minutes, not for days.
+MAX_CALLBACK_PATIENCE = 86_400.0
 
 
 def price_table() -> PriceTable:
@@ -30,6 +32,24 @@ def price_table() -> PriceTable:
 def rate_limit_storage() -> str:
     """Return where the fleet shares the limit on new tasks; empty: every process keeps it alone."""
     return str(conf.get(SECTION, "rate_limit_storage", fallback="") or "").strip()
+
+
+def callback_patience() -> float:
+    """Return for how many seconds an unknown submission waits for Kie's callback; default 1200.
+
+    :raises AirflowFailException: it is no such number.
+    """
+    given = conf.get(SECTION, "callback_patience", fallback="") or "1200"
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_CALLBACK_PATIENCE:
+        raise AirflowFailException(
+            f"Airflow's configuration, section [{SECTION}], callback_patience: must be seconds from 0 to "
+            f"{MAX_CALLBACK_PATIENCE:.0f}, got {given!r:.100}"
+        )
+    return seconds
 
 
 def callback_base_url() -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from kie_provider.client.models import TaskRecord
     from kie_provider.client.polling import Again, Done, Waiting
+    from kie_provider.submission.record import SubmissionRecord
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ DEFERRAL_MARGIN = 60.0
 MAX_TRIGGER_RESTARTS = 3
 #: Kie allows so many seconds for 20 creations; a refused creation comes back after that, if Kie does not say when.
 RATE_LIMIT_SECONDS = 10.0
+#: A task whose createTask was not answered looks this often whether Kie has called back.
+CALLBACK_SECONDS = 60.0
 _RESTARTS_KEY = "kie_trigger_restarts"
 
 
@@ -157,6 +160,24 @@ def come_back_later(error: KieRateLimitError, *, is_durable: bool) -> NoReturn:
     log.warning("%s; coming back in %.0f seconds, without using up a try", error, delay)
     raise AirflowRescheduleException(  # type: ignore[no-untyped-call]
         pendulum.now("UTC").add(seconds=delay)
+    ) from None
+
+
+def await_callback(record: SubmissionRecord) -> NoReturn:
+    """Give the worker back and be run again in a minute: Kie may have called back for an unknown submission by then.
+
+    :raises AirflowRescheduleException: always; it uses up no try, and needs Airflow 3.3.
+    """
+    from airflow.sdk.exceptions import AirflowRescheduleException
+
+    log.warning(
+        "createTask was sent at %s and its answer was lost. Kie knows where to call back, so this task waits for that "
+        "and looks again in %.0f seconds, without using up a try",
+        pendulum.from_timestamp(record.at).to_iso8601_string(),
+        CALLBACK_SECONDS,
+    )
+    raise AirflowRescheduleException(  # type: ignore[no-untyped-call]
+        pendulum.now("UTC").add(seconds=CALLBACK_SECONDS)
     ) from None
 
 

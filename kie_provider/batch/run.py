@@ -22,17 +22,18 @@ from kie_provider.batch.report import Report
 from kie_provider.client.errors import KieBatchError, KieRateLimitError, KieSubmitUnknownError
 from kie_provider.client.models import raise_for_problems
 from kie_provider.client.wording import counted, sentence
-from kie_provider.config import price_table
+from kie_provider.config import callback_patience, price_table
 from kie_provider.files.provenance import RunFacts
 from kie_provider.files.storage import storage_path
 from kie_provider.hooks.kie import KieHook
 from kie_provider.last_words import go_on, log_last_words
 from kie_provider.parameters import DEFAULT_FILE_NAME
 from kie_provider.submission.budget import Budget, estimate, refuse_unpayable
+from kie_provider.submission.callbacks import adopt, may_still_be_called
 from kie_provider.submission.decide import assign, claim, of_this_try
 from kie_provider.submission.journal import WORTH_A_SUMMARY, open_journal
 from kie_provider.triggers.batch import KieBatchTrigger
-from kie_provider.waiting import come_back_later, count_trigger_restart, deferral, pull_xcom, push_xcom
+from kie_provider.waiting import await_callback, come_back_later, count_trigger_restart, deferral, pull_xcom, push_xcom
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -68,6 +69,7 @@ class BatchRun:
         """
         with failures(log, self._facts, self._failure), KieHook(self._operator.kie_conn_id) as hook:
             self._journal.read()
+            adopt(self._journal, hook)
             return self._go_on(self._begin(hook))
 
     def resume(self, trigger_error: Exception, position: Sequence[int] | None = None) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class BatchRun:
             raise_for_problems(
                 parameters.problems(self._operator), "no more was sent; the Kie tasks that are there go on."
             )
+            adopt(self._journal, hook)
             items, _ = self._read_items()
             plan = self._new_plan(items, of_this_try(self._journal.records, len(items)), hook)
             self._warn_of_another_disk(plan.report)
@@ -181,11 +184,23 @@ class BatchRun:
                 count_trigger_restart(self._ti, trigger_error)
             self._journal.summarize()
             raise self._deferral(plan)
+        self._await_callbacks(plan)
         halted = plan.report.halted
         if isinstance(halted, KieRateLimitError) and plan.to_submit:
             self._journal.summarize(at_least=WORTH_A_SUMMARY)
             come_back_later(halted, is_durable=self._journal.is_durable)
         return self._finish(plan)
+
+    def _await_callbacks(self, plan: Plan) -> None:
+        """Come back later if Kie may still call back for an item whose submission is unknown.
+
+        :raises AirflowRescheduleException: it may.
+        """
+        unknown = [item.record for item in plan.report.items if item.state == "unknown" and item.record]
+        awaited = [record for record in unknown if may_still_be_called(record, callback_patience())]
+        if awaited and self._journal.is_durable:
+            self._journal.summarize(at_least=WORTH_A_SUMMARY)
+            await_callback(awaited[0])
 
     def _finish(self, plan: Plan) -> dict[str, Any]:
         report = plan.report

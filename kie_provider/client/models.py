@@ -58,6 +58,8 @@ class TaskRecord:
     kie_state: str
     model: str | None = None
     input: Mapping[str, Any] = field(default_factory=dict)
+    #: Where Kie was told to call back.
+    callback_url: str | None = None
     #: http(s) URLs of the results; they can expire within 24 hours.
     urls: tuple[str, ...] = ()
     #: What the model made, if that is more than URLs: the ``resultObject`` of text models, else its own structure.
@@ -91,7 +93,8 @@ class TaskRecord:
             state=_STATES.get(kie_state.lower(), TaskState.RUNNING),
             kie_state=kie_state,
             model=_text(data.get("model")),
-            input=_input(data),
+            input=_object(_param(data).get("input")),
+            callback_url=_text(_param(data).get("callBackUrl")),
             urls=tuple(result_urls(forms)),
             result=result_object(forms),
             fail_code=_text(data.get("failCode")),
@@ -166,10 +169,9 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _input(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the task's input. ``param`` is JSON text whose ``input`` is JSON text once more."""
-    param = _object(data.get("param")) or _object(data.get("paramJson"))
-    return _object(param.get("input"))
+def _param(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return createTask's body as Kie tells it: JSON text whose ``input`` is JSON text once more."""
+    return _object(data.get("param")) or _object(data.get("paramJson"))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ try, N counts the submissions of that try, P its summaries, all from 1:
 
 - ``kie.T.N``: the intent, written before createTask is sent.
 - ``kie.T.N.answer``: what Kie answered: the Kie task id, or a refusal.
-- ``kie.T.N.settled``: what a person has found out, where there is no answer: the Kie task id, or ``"nothing"``.
+- ``kie.T.N.settled``: what was found out where there is no answer: the Kie task id, from a person or from Kie's
+  callback, or ``"nothing"``.
+- ``kie.callback.NONCE``: the Kie task that a callback names; not of the journal, and not believed, see
+  :mod:`~kie_provider.client.webhook`.
 - ``kie.T.sum.P``: what the try knew when it began, then what it has learnt since the summary before.
 - ``kie.T.ok``: Airflow has accepted the success of the try.
 
@@ -64,6 +67,7 @@ def intent_fact(intent: Intent) -> dict[str, Any]:
             "conn_id": intent.conn_id,
             "host": intent.host,
             "summaries": intent.summaries,
+            **({"nonce": record.nonce} if record.nonce else {}),
         },
     )
 
@@ -143,6 +147,7 @@ def _line(record: SubmissionRecord) -> dict[str, Any]:
         "kie_task_id": record.kie_task_id,
         "reason": record.reason,
         "may_succeed_anew": record.may_succeed_anew,
+        "nonce": record.nonce,
     }
     return line | {name: value for name, value in optional.items() if value}
 
@@ -167,6 +172,7 @@ def read_intent(value: Any, try_number: int, number: int) -> Intent:
         item=_number(fields, "item"),
         max_tries=_max_tries(fields),
         at=_epoch(_text(fields, "at")),
+        nonce=_nonce(fields),
     )
     request = fields.get("request")
     if not isinstance(request, Mapping):
@@ -205,6 +211,14 @@ def read_settled(record: SubmissionRecord, value: Any) -> SubmissionRecord:
     if value.strip().lower() == NOTHING:
         return replace(record, state=NOTHING, reason="a person has found out that nothing was created")
     return replace(record, state="submitted", kie_task_id=_kie_task_id(value.strip()))
+
+
+def read_callback(value: Any) -> str:
+    """Return the Kie task that a callback names.
+
+    :raises ValueError: there is none.
+    """
+    return _kie_task_id(_object(value).get("kie_task_id"))
 
 
 def read_summary(value: Any, try_number: int) -> Summary:
@@ -255,6 +269,7 @@ def _read_line(value: Any) -> SubmissionRecord:
         at=_epoch(_text(fields, "at")),
         reason=str(fields.get("reason", "")),
         may_succeed_anew=fields.get("may_succeed_anew") is True,
+        nonce=_nonce(fields),
     )
 
 
@@ -284,6 +299,10 @@ def _is_number(value: Any) -> bool:
 
 def _max_tries(fields: Mapping[str, Any]) -> int | None:
     return None if fields.get("max_tries") is None else _number(fields, "max_tries")
+
+
+def _nonce(fields: Mapping[str, Any]) -> str:
+    return _text(fields, "nonce") if "nonce" in fields else ""
 
 
 def _kie_task_id(value: Any) -> str:

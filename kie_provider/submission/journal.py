@@ -70,6 +70,7 @@ class Journal:
         ti: Any = context.get("ti")  # a DAG author's unit test may have none
         self.try_number: int = getattr(ti, "try_number", 1)
         self.max_tries: int | None = getattr(ti, "max_tries", None)
+        self.ti_id = str(getattr(ti, "id", ""))
         self._read_max_tries: int | None = self.max_tries
         self._records: dict[tuple[int, int], SubmissionRecord] = {}
         self._intents: dict[tuple[int, int], Intent] = {}
@@ -172,6 +173,10 @@ class Journal:
             self._intents[key] = intent
         return self._intents[key]
 
+    def called_back(self, record: SubmissionRecord) -> str | None:
+        """Return the Kie task that a callback to this submission names; None: there was none, as far as is known."""
+        return self._reader.read_callback(record.nonce) if record.nonce and self.is_durable else None
+
     def _read_all(self) -> None:
         first = 1 if self.is_durable else self.try_number
         for try_number in range(self.try_number, first - 1, -1):
@@ -229,13 +234,15 @@ class Journal:
         self.has_begun = True
 
     def intend(
-        self, request: Mapping[str, Any], fingerprint: str, *, item: int, conn_id: str, host: str
+        self, request: Mapping[str, Any], fingerprint: str, *, item: int, conn_id: str, host: str, nonce: str = ""
     ) -> SubmissionRecord:
         """Put up the fence: write the intent, and read it back. Whatever this raises, createTask must not be sent.
 
         A try that was cleared or replaced reads an empty store, and cannot write to it.
         """
-        record = SubmissionRecord(self.try_number, self._last + 1, fingerprint, item, self.max_tries, at=time.time())
+        record = SubmissionRecord(
+            self.try_number, self._last + 1, fingerprint, item, self.max_tries, at=time.time(), nonce=nonce
+        )
         intent = Intent(record, request, conn_id, host, self._summaries)
         fact = facts.intent_fact(intent)
         # True until the fence stands, and then it is not written.
@@ -273,6 +280,16 @@ class Journal:
         answered = facts.read_answer(record, fact)
         self._answer(answered, fact, alarm)
         return answered
+
+    def settle(self, record: SubmissionRecord, kie_task_id: str) -> SubmissionRecord:
+        """Write down which Kie task an unknown submission has created, as a person would.
+
+        :raises Exception: it cannot be written; a later reading finds it out again.
+        """
+        self._persist(partial(self._store.set, record.settled_key, kie_task_id))
+        settled = facts.read_settled(record, kie_task_id)
+        self._learn(settled)
+        return settled
 
     def failed(self, record: SubmissionRecord, reason: str, *, may_succeed_anew: bool) -> SubmissionRecord:
         """Note that a Kie task has failed; it is written with the next summary, and a later try can find it out."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from kie_provider.client.errors import KieJournalError
 from kie_provider.client.models import shorten
+from kie_provider.client.webhook import callback_key
 from kie_provider.submission import facts
 from kie_provider.submission.record import Intent, SubmissionRecord, Summary, merge
 
@@ -101,6 +102,10 @@ class Reader:
     def read_intent(self, try_number: int, number: int) -> Intent | None:
         """Return an intent; None: there is none."""
         return self._get_fact(f"kie.{try_number}.{number}", lambda value: facts.read_intent(value, try_number, number))
+
+    def read_callback(self, nonce: str) -> str | None:
+        """Return the Kie task that a callback names; None: there was no callback."""
+        return self._get_fact(callback_key(nonce), facts.read_callback)
 
     def has_succeeded(self, try_number: int) -> bool:
         """Whether Airflow has accepted the success of a try."""

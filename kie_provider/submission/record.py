@@ -37,6 +37,7 @@ class SubmissionRecord:
     :param at: epoch seconds of the intent, or of the answer once there is one; 0 if that is not known.
     :param reason: why it was refused or has failed.
     :param may_succeed_anew: the same request, as a new task, may well succeed, and this one cost nothing.
+    :param nonce: of the callback URL that was sent with it; empty: none of ours was.
     """
 
     try_number: int
@@ -49,6 +50,7 @@ class SubmissionRecord:
     at: float = 0.0
     reason: str = ""
     may_succeed_anew: bool = False
+    nonce: str = ""
 
     @property
     def key(self) -> str:

@@ -25,15 +25,17 @@ from kie_provider.client.errors import (
 from kie_provider.client.models import TaskState
 from kie_provider.client.polling import VISIBILITY_GRACE
 from kie_provider.client.wording import counted, sentence
+from kie_provider.config import callback_patience
 from kie_provider.execution_timeout import run
 from kie_provider.hooks.kie import KieHook
 from kie_provider.last_words import goes_on, log_last_words
-from kie_provider.submission.decide import Reattach, Unknown, changed_fields, next_step
+from kie_provider.submission.callbacks import adopt, may_still_be_called
+from kie_provider.submission.decide import Reattach, Step, Unknown, changed_fields, next_step
 from kie_provider.submission.inputs import TaskRequest
 from kie_provider.submission.journal import WORTH_A_SUMMARY, open_journal
 from kie_provider.submission.record import SubmissionRecord, iso
 from kie_provider.submission.submit import Submitter
-from kie_provider.waiting import come_back_later
+from kie_provider.waiting import await_callback, come_back_later
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -96,17 +98,14 @@ class SingleSubmission:
             are not read. None: they are read in any case.
         """
         self._journal.read()
+        with KieHook(self._conn_id) as hook:
+            adopt(self._journal, hook)
         request = self._recorded_request() if on_recorded else None
         if request and on_recorded:
             on_recorded()
         else:
             request = self._valid_request(read_request)
-        step = next_step(
-            self._journal.records,
-            request.fingerprint,
-            max_tries=self._journal.max_tries,
-            resubmit_unknown=self._resubmits,
-        )
+        step = self._next_step(request)
         with KieHook(self._conn_id) as hook:
             if isinstance(step, Unknown):
                 raise KieSubmitUnknownError(
@@ -127,6 +126,23 @@ class SingleSubmission:
                 request = replace(request, images=find_images())
             before_paying(hook, request)
             return self._submit(hook, request)
+
+    def _next_step(self, request: TaskRequest) -> Step:
+        records, max_tries = self._journal.records, self._journal.max_tries
+        step = next_step(records, request.fingerprint, max_tries=max_tries)
+        if isinstance(step, Unknown):
+            self._await_callback(step.record)
+            if self._resubmits:
+                return next_step(records, request.fingerprint, max_tries=max_tries, resubmit_unknown=True)
+        return step
+
+    def _await_callback(self, record: SubmissionRecord | None) -> None:
+        """Come back later if Kie may still call back for an unknown submission.
+
+        :raises AirflowRescheduleException: it may.
+        """
+        if record and self._journal.is_durable and may_still_be_called(record, callback_patience()):
+            await_callback(record)
 
     def _valid_request(self, read_request: Callable[[], TaskRequest]) -> TaskRequest:
         """Return what the fields ask for; what was submitted, if a retry's fields are not valid any more.
@@ -219,6 +235,9 @@ class SingleSubmission:
 
         try:
             record = run(submit)
+        except KieSubmitUnknownError:
+            self._await_callback(self._journal.latest)
+            raise
         except KieRateLimitError as error:
             self._journal.summarize(at_least=WORTH_A_SUMMARY)
             come_back_later(error, is_durable=self._journal.is_durable)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kie_provider.client.errors import KieError, KieRateLimitError, KieSubmitUnknownError
 from kie_provider.client.retry import SUBMIT_PATIENCE, SubmitPatience
 from kie_provider.client.submit_window import Slot, SlotWait
+from kie_provider.submission.callbacks import CallbackUrls
 
 if TYPE_CHECKING:
     from kie_provider.execution_timeout import Alarm
@@ -45,6 +46,7 @@ class Submitter:
         self._alarm = alarm
         self._client = hook.get_conn()
         self._window = hook.submit_window
+        self._callbacks = CallbackUrls(self._client.endpoint, hook.kie_conn_id, journal.ti_id)
         self._turn = asyncio.Lock()  # slots and intents go in the order of the submissions
         self._places = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._unwritten: set[asyncio.Future[str]] = set()  # answers of createTask that are not written down yet
@@ -98,12 +100,14 @@ class Submitter:
         self, request: TaskRequest, body: Mapping[str, Any], item: int, slot: Slot
     ) -> asyncio.Future[SubmissionRecord]:
         """Put up the fence and send createTask; the future has the answer, written down."""
+        body, nonce = self._callbacks.added_to(body)
         record = self._journal.intend(
             request.body,
             request.fingerprint,
             item=item,
             conn_id=self._hook.kie_conn_id,
             host=self._client.endpoint.host,
+            nonce=nonce,
         )
         if self._alarm.has_rung or self._journal.is_stopping:
             error = InterruptedError("the try ended before createTask was sent")
