@@ -150,6 +150,11 @@ def callback_fact(nonce: str, kie_task_id: str, now: float) -> dict[str, Any]:
     return {"key": callback_key(nonce), "v": 1, "kie_task_id": kie_task_id, "at": at}
 
 
+def waiting_key(kie_task_id: str) -> str:
+    """Return the key of the XCom that a task pushes before it waits for a Kie task that is not its own."""
+    return f"kie_wait_{kie_task_id}"
+
+
 def _mac(key: bytes, *parts: str) -> str:
     digest = hmac.digest(key, "\n".join(parts).encode(), "sha256")
     return base64.urlsafe_b64encode(digest[:_MAC_BYTES]).rstrip(b"=").decode()

@@ -1,4 +1,4 @@
-"""What Airflow's API server gets from this provider: a page of images.
+"""What Airflow's API server gets from this provider: a page of images, and where Kie calls back.
 
 Airflow loads plugins in every process, workers and DAG processors too. So nothing but the names is here; the rest is
 imported when the API server asks for its applications.
@@ -14,7 +14,7 @@ from kie_provider.addresses import IMAGES
 
 
 class KiePlugin(AirflowPlugin):
-    """The page of all images, and a tab of each DAG run with its own."""
+    """The page of all images, a tab of each DAG run with its own, and the receiver of callbacks."""
 
     name = "kie"
     external_views: list[Any] = [  # noqa: RUF012  # as AirflowPlugin declares it
@@ -36,6 +36,10 @@ class KiePlugin(AirflowPlugin):
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # imported when it is asked for
         """The applications of the API server, which alone asks for them."""
-        from kie_provider.plugin.gallery import app
+        from kie_provider.client.webhook import CALLBACKS
+        from kie_provider.plugin import callbacks, gallery
 
-        return [{"app": app, "url_prefix": f"/{IMAGES}".rstrip("/"), "name": "Kie.ai images"}]
+        return [
+            {"app": gallery.app, "url_prefix": f"/{IMAGES}".rstrip("/"), "name": "Kie.ai images"},
+            {"app": callbacks.app, "url_prefix": f"/{CALLBACKS}".rstrip("/"), "name": "Kie.ai callbacks"},
+        ]
