@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
     from kie_provider.client.models import TaskRecord
-    from kie_provider.client.polling import Again, Done, Waiting
+    from kie_provider.client.polling import Again, Callback, Done, Waiting
     from kie_provider.submission.record import SubmissionRecord
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,11 @@ _RESTARTS_KEY = "kie_trigger_restarts"
 
 
 def poll_or_defer(
-    ti: Any, kie_conn_id: str, kie_task_id: str, waiting: Waiting, trigger_error: Exception | None = None
+    ti: Any,
+    kie_conn_id: str,
+    kie_task_id: str,
+    waiting: Waiting,
+    trigger_error: Exception | None = None,
 ) -> TaskRecord:
     """Return the record of a Kie task that has succeeded; if it is still running, wait for it in the triggerer.
 
@@ -64,6 +68,7 @@ def poll_or_defer(
             kie_task_id=kie_task_id,
             poll_interval=waiting.poll_interval,
             deadline=waiting.deadline,
+            callback=waiting.callback,
         ),
         waiting.deadline,
     )
@@ -94,10 +99,11 @@ def try_seconds(timeout: float, execution_timeout: timedelta | None) -> float:
     return timeout if execution_timeout is None else min(timeout, execution_timeout.total_seconds())
 
 
-def wait_of_try(ti: Any, poll_interval: float, seconds: float) -> Waiting:
+def wait_of_try(ti: Any, poll_interval: float, seconds: float, callback: Callback | None = None) -> Waiting:
     """Return the wait of a try, as a worker takes it up.
 
     :param seconds: to the deadline, from the start of the try.
+    :param callback: what is known of Kie's callback.
     """
     from kie_provider.client.polling import Waiting
 
@@ -108,7 +114,19 @@ def wait_of_try(ti: Any, poll_interval: float, seconds: float) -> Waiting:
         deadline=started_at + seconds,
         visible_at=time.time(),  # as far as anybody knows; one answer to the contrary decides nothing
         key_was_refreshed=True,  # the worker reads the connection first, so a refused key is final at once
+        callback=callback,
     )
+
+
+def expect_callback(ti: Any, kie_conn_id: str, kie_task_id: str) -> Callback | None:
+    """Let Kie's callback for a Kie task of another task instance wake this one; None: callbacks are off."""
+    from kie_provider.client.webhook import waiting_key
+
+    with KieHook(kie_conn_id) as hook:
+        if not hook.get_conn().endpoint.callback_base_url:
+            return None
+    push_xcom(ti, waiting_key(kie_task_id), value=True)
+    return "expected"
 
 
 def deferral(trigger: BaseTrigger, deadline: float, kwargs: dict[str, Any] | None = None) -> TaskDeferred:

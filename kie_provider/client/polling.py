@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kie_provider.client.errors import (
     KieAuthError,
@@ -33,9 +33,17 @@ VISIBILITY_GRACE = 90.0
 STEADY_SECONDS = 60.0
 INTERVAL_GROWTH = 1.5
 LONGEST_INTERVAL = 15.0
+#: Where a callback is to end the wait, polls only stand in for one that does not come: the first ones after so many
+#: seconds of the wait, then at this interval.
+BACKSTOP_POLLS = (10.0, 30.0)
+BACKSTOP_INTERVAL = 60.0
 #: Transient errors are waited out for this many seconds in a row.
 FAILURE_PATIENCE = 360.0
 LONGEST_FAILURE_DELAY = 60.0
+
+
+#: ``expected``: Kie calls back when the task has ended. ``came``: it has, so the task ends about now.
+Callback = Literal["expected", "came"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Waiting:
     :param failures: transient errors in a row.
     :param failing_since: when the first of them was seen; None: the last look was good.
     :param key_was_refreshed: the connection was read again after a 401, with no good answer since.
+    :param callback: what is known of Kie's callback; None: nothing, so polls alone end the wait.
     """
 
     started_at: float
@@ -60,6 +69,7 @@ class Waiting:
     failures: int = 0
     failing_since: float | None = None
     key_was_refreshed: bool = False
+    callback: Callback | None = None
 
 
 @dataclass(frozen=True)
@@ -124,15 +134,34 @@ def _judge_record(record: TaskRecord, waiting: Waiting, now: float) -> Verdict:
                 credits_consumed=record.credits_consumed,
             )
         )
-    interval = waiting.interval or waiting.poll_interval
-    if now - waiting.started_at >= STEADY_SECONDS:
-        interval = max(min(interval * INTERVAL_GROWTH, LONGEST_INTERVAL), waiting.poll_interval)
+    interval = _next_interval(waiting, now - waiting.started_at)
     return Again(
         interval,
         # What went wrong before is forgotten.
-        Waiting(waiting.started_at, waiting.poll_interval, waiting.deadline, visible_at=now, interval=interval),
+        Waiting(
+            waiting.started_at,
+            waiting.poll_interval,
+            waiting.deadline,
+            visible_at=now,
+            interval=interval,
+            callback=waiting.callback,
+        ),
         f"still {record.kie_state}",
     )
+
+
+def _next_interval(waiting: Waiting, elapsed: float) -> float:
+    """Return the seconds to the next poll of a task that is running.
+
+    :param elapsed: seconds since the wait began.
+    """
+    if waiting.callback == "expected" or (waiting.callback == "came" and elapsed >= STEADY_SECONDS):
+        to_come = [at - elapsed for at in BACKSTOP_POLLS if at > elapsed]
+        return max(to_come[0] if to_come else BACKSTOP_INTERVAL, waiting.poll_interval)
+    interval = waiting.interval or waiting.poll_interval
+    if elapsed < STEADY_SECONDS:
+        return interval
+    return max(min(interval * INTERVAL_GROWTH, LONGEST_INTERVAL), waiting.poll_interval)
 
 
 def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:

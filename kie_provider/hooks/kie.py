@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kie_provider.client.download import DownloadedFile
     from kie_provider.client.endpoint import Endpoint
     from kie_provider.client.models import TaskRecord
-    from kie_provider.client.polling import Observation
+    from kie_provider.client.polling import Callback, Observation
     from kie_provider.client.submit_window import Slot, Window
     from kie_provider.client.transport import SharedSession
 
@@ -233,6 +233,7 @@ class KieHook(BaseHook):
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         deadline: float | None = None,
         gate: AbstractAsyncContextManager[Any] | None = None,
+        callback: Callback | None = None,
     ) -> TaskRecord:
         """Wait on the event loop until the task has succeeded; otherwise as :meth:`wait`.
 
@@ -241,16 +242,24 @@ class KieHook(BaseHook):
 
         :param deadline: epoch seconds of the last poll; None: wait for ever.
         :param gate: held during each poll; a semaphore bounds how many are taken at once.
+        :param callback: ``expected`` if Kie calls back when the task has ended: polls are rare then, the first one is
+            taken after ten seconds. ``came`` if it has called: they get rare after a minute.
         """
-        from kie_provider.client.polling import Waiting, watch
+        from kie_provider.client.polling import BACKSTOP_POLLS, Waiting, watch
+        from kie_provider.client.retry import jitter
 
+        waiting = Waiting(time.time(), poll_interval, deadline, callback=callback)
         spread = min(poll_interval, DEFAULT_POLL_INTERVAL)
+        delay = jitter(BACKSTOP_POLLS[0]) if callback == "expected" else random.uniform(0.0, spread)
         if deadline is not None:
-            spread = min(spread, max(deadline - time.time(), 0.0))
-        await asyncio.sleep(random.uniform(0.0, spread))
-        waiting = Waiting(started_at=time.time(), poll_interval=poll_interval, deadline=deadline)
+            delay = min(delay, max(deadline - time.time(), 0.0))
+        await asyncio.sleep(delay)
         async with self.polling(gate) as poll_of:
             return await watch(waiting, poll_of(kie_task_id))
+
+    async def callback_base_url(self) -> str:
+        """Return where Kie reaches Airflow's API server for tasks of this connection; empty: callbacks are off."""
+        return (await self._aget_endpoint()).callback_base_url
 
     @contextlib.asynccontextmanager
     async def polling(

@@ -34,7 +34,7 @@ from kie_provider.waiting import (
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
-    from kie_provider.client.polling import Waiting
+    from kie_provider.client.polling import Callback, Waiting
     from kie_provider.files.inputs import InputImage
     from kie_provider.submission.inputs import TaskRequest
     from kie_provider.submission.single import SingleSubmission
@@ -220,11 +220,13 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
 
     def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
         """Save the image and return the result that the trigger's event carries, or raise its error."""
-        from kie_provider.triggers.kie import read_event
+        from kie_provider.triggers.kie import is_call, read_event
 
         submission = self._open_submission(context)
         with submission.failures():
             submission.kie_task_id = pull_xcom(context["ti"], KIE_TASK_ID_KEY)
+            if is_call(event):
+                return self._poll_or_defer(submission.kie_task_id or "", context, "came")
             return self._finish(read_event(event, submission.kie_task_id or ""), context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -262,7 +264,8 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
             )
             push_xcom(context["ti"], KIE_TASK_ID_KEY, kie_task_id)
             if self.deferrable:
-                return self._poll_or_defer(kie_task_id, context)
+                callback: Callback | None = "expected" if submission.expects_callback else None
+                return self._poll_or_defer(kie_task_id, context, callback)
             remaining = max((self._wait_of_try(context).deadline or 0.0) - time.time(), 0.0)
             with KieHook(self.kie_conn_id) as hook:
                 record = hook.wait(kie_task_id, poll_interval=self.poll_interval, timeout=remaining)
@@ -273,16 +276,21 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
             self.saver(hook, images_only=True).check_target()
         check_budget(self, hook, request)
 
-    def _wait_of_try(self, context: Context) -> Waiting:
-        return wait_of_try(context["ti"], self.poll_interval, try_seconds(self.timeout, self.execution_timeout))
+    def _wait_of_try(self, context: Context, callback: Callback | None = None) -> Waiting:
+        seconds = try_seconds(self.timeout, self.execution_timeout)
+        return wait_of_try(context["ti"], self.poll_interval, seconds, callback)
 
     def _poll_or_defer(
-        self, kie_task_id: str, context: Context, trigger_error: Exception | None = None
+        self,
+        kie_task_id: str,
+        context: Context,
+        callback: Callback | None = None,
+        trigger_error: Exception | None = None,
     ) -> dict[str, Any]:
         from kie_provider.client.models import raise_for_problems
 
         raise_for_problems(parameters.problems(self), "nothing more was sent.")
-        waiting = self._wait_of_try(context)
+        waiting = self._wait_of_try(context, callback)
         record = poll_or_defer(context["ti"], self.kie_conn_id, kie_task_id, waiting, trigger_error)
         return self._finish(record.to_result(), context)
 

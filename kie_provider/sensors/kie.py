@@ -25,6 +25,7 @@ from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAU
 from kie_provider.last_words import goes_on, log_last_words
 from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
 from kie_provider.waiting import (
+    expect_callback,
     log_success,
     poll,
     poll_or_defer,
@@ -38,7 +39,7 @@ from kie_provider.waiting import (
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from kie_provider.client.polling import Waiting
+    from kie_provider.client.polling import Callback, Waiting
 
 
 class KieTaskSensor(BaseSensorOperator):
@@ -97,7 +98,7 @@ class KieTaskSensor(BaseSensorOperator):
                     reason = f"{self._reason} after {counted(self.timeout, 'second')} of this wait"
                     raise KieTaskTimeoutError(reason, kie_task_id=self.kie_task_id) from None
         with self._failures():
-            return self._poll_or_defer(context)
+            return self._poll_or_defer(context, expect_callback(context["ti"], self.kie_conn_id, self._valid_id()))
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Poll once."""
@@ -105,11 +106,13 @@ class KieTaskSensor(BaseSensorOperator):
             result = self._poke(self._waiting or self._wait_of_pokes(context))
         return PokeReturnValue(is_done=result is not None, xcom_value=result)
 
-    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:  # noqa: ARG002
+    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
         """Return the result that the trigger's event carries, or raise its error."""
-        from kie_provider.triggers.kie import read_event
+        from kie_provider.triggers.kie import is_call, read_event
 
         with self._failures():
+            if is_call(event):
+                return self._poll_or_defer(context, "came")
             return self._finish(read_event(event, self.kie_task_id))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -117,7 +120,7 @@ class KieTaskSensor(BaseSensorOperator):
 
         def without_event(error: Exception) -> dict[str, Any]:
             with self._failures():
-                return self._poll_or_defer(context, error)
+                return self._poll_or_defer(context, trigger_error=error)
 
         # Not BaseSensorOperator's: it would fail or skip before we have polled.
         return resume(self, next_method, next_kwargs, context, without_event)
@@ -150,13 +153,16 @@ class KieTaskSensor(BaseSensorOperator):
         # Every poke reads the connection first, so a refused key is final at once.
         return Waiting(started_at, self.poke_interval, key_was_refreshed=True)
 
-    def _poll_or_defer(self, context: Context, trigger_error: Exception | None = None) -> dict[str, Any]:
+    def _poll_or_defer(
+        self, context: Context, callback: Callback | None = None, trigger_error: Exception | None = None
+    ) -> dict[str, Any]:
         """Return the result, if it is there; else wait for it in the triggerer.
 
+        :param callback: what is known of Kie's callback.
         :param trigger_error: how the trigger that waited has ended, if it should not have.
         """
         ti = context["ti"]
-        waiting = wait_of_try(ti, self.poke_interval, try_seconds(self.timeout, self.execution_timeout))
+        waiting = wait_of_try(ti, self.poke_interval, try_seconds(self.timeout, self.execution_timeout), callback)
         record = poll_or_defer(ti, self.kie_conn_id, self._valid_id(), waiting, trigger_error)
         return self._finish(record.to_result())
 

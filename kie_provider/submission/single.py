@@ -47,12 +47,16 @@ if TYPE_CHECKING:
 class SingleSubmission:
     """The one Kie task of a task instance: that of an earlier try, or a new one.
 
+    :ivar kie_task_id: its id, once it is known.
+    :ivar expects_callback: whether Kie was told to call back when it has ended.
+
     :param operator: the running operator; ``kie_conn_id`` and ``on_unknown_submit`` are its parameters.
     :param charged: returns the credits that the result has cost, once they are known; for the log of a failure.
     """
 
     def __init__(self, operator: Any, context: Context, charged: Callable[[], float | None] = lambda: None) -> None:
         self.kie_task_id: str | None = None
+        self.expects_callback = False
         self._operator = operator
         self._log = operator.log
         self._conn_id: str = operator.kie_conn_id
@@ -177,6 +181,7 @@ class SingleSubmission:
                 ", ".join(changed_fields(before, body)),
             )
         self._begin(step.record)
+        self.expects_callback = bool(step.record.nonce)
         return kie_task_id
 
     def _begin(self, goes_on_with: SubmissionRecord | None = None) -> None:
@@ -241,7 +246,7 @@ class SingleSubmission:
         except KieRateLimitError as error:
             self._journal.summarize(at_least=WORTH_A_SUMMARY)
             come_back_later(error, is_durable=self._journal.is_durable)
-        self.kie_task_id = record.kie_task_id
+        self.kie_task_id, self.expects_callback = record.kie_task_id, bool(record.nonce)
         return str(record.kie_task_id)
 
     # Failing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,19 @@ from kie_provider.last_words import goes_on, log_last_words
 
 if TYPE_CHECKING:
     from kie_provider.client.models import TaskRecord
+    from kie_provider.client.polling import Callback
 
 
 #: No trigger fires earlier than so many seconds after it began to run. Airflow's scheduler learns of the end of the
 #: worker's process some time after the triggerer can begin; if the trigger has fired by then, the task is queued once
 #: more, and the scheduler takes the old end for that of the new process and marks the task failed. Tests lower it.
 FIRST_LOOK_AFTER = 3.0
+#: A callback that has not come so many seconds after the task has ended is missed.
+LATE_CALLBACK_SECONDS = 15.0
+#: States of a task that was woken; one that was marked, cleared or killed has others.
+RESUMED = ("scheduled", "queued", "running", "success")
+#: Airflow is given so many seconds to say which.
+STATE_SECONDS = 3.0
 
 
 class KieTrigger(BaseTrigger):
@@ -54,6 +62,7 @@ class KieTaskTrigger(KieTrigger):
     :param kie_task_id: the Kie task. Never ``task_id``: Airflow sets that attribute to its own task's.
     :param poll_interval: seconds between two looks; grows to 15 after the first minute.
     :param deadline: epoch seconds of the last look; None: wait for ever.
+    :param callback: what is known of Kie's callback, see :class:`~kie_provider.client.polling.Waiting`.
     """
 
     def __init__(
@@ -62,12 +71,14 @@ class KieTaskTrigger(KieTrigger):
         kie_task_id: str,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         deadline: float | None = None,
+        callback: Callback | None = None,
     ) -> None:
         super().__init__()
         self.kie_conn_id = kie_conn_id
         self.kie_task_id = kie_task_id
         self.poll_interval = poll_interval
         self.deadline = deadline
+        self.callback = callback
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return class path and arguments; every release must be able to read those of the ones before."""
@@ -78,6 +89,7 @@ class KieTaskTrigger(KieTrigger):
                 "kie_task_id": self.kie_task_id,
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
+                "callback": self.callback,
             },
         )
 
@@ -91,14 +103,58 @@ class KieTaskTrigger(KieTrigger):
         return goes_on(self.kie_task_id)
 
     async def _wait(self) -> dict[str, Any]:
-        await self.settle()
+        if self.callback != "expected":
+            await self.settle()
+        hook = KieHook(self.kie_conn_id)
         try:
-            record = await KieHook(self.kie_conn_id).await_task(
-                self.kie_task_id, poll_interval=self.poll_interval, deadline=self.deadline
+            record = await hook.await_task(
+                self.kie_task_id, poll_interval=self.poll_interval, deadline=self.deadline, callback=self.callback
             )
         except KieError as error:
             return error_event(error)
+        if self.callback == "expected" and _ended_before(record, LATE_CALLBACK_SECONDS):
+            self.log.warning(
+                "Kie task %s has ended, and no callback to %s came: a poll found out, later than need be. "
+                "docs/callbacks.md says what to check",
+                self.kie_task_id,
+                await hook.callback_base_url(),
+            )
         return success_event(record)
+
+    async def on_kill(self) -> None:
+        """Say in the task's log that the Kie task goes on, unless a callback has woken the Airflow task."""
+        if self.callback is None or not await self._is_resumed():
+            await super().on_kill()
+
+    async def _is_resumed(self) -> bool:
+        """Whether the Airflow task is not deferred any more and goes on; False: nobody can say so in time."""
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+        ti: Any = self.task_instance
+        try:
+            states = await asyncio.wait_for(
+                asyncio.to_thread(
+                    RuntimeTaskInstance.get_task_states,
+                    dag_id=ti.dag_id,
+                    task_ids=[ti.task_id],
+                    run_ids=[ti.run_id],
+                    map_index=ti.map_index,
+                ),
+                STATE_SECONDS,
+            )
+        except Exception:  # noqa: BLE001  # whatever it is: what is said then is true all the same
+            return False
+        return any(state in RESUMED for by_task in states.values() for state in by_task.values())
+
+
+def is_call(event: Any) -> bool:
+    """Whether an event says that Kie has called back. It says nothing else: Kie is asked what came of the task."""
+    return isinstance(event, Mapping) and event.get("status") == "called"
+
+
+def _ended_before(record: TaskRecord, seconds: float) -> bool:
+    """Whether a task has ended more than so many seconds ago."""
+    return record.completed_at is not None and time.time() - record.completed_at.timestamp() > seconds
 
 
 def success_event(record: TaskRecord) -> dict[str, Any]:
