@@ -103,8 +103,7 @@ class KieTaskTrigger(KieTrigger):
         return goes_on(self.kie_task_id)
 
     async def _wait(self) -> dict[str, Any]:
-        if self.callback != "expected":
-            await self.settle()
+        await self.settle()
         hook = KieHook(self.kie_conn_id)
         try:
             record = await hook.await_task(

@@ -46,6 +46,30 @@ def test_success_without_a_result_is_an_error():
 
 
 @pytest.mark.parametrize(
+    ("callback", "elapsed", "interval"),
+    [
+        (None, 0, 3),
+        ("expected", 0, 10),
+        ("expected", 10, 20),
+        ("expected", 29, 3),
+        ("expected", 30, 60),
+        ("expected", 500, 60),
+        ("came", 0, 3),
+        ("came", 59, 3),
+        ("came", 60, 60),
+    ],
+)
+def test_polls_are_rare_while_a_callback_is_to_come(callback, elapsed, interval):
+    verdict = judge(running(), Waiting(START, 3.0, callback=callback), START + elapsed)
+    assert verdict.delay == interval
+    assert verdict.waiting.callback == callback
+
+
+def test_an_interval_that_is_longer_stays():
+    assert judge(running(), Waiting(START, 120.0, callback="expected"), START).delay == 120
+
+
+@pytest.mark.parametrize(
     ("code", "message", "text"),
     [
         ("422", "the prompt was flagged", "the prompt was flagged [Kie code 422, Kie task abc]"),
