@@ -6,7 +6,8 @@ import base64
 import html
 from collections.abc import Sequence
 
-from kie_provider.contact_sheet.look import STYLE, colours, figure, link
+from kie_provider.contact_sheet.figure import figure, link
+from kie_provider.contact_sheet.style import STYLE, colours
 from kie_provider.contact_sheet.tiles import Tile, height_ratio
 
 

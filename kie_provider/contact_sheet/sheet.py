@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from kie_provider.client.errors import KieTargetError, clean_text
 from kie_provider.client.prices import LIST_USD_PER_CREDIT
-from kie_provider.contact_sheet.look import SEPARATOR, count, dollars
 from kie_provider.contact_sheet.page import draw_page
 from kie_provider.contact_sheet.picture import draw_picture
 from kie_provider.contact_sheet.results import flat, match_prompts, number_of, result_dicts
+from kie_provider.contact_sheet.style import SEPARATOR, count, dollars
 from kie_provider.contact_sheet.thumbnails import NOT_FOUND, with_thumbnails
 from kie_provider.contact_sheet.tiles import Tile, tiles_of
 

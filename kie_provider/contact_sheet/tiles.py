@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from kie_provider.client.models import is_http_url
-from kie_provider.contact_sheet.look import count, dollars
 from kie_provider.contact_sheet.results import list_of, number_of, text_of
+from kie_provider.contact_sheet.style import count, dollars
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath

@@ -12,7 +12,7 @@ import pendulum
 from kie_provider import __version__
 from kie_provider.client.errors import storable
 from kie_provider.client.prices import PriceTable, is_amount
-from kie_provider.files.xmp import DIGITAL_SOURCE_TYPE
+from kie_provider.files.metadata.xmp import DIGITAL_SOURCE_TYPE
 
 FORMAT = 1
 _DEEPEST = 50
