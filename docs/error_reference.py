@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FINAL = "fails, no retry"
 RETRIED = "fails, Airflow retries"
 SENSOR_TIMEOUT = "times out, no retry"
-COMES_BACK = "comes back later"
+COMES_BACK = "is rescheduled"
 NEVER = "does not occur"
 
 #: createTask never ends with these: an answer that leaves the outcome open becomes KieSubmitUnknownError.

@@ -139,7 +139,7 @@ def _name(error: BaseException) -> str:
 def _charged(error: BaseException, facts: Facts, kie_task_id: str | None) -> str:
     if isinstance(facts.charged, str):
         return facts.charged
-    if facts.charged:
+    if facts.charged is not None:
         return f"{counted(facts.charged, 'credit')}, once; to save or look again costs nothing"
     if isinstance(error, KieJournalError):
         return "nothing in this try"

@@ -29,6 +29,16 @@ def price_table() -> PriceTable:
         raise AirflowFailException(f"Airflow's configuration, section [{SECTION}], {error}") from None
 
 
+def shown_prices() -> PriceTable:
+    """Return the price table for what only tells a cost, such as a log line: a wrong option does not stop that."""
+    from kie_provider.client.prices import PriceTable
+
+    try:
+        return price_table()
+    except AirflowFailException:
+        return PriceTable.parse()
+
+
 def rate_limit_storage() -> str:
     """Return where the fleet shares the limit on new tasks; empty: every process keeps it alone."""
     return str(conf.get(SECTION, "rate_limit_storage", fallback="") or "").strip()

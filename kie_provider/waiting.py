@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
 
 from kie_provider.client.errors import KieRateLimitError, KieResultError
 from kie_provider.client.wording import counted
+from kie_provider.config import shown_prices
 from kie_provider.execution_timeout import held
 from kie_provider.hooks.kie import KieHook
 
@@ -211,12 +212,12 @@ def require_image(result: dict[str, Any]) -> dict[str, Any]:
 
 def log_success(log: Any, result: dict[str, Any]) -> None:
     """Write one line about the result dict of a successful task."""
-    charged = result.get("credits_consumed")
+    cost = shown_prices().cost_of(result)
     log.info(
         "Kie task %s succeeded: %s, %s",
         result["kie_task_id"],
         counted(len(result["urls"]), "result URL"),
-        "credits not known" if charged is None else counted(charged, "credit"),
+        "credits not known" if cost is None else counted(cost, "credit"),
     )
 
 

@@ -11,7 +11,7 @@ from kie_provider.batch import manifest
 from kie_provider.batch.items import OUTCOMES, Item
 from kie_provider.client.errors import LOGS_PAGE, KieError
 from kie_provider.client.models import shorten
-from kie_provider.files.provenance import credits_of, input_of, prompt_sha256
+from kie_provider.files.provenance import input_of, prompt_sha256
 from kie_provider.submission.record import NOTHING
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Report:
     @property
     def credits(self) -> float:
         """What the saved images have cost."""
-        return sum(credits_of(item.result, self.prices) or 0.0 for item in self.items if item.result is not None)
+        return self.prices.total_of(item.result for item in self.items if item.result is not None)
 
     def progress(self) -> dict[str, Any]:
         """Return the counts and the credits: what XCom shows while the batch runs."""

@@ -1,9 +1,9 @@
-"""What a task costs: the one price table."""
+"""What a task costs: the one price table, and the one answer to what a result has cost."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,23 @@ class PriceTable:
     def credits_for(self, model: str | None, resolution: Any) -> float | None:
         """Return the credits that one image costs; None: not in the table."""
         return self.credits.get(model or "", {}).get(str(resolution))
+
+    def cost_of(self, result: Mapping[str, Any]) -> float | None:
+        """Return the credits that a result has cost: what Kie charged, 0 included, or else the price.
+
+        :param result: a result dict, which anybody may have changed.
+        :return: None: Kie does not say, and the model or resolution is not in the table.
+        """
+        charged: Any = result.get("credits_consumed")
+        if is_amount(charged):
+            return float(charged)
+        model, task_input = result.get("model"), result.get("input")
+        resolution = task_input.get("resolution") if isinstance(task_input, Mapping) else None
+        return self.credits_for(model if isinstance(model, str) else None, resolution)
+
+    def total_of(self, results: Iterable[Mapping[str, Any]]) -> float:
+        """Return the credits that results have cost together, to a millionth; those of unknown cost count as 0."""
+        return round(sum(self.cost_of(result) or 0.0 for result in results), 6)
 
     def usd(self, credits_used: float | None) -> float | None:
         """Return what credits cost in dollars, to a hundredth of a cent."""

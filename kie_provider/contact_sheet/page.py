@@ -6,13 +6,15 @@ import base64
 import html
 from collections.abc import Sequence
 
-from kie_provider.contact_sheet.look import STYLE, colours, figure, link
+from kie_provider.client.prices import PriceTable
+from kie_provider.contact_sheet.figure import figure, link
+from kie_provider.contact_sheet.style import STYLE, colours
 from kie_provider.contact_sheet.tiles import Tile, height_ratio
 
 
-def draw_page(tiles: Sequence[Tile], title: str, headline: str, usd_per_credit: float) -> str:
+def draw_page(tiles: Sequence[Tile], title: str, headline: str, prices: PriceTable) -> str:
     """Return the sheet as one HTML page that loads nothing: thumbnails are in it, and there are no scripts."""
-    figures = "\n".join(_figure(tile, usd_per_credit) for tile in tiles)
+    figures = "\n".join(_figure(tile, prices) for tile in tiles)
     heading = html.escape(title)
     return f"""<!doctype html>
 <html lang="en">
@@ -39,10 +41,10 @@ def draw_page(tiles: Sequence[Tile], title: str, headline: str, usd_per_credit: 
 """
 
 
-def _figure(tile: Tile, usd_per_credit: float) -> str:
+def _figure(tile: Tile, prices: PriceTable) -> str:
     src = "" if tile.thumbnail is None else f"data:image/jpeg;base64,{base64.b64encode(tile.thumbnail).decode()}"
     image = "full image" if tile.kind != "other" else "file"
     links = [link(label, address) for label, address in ((image, tile.link), ("JSON", tile.sidecar)) if address]
     if tile.where and not tile.link:
         links.insert(0, f'<span class="where" title="{html.escape(tile.where)}">{html.escape(tile.where)}</span>')
-    return figure(tile, src=src, facts=tile.facts(usd_per_credit), links=links)
+    return figure(tile, src=src, facts=tile.facts(prices), links=links)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
-from kie_provider.contact_sheet.look import ALARM, INK, LINE, MUTED, PAGE, PANEL, SEPARATOR, WELL
+from kie_provider.contact_sheet.style import ALARM, INK, LINE, MUTED, PAGE, PANEL, SEPARATOR, WELL
 from kie_provider.contact_sheet.tiles import Tile, height_ratio
 from kie_provider.files.thumbnails import THUMBNAIL_SIZE
 

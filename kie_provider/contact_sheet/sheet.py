@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from kie_provider.client.errors import KieTargetError, clean_text
-from kie_provider.client.prices import LIST_USD_PER_CREDIT
-from kie_provider.contact_sheet.look import SEPARATOR, count, dollars
+from kie_provider.client.prices import PriceTable
 from kie_provider.contact_sheet.page import draw_page
 from kie_provider.contact_sheet.picture import draw_picture
-from kie_provider.contact_sheet.results import flat, match_prompts, number_of, result_dicts
+from kie_provider.contact_sheet.results import flat, match_prompts, result_dicts
+from kie_provider.contact_sheet.style import SEPARATOR, count, dollars
 from kie_provider.contact_sheet.thumbnails import NOT_FOUND, with_thumbnails
 from kie_provider.contact_sheet.tiles import Tile, tiles_of
 
@@ -28,7 +28,7 @@ def write_contact_sheet(
     prompts: Iterable[Any] | None = (),
     title: str = "Contact sheet",
     name: str = "contact_sheet",
-    usd_per_credit: float = LIST_USD_PER_CREDIT,
+    prices: PriceTable | None = None,
 ) -> dict[str, Any]:
     """Show results and gaps as ``<name>.html``, ``<name>.png`` and ``<name>.json`` in ``folder``; needs Pillow.
 
@@ -45,7 +45,7 @@ def write_contact_sheet(
         Results that answer none of them come last. Default: no gaps.
     :param title: heading of the page and the picture.
     :param name: file name without suffix.
-    :param usd_per_credit: US dollars for one credit, default 0.005.
+    :param prices: what results cost where Kie does not say, and US dollars per credit; default: Kie's list prices.
     :return: ``html``, ``png``, ``manifest`` (paths as text), ``images`` (those shown), ``missing`` (prompts without
         an image), ``not_found`` (files that results name, but that are not there) and ``credits`` (sum over all
         results).
@@ -55,6 +55,7 @@ def write_contact_sheet(
     from kie_provider.files import storage
     from kie_provider.files.media import require_pillow
 
+    prices = PriceTable.parse() if prices is None else prices
     require_pillow()
     if not name or name != PurePosixPath(name).name or name == ".." or "\\" in name:
         raise KieTargetError(f"name: must be a file name without folder and suffix, got {name!r}")
@@ -63,15 +64,15 @@ def write_contact_sheet(
     made = result_dicts(results)
     rows = match_prompts(made, [clean_text(str(p)).strip() for p in flat(prompts) if p is not None])
     without_result = [prompt for prompt, result in rows if result is None]
-    tiles = with_thumbnails([tile for prompt, result in rows for tile in tiles_of(prompt, result, folder)])
-    totals = _totals(tiles, made, usd_per_credit)
+    tiles = with_thumbnails([tile for prompt, result in rows for tile in tiles_of(prompt, result, folder, prices)])
+    totals = _totals(tiles, made, prices)
     headline = _headline(totals)
     manifest = {"title": title, "results": made, "prompts_without_result": without_result, "totals": totals}
     # The page comes last: who sees it, sees the others too.
     contents = {
         folder / f"{name}.json": json.dumps(manifest, ensure_ascii=False, indent=2).encode(),
         folder / f"{name}.png": draw_picture(tiles, title, headline),
-        folder / f"{name}.html": draw_page(tiles, title, headline, usd_per_credit).encode(),
+        folder / f"{name}.html": draw_page(tiles, title, headline, prices).encode(),
     }
     with storage.storage_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="kie-sheet-") as scratch:
         local = Path(scratch, "file")
@@ -90,8 +91,8 @@ def write_contact_sheet(
     }
 
 
-def _totals(tiles: Sequence[Tile], results: Sequence[Mapping[str, Any]], usd_per_credit: float) -> dict[str, Any]:
-    charged = sum(number_of(result.get("credits_consumed")) or 0 for result in results)
+def _totals(tiles: Sequence[Tile], results: Sequence[Mapping[str, Any]], prices: PriceTable) -> dict[str, Any]:
+    credits_used = prices.total_of(results)
     not_found = sum(tile.note == NOT_FOUND for tile in tiles)
     kinds = [tile.kind for tile in tiles]
     return {
@@ -100,8 +101,8 @@ def _totals(tiles: Sequence[Tile], results: Sequence[Mapping[str, Any]], usd_per
         "not_found": not_found,
         "unreadable": kinds.count("unreadable") - not_found,
         "other": kinds.count("other"),
-        "credits": round(charged, 6),
-        "usd": round(charged * usd_per_credit, 6),
+        "credits": credits_used,
+        "usd": prices.usd(credits_used),
     }
 
 

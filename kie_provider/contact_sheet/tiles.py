@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from kie_provider.client.models import is_http_url
-from kie_provider.contact_sheet.look import count, dollars
+from kie_provider.client.prices import PriceTable
 from kie_provider.contact_sheet.results import list_of, number_of, text_of
+from kie_provider.contact_sheet.style import count, dollars
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -48,13 +49,13 @@ class Tile:
     sidecar: str | None = None
     thumbnail: bytes | None = None
 
-    def facts(self, usd_per_credit: float | None = None) -> list[str]:
-        """Return what is known of the result, and what it cost in dollars if their rate is given."""
+    def facts(self, prices: PriceTable | None = None) -> list[str]:
+        """Return what is known of the result; with ``prices``, also what it cost in dollars."""
         facts = [self.number] if self.number else []
         if self.credits is not None:
             facts.append(count(self.credits, "credit"))
-            if usd_per_credit is not None:
-                facts.append(dollars(self.credits * usd_per_credit))
+            if prices is not None:
+                facts.append(dollars(self.credits * prices.usd_per_credit))
         if self.seconds is not None:
             facts.append(f"{self.seconds:g} s")
         if self.size:
@@ -62,7 +63,9 @@ class Tile:
         return facts
 
 
-def tiles_of(prompt: str, result: Mapping[str, Any] | None, folder: ObjectStoragePath) -> list[Tile]:
+def tiles_of(
+    prompt: str, result: Mapping[str, Any] | None, folder: ObjectStoragePath, prices: PriceTable
+) -> list[Tile]:
     """Return a tile for every file of a result, or every URL if none was saved; one tile if there is neither."""
     if result is None:
         return [Tile(prompt)]
@@ -70,7 +73,7 @@ def tiles_of(prompt: str, result: Mapping[str, Any] | None, folder: ObjectStorag
         prompt,
         model=text_of(result.get("model")),
         state=text_of(result.get("state")),
-        credits=number_of(result.get("credits_consumed")),
+        credits=prices.cost_of(result),
         seconds=number_of(result.get("cost_seconds")),
     )
     tiles = [_file_tile(base, file, folder) for file in list_of(result.get("files")) if isinstance(file, dict)]

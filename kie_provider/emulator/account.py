@@ -6,9 +6,9 @@ import hmac
 import secrets
 from typing import Any
 
-from kie_provider.emulator.models import Order, Refusal
+from kie_provider.emulator.models import Refusal, TaskRequest
 from kie_provider.emulator.settings import Settings
-from kie_provider.emulator.tasks import Fate, Task, cost_at, iso, state_at
+from kie_provider.emulator.tasks import Outcome, Task, cost_at, iso, state_at
 
 
 class Account:
@@ -37,14 +37,14 @@ class Account:
             raise Refusal(429)
         self._let_in.append(now)
 
-    def create(self, order: Order, fate: Fate, now: float) -> Task:
-        """Hold the price of an order and start its task.
+    def create(self, request: TaskRequest, outcome: Outcome, now: float) -> Task:
+        """Hold the price of a task and start its task.
 
         :raises Refusal: 402, the balance is too short.
         """
-        if self.credits_left(now) < order.price:
+        if self.credits_left(now) < request.price:
             raise Refusal(402)
-        task = Task(secrets.token_hex(16), order, now, fate)
+        task = Task(secrets.token_hex(16), request, now, outcome)
         self.tasks[task.id] = task
         return task
 
@@ -73,8 +73,8 @@ class Account:
             "tasks": [
                 {
                     "taskId": task.id,
-                    "model": task.order.model,
-                    "prompt": task.order.prompt,
+                    "model": task.request.model,
+                    "prompt": task.request.prompt,
                     "state": state_at(task, self.settings, now),
                     "credits": cost_at(task, self.settings, now),
                     "created_at": iso(task.created_at),

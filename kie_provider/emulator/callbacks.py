@@ -29,7 +29,7 @@ def body(task: Task, settings: Settings, base_url: str) -> dict[str, Any]:
     data = {"creditsConsumed": 0.0, **record(task, settings, math.inf, base_url)}
     data["updateTime"] = data["completeTime"]
     if data["state"] == "success":
-        code, msg, data["creditsConsumed"] = 200, "Playground task completed successfully.", task.order.price
+        code, msg, data["creditsConsumed"] = 200, "Playground task completed successfully.", task.request.price
     else:
         code, msg, data["resultJson"] = 501, "Playground task failed.", None
     return {"code": code, "msg": msg, "data": {name: data[name] for name in _FIELDS[data["state"]]}}

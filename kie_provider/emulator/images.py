@@ -65,7 +65,7 @@ def render(
     try:
         from PIL import Image, UnidentifiedImageError
 
-        from kie_provider.emulator import scenes
+        from kie_provider.emulator import canvas, scenes
     except ImportError:
         raise PillowMissingError from None
     width, height = size_of(ratio, "1K")
@@ -79,14 +79,14 @@ def render(
                 picture = image.convert("L")
         except UnidentifiedImageError:
             picture = None
-    canvas = scenes.paint(text, (2 * width, 2 * height), _seed(text), seed, picture)
-    canvas = scenes.grain(canvas if resolution == "2K" else canvas.reduce(2), seed)
-    scenes.caption(canvas, text)
+    painted = scenes.paint(text, (2 * width, 2 * height), _seed(text), seed, picture)
+    painted = canvas.grain(painted if resolution == "2K" else painted.reduce(2), seed)
+    canvas.caption(painted, text)
     out = io.BytesIO()
     if image_format == "jpeg":
-        canvas.save(out, "JPEG", quality=90)
+        painted.save(out, "JPEG", quality=90)
     else:
-        canvas.save(out, "PNG", compress_level=1)
+        painted.save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 

@@ -52,7 +52,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Order:
+class TaskRequest:
     """A createTask body that was accepted.
 
     :param input: as it came, foreign fields included: Flux-2 is known to accept them.
@@ -103,7 +103,7 @@ MODELS: Mapping[str, Model] = {
 }
 
 
-def accept(body: Any) -> Order:
+def accept(body: Any) -> TaskRequest:
     """Check a createTask body.
 
     :raises Refusal: with the codes and texts that were seen on the wire; only the texts for a body that is no object,
@@ -129,7 +129,7 @@ def accept(body: Any) -> Order:
     _check_urls(fields.get("input_urls"))
     callback = body.get("callBackUrl")
     price = model.prices.get(str(fields.get("resolution")), model.prices["1K"])
-    return Order(str(name), fields, str(callback) if callback else None, price)
+    return TaskRequest(str(name), fields, str(callback) if callback else None, price)
 
 
 def _check_prompt(prompt: Any) -> None:

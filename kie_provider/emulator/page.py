@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kie_provider.client.errors import clean_text
-from kie_provider.contact_sheet.look import STYLE, colours, figure
+from kie_provider.contact_sheet.figure import figure
+from kie_provider.contact_sheet.style import STYLE, colours
 from kie_provider.contact_sheet.tiles import Tile
 from kie_provider.emulator.models import MODELS
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-from kie_provider.emulator.models import MODELS, Order
+from kie_provider.emulator.models import MODELS, TaskRequest
 from kie_provider.emulator.settings import Settings
 
 State = Literal["waiting", "queuing", "generating", "success", "fail"]
@@ -15,7 +15,7 @@ SUCCESS_FLAGS = {"success": 1, "fail": 3}
 
 
 @dataclass(frozen=True)
-class Fate:
+class Outcome:
     """How a task will end.
 
     :param end: ``success``, ``fail``, or None: it waits for ever.
@@ -38,14 +38,14 @@ class Task:
     """
 
     id: str
-    order: Order
+    request: TaskRequest
     created_at: float
-    fate: Fate
+    outcome: Outcome
 
 
 def ends_at(task: Task, settings: Settings) -> float | None:
     """Return when the task ends (epoch seconds; also when its callback falls due), or None if it never does."""
-    if task.fate.end is None:
+    if task.outcome.end is None:
         return None
     return task.created_at + settings.waiting_seconds + settings.queuing_seconds + settings.generating_seconds
 
@@ -53,16 +53,16 @@ def ends_at(task: Task, settings: Settings) -> float | None:
 def state_at(task: Task, settings: Settings, now: float) -> State:
     """Return the state at ``now`` (epoch seconds)."""
     end, age = ends_at(task, settings), now - task.created_at
-    if end is None or task.fate.end is None or age < settings.waiting_seconds:
+    if end is None or task.outcome.end is None or age < settings.waiting_seconds:
         return "waiting"
     if age < settings.waiting_seconds + settings.queuing_seconds:
         return "queuing"
-    return "generating" if now < end else task.fate.end
+    return "generating" if now < end else task.outcome.end
 
 
 def cost_at(task: Task, settings: Settings, now: float) -> float:
     """Return the credits held or charged at ``now``: held from the start, given back when the task fails."""
-    return 0.0 if state_at(task, settings, now) == "fail" else task.order.price
+    return 0.0 if state_at(task, settings, now) == "fail" else task.request.price
 
 
 def result_path(task: Task, settings: Settings) -> str:
@@ -82,26 +82,26 @@ def record(task: Task, settings: Settings, now: float, base_url: str) -> dict[st
     result = _result(task, settings, base_url) if state == "success" else None
     param = _compact(
         {
-            **({"callBackUrl": task.order.callback_url} if task.order.callback_url else {}),
-            "input": _compact(task.order.input),
-            "model": task.order.model,
+            **({"callBackUrl": task.request.callback_url} if task.request.callback_url else {}),
+            "input": _compact(task.request.input),
+            "model": task.request.model,
         }
     )
     data: dict[str, Any] = {
         "taskId": task.id,
-        "model": task.order.model,
+        "model": task.request.model,
         "state": state,
         "param": param,
         "resultJson": _compact(result) if result else "",
-        "failCode": task.fate.fail_code if state == "fail" else None,
-        "failMsg": task.fate.fail_msg if state == "fail" else None,
+        "failCode": task.outcome.fail_code if state == "fail" else None,
+        "failMsg": task.outcome.fail_msg if state == "fail" else None,
         "costTime": int(end - task.created_at) if end else None,
         "completeTime": int(end * 1000) if end else None,
         "createTime": int(task.created_at * 1000),
     }
     if settings.record_shape == "2026-09":
         data["creditsConsumed"] = cost_at(task, settings, now)
-        data["operationType"] = task.order.model
+        data["operationType"] = task.request.model
         if result:
             data["response"] = result
         data["successFlag"] = SUCCESS_FLAGS.get(state, 0)
@@ -110,10 +110,10 @@ def record(task: Task, settings: Settings, now: float, base_url: str) -> dict[st
 
 
 def _result(task: Task, settings: Settings, base_url: str) -> dict[str, Any]:
-    if MODELS[task.order.model].result == "text":
+    if MODELS[task.request.model].result == "text":
         words = [{"text": word, "type": "word"} for word in ("An", "emulated", "transcript")]
         return {"resultObject": {"language_code": "eng", "text": "An emulated transcript", "words": words}}
-    return {"resultUrls": [base_url + result_path(task, settings)] if task.fate.urls else []}
+    return {"resultUrls": [base_url + result_path(task, settings)] if task.outcome.urls else []}
 
 
 def _compact(value: Any) -> str:

@@ -18,8 +18,8 @@ from typing import Any
 
 from kie_provider.client.errors import KieFileError, KieResultError
 from kie_provider.client.wording import counted
-from kie_provider.files.exif import PREFIX as EXIF_PREFIX
-from kie_provider.files.exif import orientation
+from kie_provider.files.metadata.exif import PREFIX as EXIF_PREFIX
+from kie_provider.files.metadata.exif import orientation
 
 #: What is decoded. Pillow reads AVIF and HEIC only in some builds.
 DECODED_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")

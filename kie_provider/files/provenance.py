@@ -11,8 +11,8 @@ import pendulum
 
 from kie_provider import __version__
 from kie_provider.client.errors import storable
-from kie_provider.client.prices import PriceTable, is_amount
-from kie_provider.files.xmp import DIGITAL_SOURCE_TYPE
+from kie_provider.client.prices import PriceTable
+from kie_provider.files.metadata.xmp import DIGITAL_SOURCE_TYPE
 
 FORMAT = 1
 _DEEPEST = 50
@@ -82,15 +82,6 @@ def input_of(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return task_input if isinstance(task_input, Mapping) else {}
 
 
-def credits_of(result: Mapping[str, Any], prices: PriceTable) -> float | None:
-    """Return what a result has cost: what Kie says or, if it says no number, the price; None: neither is known."""
-    charged: Any = result.get("credits_consumed")
-    if is_amount(charged):
-        return float(charged)
-    model = result.get("model")
-    return prices.credits_for(model if isinstance(model, str) else None, input_of(result).get("resolution"))
-
-
 def plain(value: Any) -> Any:
     """Return ``value`` as JSON that can be written, read and stored anywhere, whatever is in it and how deep."""
     return storable(_plain(value, _DEEPEST))
@@ -127,7 +118,7 @@ def sidecar(
     if redact_prompt:
         task_input.pop("prompt", None)
         facts = {"prompt": None, "prompt_sha256": prompt_sha256(prompt)}
-    credits_used = credits_of(result, prices)
+    credits_used = prices.cost_of(result)
     content = {
         "v": FORMAT,
         "kie_task_id": result["kie_task_id"],

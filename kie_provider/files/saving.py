@@ -295,12 +295,13 @@ class ResultSaver:
         return str(path)
 
     def _embed(self, result: Mapping[str, Any], source: Path, local: Path, media: Media) -> None:
-        from kie_provider.files.embedding import EmbeddedFacts, EmbeddingRefusedError, embed
+        from kie_provider.files.metadata.embedding import EmbeddingRefusedError, Provenance, embed
 
         prompt = input_of(result).get("prompt")
-        facts = EmbeddedFacts(
+        facts = Provenance(
+            service="Kie.ai",
             model=str(result.get("model")),
-            kie_task_id=result["kie_task_id"],
+            task_id=result["kie_task_id"],
             prompt=prompt if isinstance(prompt, str) and not self._options.redact_prompt else None,
         )
         try:

@@ -38,7 +38,7 @@ def shrink(stream: IO[bytes]) -> tuple[bytes, tuple[int, int]]:
     """
     from PIL import Image
 
-    from kie_provider.files.exif import orientation
+    from kie_provider.files.metadata.exif import orientation
 
     Image.init()
     with Image.open(stream, formats=[f for f in _FORMATS if f in Image.OPEN]) as image:

@@ -82,7 +82,7 @@ class KieContactSheetOperator(BaseOperator):
                 prompts=prompts,
                 title=str(self.title),
                 name=str(self.name),  # a date that was rendered as a native object is a number
-                usd_per_credit=price_table().usd_per_credit,
+                prices=price_table(),
             )
         self.log.info(
             "%s shows %s and %s, %s",

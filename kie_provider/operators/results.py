@@ -59,9 +59,10 @@ class SavingOperator(BaseOperator):
         self._result: Mapping[str, Any] = {}
 
     def _charged(self) -> float | None:
-        """Return what the result has cost, as far as Kie says; None: not known, or no result yet."""
-        charged = self._result.get("credits_consumed")
-        return charged if isinstance(charged, int | float) and charged > 0 else None
+        """Return the credits that the result has cost; None: not known, or no result yet."""
+        from kie_provider.config import shown_prices
+
+        return shown_prices().cost_of(self._result) if self._result else None
 
     def saver(self, hook: KieHook, *, images_only: bool = False, file_name: str | None = None) -> ResultSaver:
         """Return what saves; making it checks the rendered parameters.

@@ -12,6 +12,7 @@ from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_da
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
+from kie_provider.config import shown_prices
 from kie_provider.files.media import EXTENSIONS
 from kie_provider.plugin import page, query, stored
 from kie_provider.plugin.pictures import STATES, file_of, pictures_of
@@ -45,7 +46,7 @@ def show_all(
     since = datetime.now(timezone.utc) - timedelta(days=days)
     dags = query.readable_dags(user, since, _may_read(request, user))
     outputs = query.latest([each for each in dags if dag in ("", each)], since, MOST)
-    pictures = pictures_of(outputs, _manifests.read)
+    pictures = pictures_of(outputs, _manifests.read, shown_prices())
     limit = MOST if len(outputs) == MOST else None
     return _html(lambda nonce: page.all_page(pictures, view, dags=dags, nonce=nonce, limit=limit))
 
@@ -64,7 +65,7 @@ def show_run(
     if not outputs and " " in run_id:  # Airflow 3.1 does not encode the plus sign of a run id
         run_id = run_id.replace(" ", "+")
         outputs = query.of_run(dag_id, run_id, task_id, map_index, limit=MOST)
-    pictures = pictures_of(outputs, _manifests.read)
+    pictures = pictures_of(outputs, _manifests.read, shown_prices())
     view = page.View(state=state if state in STATES else "", page=page_number)
     task = None if task_id is None else (task_id, map_index)
     limit = MOST if len(outputs) == MOST else None

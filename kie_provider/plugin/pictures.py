@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
 from kie_provider.airflow_errors import FAILURE_KEY
+from kie_provider.client.prices import PriceTable
 from kie_provider.client.results import is_http_url
 from kie_provider.contact_sheet.results import list_of, number_of, prompt_of, text_of
 from kie_provider.contact_sheet.tiles import Tile
@@ -106,12 +107,12 @@ class File:
     version: str = ""
 
 
-def pictures_of(outputs: Iterable[TaskOutput], read_items: ReadItems) -> list[Picture]:
+def pictures_of(outputs: Iterable[TaskOutput], read_items: ReadItems, prices: PriceTable) -> list[Picture]:
     """Return the pictures and gaps of task instances, in their order.
 
     Of a Kie task that several of them speak of, the one that knows most is shown.
     """
-    found = [picture for output in outputs for picture in _pictures(output, read_items)]
+    found = [picture for output in outputs for picture in _pictures(output, read_items, prices)]
     best: dict[str, int] = {}
     for picture in found:
         if picture.kie_task_id:
@@ -155,19 +156,19 @@ def version_of(file: Mapping[str, Any]) -> str:
     return re.sub(r"\W", "", text_of(file.get("stored_sha256")), flags=re.ASCII)[:16]
 
 
-def _pictures(output: TaskOutput, read_items: ReadItems) -> Iterator[Picture]:
+def _pictures(output: TaskOutput, read_items: ReadItems, prices: PriceTable) -> Iterator[Picture]:
     result, path = output.values.get(RESULT_KEY), manifest_of(output)
     if path is not None:
-        yield from _of_batch(output, path, read_items)
+        yield from _of_batch(output, path, read_items, prices)
     elif isinstance(result, Mapping) and isinstance(result.get("urls"), list):
-        yield from _of_result(output, result)
+        yield from _of_result(output, result, prices)
     elif result is not None and output.state == "success":
         yield from _of_unknown(output, result)
     else:
         yield from _without_result(output)
 
 
-def _of_result(output: TaskOutput, result: Mapping[str, Any], item: int = -1) -> Iterator[Picture]:
+def _of_result(output: TaskOutput, result: Mapping[str, Any], prices: PriceTable, item: int = -1) -> Iterator[Picture]:
     """Yield a picture for every file, or URL if none was saved."""
     common: dict[str, Any] = {
         "prompt": prompt_of(result),
@@ -176,7 +177,7 @@ def _of_result(output: TaskOutput, result: Mapping[str, Any], item: int = -1) ->
         "seconds": result.get("cost_seconds"),
         "item": item,
     }
-    charged = number_of(result.get("credits_consumed"))
+    cost = prices.cost_of(result)
     files = [file for file in list_of(result.get("files")) if isinstance(file, Mapping)]
     for number, file in enumerate(files):
         media_type = text_of(file.get("media_type"))
@@ -187,7 +188,7 @@ def _of_result(output: TaskOutput, result: Mapping[str, Any], item: int = -1) ->
             note="" if is_image else media_type,
             number=number,
             count=len(files),
-            credits=None if number else charged,
+            credits=None if number else cost,
             file=file,
             where=file.get("path"),
             **common,
@@ -205,15 +206,13 @@ def _of_result(output: TaskOutput, result: Mapping[str, Any], item: int = -1) ->
             rank=_LINKED,
             number=number,
             count=len(urls),
-            credits=None if number else charged,
+            credits=None if number else cost,
             link=url if is_alive else None,
             where=url,
             **common,
         )
     if not urls:
-        yield Picture(
-            output, kind="other", note="no image, but another result", rank=_LINKED, credits=charged, **common
-        )
+        yield Picture(output, kind="other", note="no image, but another result", rank=_LINKED, credits=cost, **common)
 
 
 def _age(moment: Any) -> timedelta:
@@ -224,7 +223,7 @@ def _age(moment: Any) -> timedelta:
         return timedelta(0)
 
 
-def _of_batch(output: TaskOutput, path: str, read_items: ReadItems) -> Iterator[Picture]:
+def _of_batch(output: TaskOutput, path: str, read_items: ReadItems, prices: PriceTable) -> Iterator[Picture]:
     items = read_items(output, path)
     if isinstance(items, str):
         told = next(v for key in (RESULT_KEY, "progress") if isinstance(v := output.values.get(key), Mapping))
@@ -240,7 +239,7 @@ def _of_batch(output: TaskOutput, path: str, read_items: ReadItems) -> Iterator[
         if not isinstance(index, int):
             continue
         if outcome == "saved":
-            yield from _of_result(output, item, index)
+            yield from _of_result(output, item, prices, index)
         else:
             is_open = outcome in ("running", "not ordered") and output.state in UNFINISHED
             yield _gap(

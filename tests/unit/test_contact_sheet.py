@@ -23,6 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image, ImageOps
 
 from kie_provider.client.errors import KieStorageError, KieTargetError
+from kie_provider.client.prices import PriceTable
 from kie_provider.contact_sheet import picture as drawing
 from kie_provider.contact_sheet import thumbnails, write_contact_sheet
 from kie_provider.contact_sheet.results import result_dicts
@@ -595,7 +596,7 @@ def test_results_may_come_nested_and_with_gaps():
 
 
 def test_price_of_a_credit_can_be_given(tmp_path):
-    sheet = write_contact_sheet([result("fox")], str(tmp_path), usd_per_credit=0.5)
+    sheet = write_contact_sheet([result("fox")], str(tmp_path), prices=PriceTable.parse(usd_per_credit=0.5))
 
     assert "$2.50" in Page(sheet).head
     assert json.loads(Path(sheet["manifest"]).read_text())["totals"]["usd"] == 2.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -24,8 +25,8 @@ FLOORS = (
 )
 
 
-def imports() -> dict[str, set[str]]:
-    """Return which modules of the package each module imports, but for those that only types need."""
+def imports(*, with_types: bool = False) -> dict[str, set[str]]:
+    """Return which modules of the package each module imports; those that only types need are left out by default."""
     found: dict[str, set[str]] = {}
     for path in ROOT.joinpath("kie_provider").rglob("*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -40,7 +41,7 @@ def imports() -> dict[str, set[str]]:
             f"{node.module}.{alias.name}" if is_module(f"{node.module}.{alias.name}") else str(node.module)
             for node in ast.walk(tree)
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kie_provider")
-            if id(node) not in for_types
+            if with_types or id(node) not in for_types
             for alias in node.names
         }
     return found
@@ -56,7 +57,7 @@ def room(module: str) -> str:
 
 
 def test_there_is_no_circle():
-    TopologicalSorter(imports()).prepare()  # CycleError names it
+    TopologicalSorter(imports(with_types=True)).prepare()  # CycleError names it
 
 
 def test_no_arrow_points_up():
@@ -64,3 +65,15 @@ def test_no_arrow_points_up():
     arrows = {(room(module), room(other)) for module, others in imports().items() for other in others}
     assert len(arrows) > 40
     assert [arrow for arrow in sorted(arrows) if arrow[0] != arrow[1] and floor[arrow[0]] >= floor[arrow[1]]] == []
+
+
+def test_the_metadata_library_needs_the_standard_library_only():
+    room, named = "kie_provider.files.metadata", set()
+    for path in ROOT.joinpath(*room.split(".")).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                named.add(str(node.module))
+            elif isinstance(node, ast.Import):
+                named.update(alias.name for alias in node.names)
+    assert {"zlib", room} <= named
+    assert [name for name in named if name.split(".")[0] not in sys.stdlib_module_names and room not in name] == []

@@ -8,14 +8,14 @@ import sys
 from importlib import import_module
 
 import pytest
-from airflow.providers.common.compat.sdk import conf
+from airflow.providers.common.compat.sdk import AirflowFailException, conf
 from airflow.providers_manager import ProvidersManager
 from airflow.sdk import task
 
 import kie_provider
 from kie_provider import __version__
-from kie_provider.client.prices import LIST_USD_PER_CREDIT
-from kie_provider.config import SECTION, price_table
+from kie_provider.client.prices import LIST_USD_PER_CREDIT, PriceTable
+from kie_provider.config import SECTION, price_table, shown_prices
 from kie_provider.get_provider_info import CONFIG, CONN_FIELDS, UI_FIELD_BEHAVIOUR, get_provider_info
 from kie_provider.hooks.kie import KieHook
 
@@ -71,6 +71,13 @@ def test_configuration_is_described_and_read(monkeypatch):
         assert conf.get(SECTION, name) == option["example"]
     assert price_table().usd_per_credit == 0.0045
     assert price_table().credits_for("flux-2/pro-text-to-image", "1K") == 4.5
+
+
+def test_a_wrong_price_stops_what_pays_but_not_what_only_tells_a_cost(monkeypatch):
+    monkeypatch.setenv("AIRFLOW__KIE__USD_PER_CREDIT", "free")
+    with pytest.raises(AirflowFailException, match="usd_per_credit: must be a number of dollars, got 'free'"):
+        price_table()
+    assert shown_prices() == PriceTable.parse()
 
 
 def test_form_fields_are_those_the_hook_reads():

@@ -7,46 +7,46 @@ import pytest
 from kie_provider.emulator.account import Account
 from kie_provider.emulator.models import Refusal, accept
 from kie_provider.emulator.settings import Settings
-from kie_provider.emulator.tasks import Fate
+from kie_provider.emulator.tasks import Outcome
 
 NOW = 1_789_126_694.0
 
 
-def order(resolution: str = "1K"):
+def request(resolution: str = "1K"):
     fields = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": resolution}
     return accept({"model": "flux-2/pro-text-to-image", "input": fields})
 
 
 def test_price_is_held_at_once_and_released_only_by_failure():
     account = Account(Settings(credits=20, generating_seconds=10))
-    account.create(order(), Fate(), NOW)
-    account.create(order("2K"), Fate("fail"), NOW)
+    account.create(request(), Outcome(), NOW)
+    account.create(request("2K"), Outcome("fail"), NOW)
     assert account.credits_left(NOW) == 20 - 5 - 7
     assert account.credits_left(NOW + 11) == 20 - 5
 
 
-def test_an_order_beyond_the_balance_is_refused_until_a_hold_is_released():
+def test_a_task_beyond_the_balance_is_refused_until_a_hold_is_released():
     account = Account(Settings(credits=9, generating_seconds=10))
-    account.create(order(), Fate("fail"), NOW)
+    account.create(request(), Outcome("fail"), NOW)
     with pytest.raises(Refusal) as caught:
-        account.create(order(), Fate(), NOW + 1)
+        account.create(request(), Outcome(), NOW + 1)
     assert caught.value.code == 402
     assert caught.value.msg.startswith("Credits insufficient : Your current balance isn't enough")
     assert len(account.tasks) == 1
-    account.create(order(), Fate(), NOW + 11)
+    account.create(request(), Outcome(), NOW + 11)
     assert account.credits_left(NOW + 11) == 4
 
 
 def test_the_last_credit_can_be_spent():
     account = Account(Settings(credits=5))
-    account.create(order(), Fate(), NOW)
+    account.create(request(), Outcome(), NOW)
     assert account.credits_left(NOW) == 0
 
 
 def test_bill_adds_up():
     account = Account(Settings(credits=100, generating_seconds=10))
-    first = account.create(order(), Fate(), NOW)
-    second = account.create(order("2K"), Fate("fail"), NOW + 1)
+    first = account.create(request(), Outcome(), NOW)
+    second = account.create(request("2K"), Outcome("fail"), NOW + 1)
     running, ended = account.bill(NOW + 2), account.bill(NOW + 20)
     for bill in (running, ended):
         assert bill["credits_start"] == bill["credits_left"] + bill["charged_total"] == 100
@@ -65,7 +65,7 @@ def test_bill_adds_up():
 
 def test_ids_are_32_lower_case_hex_and_differ():
     account = Account(Settings())
-    ids = {account.create(order(), Fate(), NOW).id for _ in range(50)}
+    ids = {account.create(request(), Outcome(), NOW).id for _ in range(50)}
     assert len(ids) == 50
     assert all(len(i) == 32 and set(i) <= set("0123456789abcdef") for i in ids)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from kie_provider.emulator.callbacks import body, signature_headers
-from kie_provider.emulator.models import Order
+from kie_provider.emulator.models import TaskRequest
 from kie_provider.emulator.settings import Settings
-from kie_provider.emulator.tasks import Fate, Task
+from kie_provider.emulator.tasks import Outcome, Task
 
-ORDER = Order("flux-2/pro-text-to-image", {"prompt": "a fox"}, "http://localhost/hook", 5.0)
+REQUEST = TaskRequest("flux-2/pro-text-to-image", {"prompt": "a fox"}, "http://localhost/hook", 5.0)
 SHAPES = pytest.mark.parametrize("shape", ["2026-04", "2026-09"])
 
 
-def task(fate=None, created_at=1_789_126_694.25):
-    return Task("ab" * 16, ORDER, created_at, fate or Fate())
+def task(outcome=None, created_at=1_789_126_694.25):
+    return Task("ab" * 16, REQUEST, created_at, outcome or Outcome())
 
 
 def test_the_signature_covers_the_task_id_and_the_time():
@@ -49,7 +49,7 @@ def test_success(shape):
 @SHAPES
 def test_failure(shape):
     settings = Settings(generating_seconds=10, record_shape=shape)
-    sent = body(task(Fate("fail", "400", "no foxes")), settings, "http://kie")
+    sent = body(task(Outcome("fail", "400", "no foxes")), settings, "http://kie")
     assert sent["data"].pop("param")
     assert sent == {
         "code": 501,

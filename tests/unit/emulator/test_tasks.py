@@ -8,7 +8,7 @@ import pytest
 
 from kie_provider.emulator.models import accept
 from kie_provider.emulator.settings import Settings
-from kie_provider.emulator.tasks import Fate, Task, cost_at, ends_at, record, result_path, state_at
+from kie_provider.emulator.tasks import Outcome, Task, cost_at, ends_at, record, result_path, state_at
 
 CREATED = 1_789_126_694.807
 SETTINGS = Settings(waiting_seconds=2, queuing_seconds=3, generating_seconds=60.5)
@@ -19,12 +19,12 @@ BODY = {
 }
 
 
-def task(fate: Fate | None = None, body=BODY) -> Task:
-    return Task("366e2065ed94e590a9e1201e1f1e1704", accept(body), CREATED, fate or Fate())
+def task(outcome: Outcome | None = None, body=BODY) -> Task:
+    return Task("366e2065ed94e590a9e1201e1f1e1704", accept(body), CREATED, outcome or Outcome())
 
 
-def record_after(seconds: float, fate: Fate | None = None, settings: Settings = SETTINGS, body=BODY) -> dict:
-    return record(task(fate, body), settings, CREATED + seconds, "http://kie.test")
+def record_after(seconds: float, outcome: Outcome | None = None, settings: Settings = SETTINGS, body=BODY) -> dict:
+    return record(task(outcome, body), settings, CREATED + seconds, "http://kie.test")
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_state_depends_on_age_alone(age, state):
 
 
 def test_a_task_that_fails_runs_as_long_and_one_that_is_stuck_for_ever():
-    assert state_at(task(Fate("fail")), SETTINGS, CREATED + 65.4) == "generating"
-    assert state_at(task(Fate("fail")), SETTINGS, CREATED + 65.6) == "fail"
-    assert state_at(task(Fate(end=None)), SETTINGS, CREATED + 1e9) == "waiting"
-    assert ends_at(task(Fate(end=None)), SETTINGS) is None
+    assert state_at(task(Outcome("fail")), SETTINGS, CREATED + 65.4) == "generating"
+    assert state_at(task(Outcome("fail")), SETTINGS, CREATED + 65.6) == "fail"
+    assert state_at(task(Outcome(end=None)), SETTINGS, CREATED + 1e9) == "waiting"
+    assert ends_at(task(Outcome(end=None)), SETTINGS) is None
 
 
 def test_without_durations_a_task_is_done_at_once():
@@ -57,7 +57,7 @@ def test_without_durations_a_task_is_done_at_once():
 
 def test_cost_is_held_from_the_start_and_given_back_when_it_fails():
     assert [cost_at(task(), SETTINGS, CREATED + age) for age in (0, 10, 100)] == [5.0, 5.0, 5.0]
-    assert [cost_at(task(Fate("fail")), SETTINGS, CREATED + age) for age in (0, 10, 100)] == [5.0, 5.0, 0.0]
+    assert [cost_at(task(Outcome("fail")), SETTINGS, CREATED + age) for age in (0, 10, 100)] == [5.0, 5.0, 0.0]
 
 
 def test_record_while_running_is_as_recorded_from_the_real_api():
@@ -86,7 +86,7 @@ def test_record_of_a_success():
 
 
 def test_record_of_a_failure():
-    got = record_after(100, Fate("fail", "400", "no fox"))
+    got = record_after(100, Outcome("fail", "400", "no fox"))
     assert (got["state"], got["failCode"], got["failMsg"]) == ("fail", "400", "no fox")
     assert (got["creditsConsumed"], got["successFlag"], got["resultJson"]) == (0.0, 3, "")
     assert "response" not in got
@@ -94,7 +94,7 @@ def test_record_of_a_failure():
 
 
 def test_record_of_a_success_without_url():
-    got = record_after(100, Fate(urls=False))
+    got = record_after(100, Outcome(urls=False))
     assert (got["state"], got["resultJson"]) == ("success", '{"resultUrls":[]}')
 
 

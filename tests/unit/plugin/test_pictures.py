@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+from kie_provider.client.prices import PriceTable
 from kie_provider.plugin.outputs import TaskOutput
 from kie_provider.plugin.page import PAGE_SIZE, View, all_page, headline, placeholder, run_page
 from kie_provider.plugin.pictures import Picture, file_of, pictures_of
@@ -42,7 +43,7 @@ def output(value=None, state="success", operator="Flux2GenerateImageOperator", t
 
 
 def shown(*outputs, items="nothing is read here"):
-    return pictures_of(outputs, lambda *_: items)
+    return pictures_of(outputs, lambda *_: items, PriceTable.parse())
 
 
 class TestResults:

@@ -15,9 +15,9 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
     xmlns:xmp="http://ns.adobe.com/xap/1.0/"
     xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
    <Iptc4xmpExt:DigitalSourceType>{source_type}</Iptc4xmpExt:DigitalSourceType>
-   <Iptc4xmpExt:AISystemUsed>{model} (Kie.ai)</Iptc4xmpExt:AISystemUsed>
+   <Iptc4xmpExt:AISystemUsed>{model} ({service})</Iptc4xmpExt:AISystemUsed>
    <xmp:CreatorTool>{model}</xmp:CreatorTool>
-   <dc:identifier>{kie_task_id}</dc:identifier>
+   <dc:identifier>{task_id}</dc:identifier>
 {prompt}  </rdf:Description>
  </rdf:RDF>
 </x:xmpmeta>
@@ -27,7 +27,7 @@ _PROMPT = """   <Iptc4xmpExt:AIPromptInformation>{prompt}</Iptc4xmpExt:AIPromptI
 """
 
 
-def packet(*, model: str, kie_task_id: str, prompt: str | None) -> str:
+def packet(service: str, model: str, task_id: str, prompt: str | None) -> str:
     """Return the packet, always the same for the same facts.
 
     :param prompt: None: nothing is said about it.
@@ -36,6 +36,7 @@ def packet(*, model: str, kie_task_id: str, prompt: str | None) -> str:
     return _PACKET.format(
         source_type=DIGITAL_SOURCE_TYPE,
         model=escape(model),
-        kie_task_id=escape(kie_task_id),
+        service=escape(service),
+        task_id=escape(task_id),
         prompt=about_prompt,
     )

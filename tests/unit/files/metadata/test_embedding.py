@@ -15,12 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageDraw, PngImagePlugin
 
-from kie_provider.files.embedding import EmbeddedFacts, EmbeddingRefusedError, embed
+from kie_provider.files.metadata.embedding import EmbeddingRefusedError, Provenance, embed
 
 MODEL = "flux-2/pro-text-to-image"
 TASK = "ee9c2715375b7837f8bb51d641ff5863"
 PROMPT = "Ein Bär 🐻 & <b>\"Tür\"</b> ]]> {x} 'é'\nzweite Zeile"
-FACTS = EmbeddedFacts(MODEL, TASK, PROMPT)
+
+
+def provenance(prompt=PROMPT, task_id=TASK):
+    return Provenance("Kie.ai", MODEL, task_id, prompt)
+
+
+FACTS = provenance()
 TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 DESCRIPTION, SOFTWARE, ORIENTATION, EXIF_IFD, UNIQUE_ID = 0x010E, 0x0131, 0x0112, 0x8769, 0xA420
 XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
@@ -308,9 +314,9 @@ def test_nothing_is_left_behind_when_the_disk_is_full(tmp_path, monkeypatch, kin
         yield b"half"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kie_provider.files.embedding._pieces", full)
+    monkeypatch.setattr("kie_provider.files.metadata.embedding._pieces", full)
     if kind == "jpg":  # its plan reads the image data with the same function
-        monkeypatch.setattr("kie_provider.files.embedding._jpeg_parts", lambda *_: iter(()))
+        monkeypatch.setattr("kie_provider.files.metadata.embedding._jpeg_parts", lambda *_: iter(()))
     with pytest.raises(OSError, match="No space"):
         embed(source, target, TYPES[kind], FACTS)
     assert list(tmp_path.iterdir()) == [source]
@@ -359,7 +365,7 @@ def test_png_facts_follow_ihdr_in_chunks_that_plain_tools_show(run):
     ],
 )
 def test_png_text_is_latin_1_where_that_can_say_it(run, prompt, chunk):
-    after = run(saved(), "png", EmbeddedFacts(MODEL, TASK, prompt))
+    after = run(saved(), "png", provenance(prompt))
     assert [name for name, content in png_chunks(after)[0] if content.startswith(b"Description\0")] == [chunk]
     with Image.open(io.BytesIO(after)) as image:
         assert image.text["Description"] == prompt
@@ -435,7 +441,7 @@ def test_webp_scale_bits_are_not_taken_for_size(run):
 )
 @EVERY_TYPE
 def test_any_prompt_can_be_written(run, kind, prompt, written):
-    after = run(saved(kind=kind), kind, EmbeddedFacts(MODEL, TASK, prompt))
+    after = run(saved(kind=kind), kind, provenance(prompt))
     facts = xmp_facts(xmp_packet(after, kind))
     assert (facts["prompt"], facts["description"]) == (written, written)
     exif = exif_of(after)
@@ -447,7 +453,7 @@ def test_any_prompt_can_be_written(run, kind, prompt, written):
 
 @EVERY_TYPE
 def test_model_and_id_may_hold_anything_too(run, kind):
-    after = run(saved(kind=kind), kind, EmbeddedFacts("m<&>\0ö🐻", "i<&>\0ö🐻", "p"))
+    after = run(saved(kind=kind), kind, Provenance("Kie.ai", "m<&>\0ö🐻", "i<&>\0ö🐻", "p"))
     facts = xmp_facts(xmp_packet(after, kind))
     assert (facts["tool"], facts["id"]) == ("m<&>ö🐻", "i<&>ö🐻")
     exif = exif_of(after)
@@ -464,7 +470,7 @@ NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
     kind=st.sampled_from(list(TYPES)),
 )
 def test_every_prompt_comes_back(run, prompt, kind):
-    facts = EmbeddedFacts(MODEL, TASK, prompt)
+    facts = provenance(prompt)
     after = run(saved(kind=kind), kind, facts)
     expected = NOT_XML.sub("", prompt).replace("\r\n", "\n").replace("\r", "\n")
     read = xmp_facts(xmp_packet(after, kind))
@@ -476,7 +482,7 @@ def test_every_prompt_comes_back(run, prompt, kind):
 
 @EVERY_TYPE
 def test_a_redacted_prompt_leaves_no_trace(run, kind):
-    after = run(saved(kind=kind), kind, EmbeddedFacts(MODEL, TASK, None))
+    after = run(saved(kind=kind), kind, provenance(None))
     packet = xmp_packet(after, kind)
     facts = xmp_facts(packet)
     assert (facts["prompt"], facts["description"], facts["id"]) == (None, None, TASK)
@@ -627,7 +633,7 @@ def test_extended_xmp_is_not_lost(run):
 
 
 @EVERY_TYPE
-@pytest.mark.parametrize("facts", [EmbeddedFacts(MODEL, TASK, None), EmbeddedFacts(MODEL, TASK[::-1], PROMPT)])
+@pytest.mark.parametrize("facts", [provenance(None), provenance(task_id=TASK[::-1])])
 def test_other_facts_do_not_go_on_top(run, kind, facts):
     refused(run, run(saved(kind=kind), kind), kind, "another XMP packet", facts)
 
@@ -662,12 +668,12 @@ def test_several_pictures_in_one_jpeg_are_refused(run):
 
 @pytest.mark.parametrize("length", [10918, 65534 - 200])
 def test_facts_that_no_jpeg_segment_can_hold_are_refused(run, length):
-    refused(run, saved(kind="jpg"), "jpg", "a JPEG segment holds 65533", EmbeddedFacts(MODEL, TASK, "<é>" * length))
+    refused(run, saved(kind="jpg"), "jpg", "a JPEG segment holds 65533", provenance("<é>" * length))
 
 
 def test_a_jpeg_segment_may_be_full(run):
     def packet_of(length):
-        return EmbeddedFacts(MODEL, TASK + "x" * (length % 2), "x" * (length // 2))
+        return provenance("x" * (length // 2), TASK + "x" * (length % 2))
 
     spare = 65533 - len(jpeg_segments(run(saved(kind="jpg"), "jpg", packet_of(0)))[0][2][1])
     full = jpeg_segments(run(saved(kind="jpg"), "jpg", packet_of(spare)))[0][2][1]
@@ -687,7 +693,7 @@ def test_a_truncated_file_is_not_copied_as_done_either(run):
     found, _ = webp_chunks(run(saved(kind="webp"), "webp"))
     data = riff(*found, (b"more", b"x" * 50))
     assert run(data, "webp") == data
-    refused(run, data[:-20], "webp", "truncated: it lacks 20 bytes")
+    refused(run, data[:-20], "webp", f"truncated: by its header it has {len(data)} bytes, in fact {len(data) - 20}")
 
 
 @EVERY_TYPE
@@ -794,7 +800,7 @@ def test_a_png_of_very_many_chunks_takes_little_memory(tmp_path):
 @pytest.mark.parametrize("position", [-1, 0, 1, 2])
 def test_the_end_of_jpeg_image_data_is_found_across_pieces(run, monkeypatch, position):
     """The two bytes of the end marker fall into different pieces."""
-    monkeypatch.setattr("kie_provider.files.embedding.PIECE", 64)
+    monkeypatch.setattr("kie_provider.files.metadata.embedding.PIECE", 64)
     scan = len(jpeg_segments(JPG)[1]) - 2  # from the image data's own segment, whose length is 12 here
     padding = -(scan - 2 - 10 + position) % 64
     run(JPG[:-2] + b"\0" * padding + JPG[-2:], "jpg")

@@ -1,15 +1,10 @@
-"""What the sheet, Airflow's image page and the emulator have in common: colours, tiles, and how numbers are written."""
+"""Colours, CSS and number formats shared by the contact sheet, Airflow's image page and the emulator's page."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from kie_provider.files.thumbnails import BACKGROUND
-
-if TYPE_CHECKING:
-    from kie_provider.contact_sheet.tiles import Tile
 
 PAGE, PANEL, WELL, LINE = "#111216", "#191a20", BACKGROUND, "#2b2d36"
 INK, MUTED, ALARM = "#e9e7e2", "#8f919c", "#d9897f"
@@ -32,7 +27,6 @@ LIGHT: Mapping[str, str] = {
     "alarm": "#a3342a",
 }
 SEPARATOR = " \u00b7 "
-_CALM = ("", "success", "waiting", "queuing", "generating", "running")
 
 
 def count(number: float, noun: str) -> str:
@@ -59,42 +53,6 @@ def colours(*, has_light: bool) -> str:
         f"  :root {{ color-scheme: light dark; {names} }}\n"
         '  :root[data-theme="light"] { color-scheme: light; }\n  :root[data-theme="dark"] { color-scheme: dark; }\n'
     )
-
-
-def figure(
-    tile: Tile, *, src: str = "", facts: Sequence[str] = (), links: Sequence[str] = (), more: str = "", opens: str = ""
-) -> str:
-    """Return a tile as HTML; whatever stands in it is text.
-
-    :param src: address of the thumbnail; without one the tile's note is in its place.
-    :param facts: text in a line below the prompt.
-    :param links: HTML of the links below that; so is ``more``, which follows.
-    :param opens: HTML attributes of the link around the picture, if the tile has one.
-    """
-    prompt = html.escape(tile.prompt)
-    if src:
-        alt = prompt or "image without a prompt"
-        view = f'<div class="view"><img src="{html.escape(src)}" alt="{alt}" loading="lazy"></div>'
-    else:
-        view = f'<div class="view {tile.kind}"><span>{html.escape(tile.note)}</span></div>'
-    if tile.link:
-        view = f'<a href="{html.escape(tile.link)}"{opens}>{view}</a>'
-    rows = [f'<p class="prompt" dir="auto" title="{prompt}">{prompt}</p>']
-    if facts:
-        rows.append(f'<p class="facts">{html.escape(SEPARATOR.join(facts))}</p>')
-    if tile.model or tile.state:
-        state = "" if tile.state in _CALM else ' class="alarm"'
-        rows.append(
-            f'<p class="model"><span>{html.escape(tile.model)}</span> <b{state}>{html.escape(tile.state)}</b></p>'
-        )
-    if links:
-        rows.append(f'<p class="links">{" ".join(links)}</p>')
-    return f"<figure>{view}<figcaption>{''.join(rows)}{more}</figcaption></figure>"
-
-
-def link(label: str, address: str) -> str:
-    """Return a link as HTML."""
-    return f'<a href="{html.escape(address)}">{html.escape(label)}</a>'
 
 
 STYLE = """\

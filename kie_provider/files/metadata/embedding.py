@@ -27,10 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from kie_provider.client.wording import counted
-from kie_provider.files import xmp
-from kie_provider.files.exif import PREFIX as EXIF_PREFIX
-from kie_provider.files.exif import merged
+from kie_provider.files.metadata import xmp
+from kie_provider.files.metadata.exif import PREFIX as EXIF_PREFIX
+from kie_provider.files.metadata.exif import merged
 
 #: Bytes copied at once.
 PIECE = 1 << 20
@@ -49,15 +48,18 @@ _LATIN_1 = re.compile("[\n\x20-\x7e\xa0-\xff]*")
 
 
 @dataclass(frozen=True)
-class EmbeddedFacts:
-    """How an image was made. Characters that XML cannot hold are left out when written; line ends become line feeds.
+class Provenance:
+    """How an image was made. Characters that XML cannot hold are dropped when written; line ends become line feeds.
 
+    :param service: who ran the model, for example ``Kie.ai``.
     :param model: for example ``flux-2/pro-text-to-image``.
-    :param prompt: None: redacted; nothing about it is written. What the file itself says of it stays.
+    :param task_id: the service's id of the task that made the image.
+    :param prompt: None: redacted; no prompt is written. A prompt that the file already carries stays.
     """
 
+    service: str
     model: str
-    kie_task_id: str
+    task_id: str
     prompt: str | None
 
 
@@ -83,7 +85,7 @@ class _Splice(NamedTuple):
     new: bytes
 
 
-def embed(source: Path, target: Path, media_type: str, facts: EmbeddedFacts) -> None:
+def embed(source: Path, target: Path, media_type: str, facts: Provenance) -> None:
     """Write ``source`` with ``facts`` in it to ``target``, which appears complete or not at all; both may be one file.
 
     :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``.
@@ -128,7 +130,7 @@ def _read(file: BinaryIO, position: int, length: int) -> bytes:
     file.seek(position)
     data = file.read(length)
     if len(data) < length:
-        raise EmbeddingRefusedError(f"the file is truncated: it lacks {counted(length, 'byte')} at {position}")
+        raise EmbeddingRefusedError(f"the file is truncated: it ends before byte {position + length}")
     return data
 
 
@@ -156,14 +158,14 @@ def _survey(file: BinaryIO, parts: Iterable[_Part], packet: bytes) -> tuple[_Par
 # --- PNG ---
 
 
-def _png_plan(file: BinaryIO, size: int, facts: EmbeddedFacts) -> list[_Splice]:
+def _png_plan(file: BinaryIO, size: int, facts: Provenance) -> list[_Splice]:
     if _read(file, 0, 8) != _PNG_SIGNATURE:
         raise EmbeddingRefusedError("it is not a PNG file")
     packet = _png_text(_PNG_XMP, _xmp(facts), force_utf8=True)
     exif, done = _survey(file, _png_parts(file, size), packet)
     if done:
         return []
-    texts = {b"Software": facts.model, b"Source": f"Kie.ai task {facts.kie_task_id}", b"Description": facts.prompt}
+    texts = {b"Software": facts.model, b"Source": f"{facts.service} task {facts.task_id}", b"Description": facts.prompt}
     new = _png_chunk(b"eXIf", _merged_exif(file, exif, facts)) + packet
     new += b"".join(_png_text(keyword, text) for keyword, text in texts.items() if text is not None)
     after_ihdr = 8 + 12 + 13
@@ -206,7 +208,7 @@ def _png_text(keyword: bytes, text: str, *, force_utf8: bool = False) -> bytes:
 # --- JPEG ---
 
 
-def _jpeg_plan(file: BinaryIO, size: int, facts: EmbeddedFacts) -> list[_Splice]:
+def _jpeg_plan(file: BinaryIO, size: int, facts: Provenance) -> list[_Splice]:
     if _read(file, 0, 2) != b"\xff\xd8":
         raise EmbeddingRefusedError("it is not a JPEG file")
     packet = _jpeg_app1(_JPEG_XMP + _xmp(facts).encode())
@@ -264,13 +266,13 @@ def _jpeg_app1(content: bytes) -> bytes:
 # --- WebP ---
 
 
-def _webp_plan(file: BinaryIO, size: int, facts: EmbeddedFacts) -> list[_Splice]:
+def _webp_plan(file: BinaryIO, size: int, facts: Provenance) -> list[_Splice]:
     magic, length, form = struct.unpack("<4sI4s", _read(file, 0, 12))
     if (magic, form) != (b"RIFF", b"WEBP"):
         raise EmbeddingRefusedError("it is not a WebP file")
     end = 8 + length
     if end > size:
-        raise EmbeddingRefusedError(f"the WebP file is truncated: it lacks {counted(end - size, 'byte')}")
+        raise EmbeddingRefusedError(f"the WebP file is truncated: by its header it has {end} bytes, in fact {size}")
     packet = _riff_chunk(b"XMP ", _xmp(facts).encode())
     exif, done = _survey(file, _webp_parts(file, end), packet)
     if done:
@@ -322,7 +324,7 @@ def _riff_chunk(name: bytes, data: bytes) -> bytes:
     return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
 
 
-_PLANS: Mapping[str, Callable[[BinaryIO, int, EmbeddedFacts], list[_Splice]]] = {
+_PLANS: Mapping[str, Callable[[BinaryIO, int, Provenance], list[_Splice]]] = {
     "image/png": _png_plan,
     "image/jpeg": _jpeg_plan,
     "image/webp": _webp_plan,
@@ -332,7 +334,7 @@ _PLANS: Mapping[str, Callable[[BinaryIO, int, EmbeddedFacts], list[_Splice]]] = 
 # --- What is written ---
 
 
-def _cleaned(facts: EmbeddedFacts) -> EmbeddedFacts:
+def _cleaned(facts: Provenance) -> Provenance:
     """Return the facts in characters that every place can hold.
 
     Line ends become what XML parsers (XML 1.0, 2.11) and PNG make of them anyway.
@@ -342,17 +344,17 @@ def _cleaned(facts: EmbeddedFacts) -> EmbeddedFacts:
         return _NOT_XML.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
 
     prompt = None if facts.prompt is None else clean(facts.prompt)
-    return EmbeddedFacts(clean(facts.model), clean(facts.kie_task_id), prompt)
+    return Provenance(clean(facts.service), clean(facts.model), clean(facts.task_id), prompt)
 
 
-def _xmp(facts: EmbeddedFacts) -> str:
-    return xmp.packet(model=facts.model, kie_task_id=facts.kie_task_id, prompt=facts.prompt)
+def _xmp(facts: Provenance) -> str:
+    return xmp.packet(facts.service, facts.model, facts.task_id, facts.prompt)
 
 
-def _merged_exif(file: BinaryIO, exif: _Part | None, facts: EmbeddedFacts) -> bytes:
+def _merged_exif(file: BinaryIO, exif: _Part | None, facts: Provenance) -> bytes:
     old = _read(file, exif.data, exif.data_end - exif.data) if exif else None
     try:
-        return merged(old, software=facts.model, description=facts.prompt, unique_id=facts.kie_task_id)
+        return merged(old, software=facts.model, description=facts.prompt, unique_id=facts.task_id)
     except ValueError as error:
         raise EmbeddingRefusedError(str(error)) from error
 

@@ -1,0 +1,97 @@
+"""Kie's responses, and what a fault does to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from kie_provider.emulator.faults import Fault
+from kie_provider.emulator.models import Refusal
+from kie_provider.emulator.world import Call, World
+
+
+def envelope(code: int, msg: str, data: Any = None, *, upload: bool = False, http_status: int = 200) -> web.Response:
+    """Return an answer as Kie wraps it: HTTP 200 whatever happened, ``code`` tells."""
+    body: dict[str, Any] = {"success": code == 200} if upload and code != 401 else {}
+    body |= {"code": code, "msg": msg}
+    if code != 401:  # recorded: an answer to a bad key has no data at all
+        body["data"] = data
+    return web.Response(
+        text=json.dumps(body, separators=(",", ":")),
+        content_type="application/json",
+        charset="UTF-8",
+        status=http_status,
+    )
+
+
+def instead(fault: Fault, request: web.Request) -> web.Response:
+    """Answer without doing anything."""
+    details = fault.details
+    if fault.do == "reset":
+        return _hang_up(request, reset=True)
+    if fault.do == "not_visible":
+        return envelope(422, "recordInfo is null")
+    if fault.do == "code":
+        refusal, status = Refusal(details["code"], details.get("msg")), details.get("http_status", 200)
+        response = envelope(refusal.code, refusal.msg, upload=fault.on == "upload", http_status=status)
+        if "retry_after" in details:
+            response.headers["Retry-After"] = str(details["retry_after"])
+        return response
+    return _scripted(details)
+
+
+def _scripted(details: Mapping[str, Any]) -> web.Response:
+    text = json.dumps(details["json"]) if "json" in details else details.get("body", "")
+    kind = details.get("content_type", "application/json" if "json" in details else "text/html")
+    response = web.Response(body=text.encode(), status=details.get("http_status", 200), headers={"Content-Type": kind})
+    for name, value in details.get("headers", {}).items():
+        response.headers[name] = str(value)
+    return response
+
+
+async def deliver(call: Call, response: web.Response) -> web.StreamResponse:
+    """Send the answer of work that was done, unless a fault has other plans for it."""
+    do = call.fault.do if call.fault else ""
+    if call.fault and do in ("slow", "hold"):
+        await until_released(call.world, call.fault)
+    if do == "lost_answer":
+        return _hang_up(call.request)
+    if call.fault and do == "swap":
+        return _scripted(call.fault.details)
+    if do not in ("truncate", "half"):
+        return response
+    body = response.body if isinstance(response.body, bytes) else b""
+    if do == "half":
+        response.body = body[: len(body) // 2]
+        return response
+    half = web.StreamResponse(status=response.status, headers={"Content-Type": response.headers["Content-Type"]})
+    half.content_length = len(body)
+    await half.prepare(call.request)
+    await half.write(body[: len(body) // 2])
+    _hang_up(call.request)
+    return half
+
+
+async def until_released(world: World, fault: Fault) -> None:
+    """Wait for a release, at most as long as the fault says."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(world.released.wait(), fault.details.get("delay_seconds"))
+
+
+def _hang_up(request: web.Request, *, reset: bool = False) -> web.Response:
+    """Close the connection: with TCP reset, or after sending what was written."""
+    transport = request.transport
+    if transport is not None and reset:
+        linger = struct.pack("ii", 1, 0)  # on, 0 s: the kernel sends RST instead of FIN
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        transport.abort()
+    elif transport is not None:
+        transport.close()
+    return web.Response()  # reaches nobody

@@ -1,0 +1,53 @@
+"""What the emulator keeps between requests, and one request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from kie_provider.emulator.account import Account
+from kie_provider.emulator.faults import Fault, FaultBook
+from kie_provider.emulator.files import Files
+from kie_provider.emulator.settings import Settings
+
+KEPT_REQUESTS = 10_000
+
+
+class World:
+    """All that a reset forgets."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.account = Account(settings)
+        self.files = Files()
+        self.faults = FaultBook()
+        self.requests: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
+        self.callbacks: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
+        self.released = asyncio.Event()  # answers that are held or slow wait for it
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request to an endpoint.
+
+    :param body: parsed JSON, or None.
+    :param now: epoch seconds.
+    """
+
+    request: web.Request
+    world: World
+    body: Any
+    fault: Fault | None
+    now: float
+
+    @property
+    def base_url(self) -> str:
+        """The emulator's address as the client wrote it, so that URLs work from wherever the client is."""
+        return f"http://{self.request.host}"
+
+    def field(self, name: str) -> Any:
+        """Return a field of the JSON body, None when it is not there."""
+        return self.body.get(name) if isinstance(self.body, dict) else None

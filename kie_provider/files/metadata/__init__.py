@@ -1,0 +1,1 @@
+"""Metadata inside image files: EXIF, XMP and PNG text. Needs the standard library only."""
