@@ -99,7 +99,7 @@ def _timeout(value: Any) -> float:
 
 
 def _credits(value: Any) -> float | None:
-    from kie_provider.client.models import is_blank
+    from kie_provider.client.plain import is_blank
 
     if is_blank(value):
         return None
@@ -129,7 +129,7 @@ def _unknown_submit(value: Any) -> Any:
 
 
 def _refused(allowed: str, value: Any) -> ValueError:
-    from kie_provider.client.models import got, shorten
+    from kie_provider.client.plain import got, shorten
 
     return ValueError(f"{allowed}, {got(value) if isinstance(value, str) else f'got {shorten(value)}'}")
 

@@ -11,7 +11,7 @@ import pendulum
 from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
 
 from kie_provider.client.errors import KieRateLimitError, KieResultError
-from kie_provider.client.wording import counted
+from kie_provider.client.plain import counted
 from kie_provider.config import shown_prices
 from kie_provider.execution_timeout import held
 from kie_provider.hooks.kie import KieHook
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
-    from kie_provider.client.models import TaskRecord
     from kie_provider.client.polling import Again, Done, Waiting
+    from kie_provider.client.records import TaskRecord
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from kie_provider.client.errors import KieTargetError, clean_text
+from kie_provider.client.errors import KieTargetError
+from kie_provider.client.plain import clean_text
 from kie_provider.client.prices import PriceTable
 from kie_provider.contact_sheet.page import draw_page
 from kie_provider.contact_sheet.picture import draw_picture

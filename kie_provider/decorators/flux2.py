@@ -77,7 +77,7 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _take_recorded(self) -> None:
-        from kie_provider.client.models import raise_for_problems
+        from kie_provider.client.errors import raise_for_problems
 
         raise_for_problems(parameters.problems(self), "nothing more was sent.")
         self.log.info("An earlier try has submitted a prompt; the function is not called again")
@@ -88,7 +88,8 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
 
         :raises KieValidationError: it is neither a prompt nor a dict of known fields.
         """
-        from kie_provider.client.models import raise_for_problems, shorten
+        from kie_provider.client.errors import raise_for_problems
+        from kie_provider.client.plain import shorten
 
         returned = self.python_callable(*self.op_args, **self.op_kwargs)
         if inspect.isawaitable(returned):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kie_provider.client.errors import KieError, KieResultError, KieTargetError
-from kie_provider.client.models import shorten
+from kie_provider.client.plain import shorten
 from kie_provider.files import naming, storage
 from kie_provider.files.decoding import DECODED_TYPES
 from kie_provider.files.media import EXTENSIONS, Media, inspect, require_pillow, size_problem

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from kie_provider.client.errors import KieConnectionError, KieError
-from kie_provider.client.wording import counted
+from kie_provider.client.plain import counted
 from kie_provider.config import rate_limit_storage
 from kie_provider.execution_timeout import held
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from kie_provider.client.client import KieClient
     from kie_provider.client.download import DownloadedFile
     from kie_provider.client.endpoint import Endpoint
-    from kie_provider.client.models import TaskRecord
     from kie_provider.client.polling import Observation
-    from kie_provider.client.submit_window import Slot, Window
+    from kie_provider.client.rate_limit import Slot, Window
+    from kie_provider.client.records import TaskRecord
     from kie_provider.client.transport import SharedSession
 
 DEFAULT_CONN_ID = "kie_default"
@@ -119,8 +119,8 @@ class KieHook(BaseHook):
     def _take_slot(self, patience: float | None) -> Slot:
         import requests  # noqa: F401  # not between the slot and the request
 
+        from kie_provider.client.rate_limit import SlotWait
         from kie_provider.client.retry import SUBMIT_PATIENCE
-        from kie_provider.client.submit_window import SlotWait
 
         wait = SlotWait(self.submit_window, SUBMIT_PATIENCE if patience is None else patience)
         for seconds in wait:
@@ -133,7 +133,7 @@ class KieHook(BaseHook):
 
         :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
         """
-        from kie_provider.client.submit_window import window_of
+        from kie_provider.client.rate_limit import window_of
 
         return window_of(self.get_conn().endpoint, rate_limit_storage())
 
@@ -364,7 +364,7 @@ def endpoint_from_connection(connection: Connection) -> Endpoint:
     :raises KieConnectionError: it is of another type, or a field is not valid; the message names it.
     """
     from kie_provider.client.endpoint import Endpoint
-    from kie_provider.client.models import is_blank
+    from kie_provider.client.plain import is_blank
 
     if connection.conn_type != KieHook.conn_type:  # its password is no key of Kie's, and its host is not Kie
         raise KieConnectionError(
@@ -416,14 +416,14 @@ def _base_url(value: object, schema: str | None = None, port: int | None = None)
 
 
 def _check_conn_id(conn_id: object) -> None:
-    from kie_provider.client.models import got, is_blank
+    from kie_provider.client.plain import got, is_blank
 
     if is_blank(conn_id) or not isinstance(conn_id, str):
         raise KieConnectionError(f"kie_conn_id: must be the id of an Airflow connection, {got(conn_id)}")
 
 
 def _no_connection(conn_id: str) -> KieConnectionError:
-    from kie_provider.client.models import shorten
+    from kie_provider.client.plain import shorten
 
     missing = f"there is no Airflow connection {shorten(conn_id)}"
     if not re.fullmatch(r"[\w.@:+-]{1,60}", conn_id):

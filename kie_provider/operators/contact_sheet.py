@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
-from kie_provider.airflow_errors import Facts, failures
 from kie_provider.assets import tell_assets
-from kie_provider.client.wording import counted
+from kie_provider.client.plain import counted
+from kie_provider.failures import Facts, failures
 from kie_provider.links import KieRunImagesLink
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _read_results(value: Any) -> Any:
 
     :raises AirflowFailException: they are no results.
     """
-    from kie_provider.client.models import from_text, got, is_blank
+    from kie_provider.client.plain import from_text, got, is_blank
 
     results = from_text(value)
     if is_blank(results):
@@ -124,7 +124,7 @@ def _is_batch(results: Any) -> bool:
 
 def _read_prompts(value: Any) -> Any:
     """Return prompts, also a list that a template has made text; a prompt may be text that looks like an object."""
-    from kie_provider.client.models import from_text, is_blank
+    from kie_provider.client.plain import from_text, is_blank
 
     prompts = from_text(value)
     if is_blank(prompts):

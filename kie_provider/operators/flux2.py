@@ -279,7 +279,7 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
     def _poll_or_defer(
         self, kie_task_id: str, context: Context, trigger_error: Exception | None = None
     ) -> dict[str, Any]:
-        from kie_provider.client.models import raise_for_problems
+        from kie_provider.client.errors import raise_for_problems
 
         raise_for_problems(parameters.problems(self), "nothing more was sent.")
         waiting = self._wait_of_try(context)
@@ -288,7 +288,7 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
 
     @property
     def _saves(self) -> bool:
-        from kie_provider.client.models import is_blank
+        from kie_provider.client.plain import is_blank
 
         return not is_blank(self.target)
 

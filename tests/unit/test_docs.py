@@ -22,8 +22,8 @@ from airflow.providers.common.compat.sdk import Connection
 
 from kie_provider.client import errors
 from kie_provider.client.download import DownloadedFile
-from kie_provider.client.models import TaskRecord, TaskState
 from kie_provider.client.prices import LIST_USD_PER_CREDIT, PriceTable
+from kie_provider.client.records import TaskRecord, TaskState
 from kie_provider.config import price_table
 from kie_provider.decorators.flux2 import Flux2DecoratedOperator
 from kie_provider.emulator import __main__ as emulator_command

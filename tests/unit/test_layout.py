@@ -17,7 +17,7 @@ FLOORS = (
     ("submission",),
     ("waiting", "emulator"),
     ("triggers", "contact_sheet", "links", "assets"),
-    ("airflow_errors", "files", "parameters", "last_words"),
+    ("failures", "files", "parameters", "last_words"),
     ("hooks",),
     ("config", "execution_timeout", "get_provider_info"),
     ("client", "addresses"),

@@ -28,7 +28,7 @@ FOXES = [f"a red fox, number {number}" for number in range(12)]
 @pytest.fixture
 def kie(monkeypatch, request):
     """An account without a limit on new tasks; a parameter says how many seconds an image takes."""
-    from kie_provider.client.submit_window import forget_windows
+    from kie_provider.client.rate_limit import forget_windows
 
     forget_windows()
     with KieEmulator(generating_seconds=getattr(request, "param", 0.05), create_limit=10_000) as kie:

@@ -15,7 +15,7 @@ from kie_provider.client.errors import (
     KieTaskTimeoutError,
     KieValidationError,
 )
-from kie_provider.client.models import TaskState
+from kie_provider.client.records import TaskState
 from kie_provider.hooks.kie import KieHook, endpoint_from_connection
 from tests.support.servers import ScriptedServer, envelope
 
