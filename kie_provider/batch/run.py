@@ -13,9 +13,10 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferr
 
 from kie_provider import parameters
 from kie_provider.batch import manifest
-from kie_provider.batch.engine import PARALLEL_SAVES, Plan, work
+from kie_provider.batch.engine import PARALLEL_SAVES, work
 from kie_provider.batch.items import Item
 from kie_provider.batch.names import read_names, refuse_taken
+from kie_provider.batch.plan import Plan
 from kie_provider.batch.prompts import duplicate_problems, read_prompts, read_requests
 from kie_provider.batch.report import Report
 from kie_provider.client.errors import KieBatchError, KieRateLimitError, KieSubmitUnknownError, raise_for_problems
@@ -230,7 +231,6 @@ class BatchRun:
         )
 
     def _deferral(self, plan: Plan) -> TaskDeferred:
-
         deadline = max(map(plan.deadline_of, plan.running))
         trigger = KieBatchTrigger(
             kie_conn_id=self._operator.kie_conn_id,

@@ -50,12 +50,12 @@ def is_blank(value: Any) -> bool:
 
 
 #: White space, control characters, and half a character. urlsplit overlooks some of them.
-_NOT_IN_A_URL = re.compile("[\\s\x00-\x1f\x7f\ud800-\udfff]")
+_NOT_IN_A_URL = "[\\s\x00-\x1f\x7f\ud800-\udfff]"
 
 
 def is_http_url(value: Any) -> bool:
     """Whether ``value`` is an absolute http or https URL, as it can be sent."""
-    if not isinstance(value, str) or _NOT_IN_A_URL.search(value):
+    if not isinstance(value, str) or re.search(_NOT_IN_A_URL, value):
         return False
     try:
         parts = urlsplit(value)

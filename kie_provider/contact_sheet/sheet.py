@@ -17,6 +17,7 @@ from kie_provider.contact_sheet.results import flat, match_prompts, result_dicts
 from kie_provider.contact_sheet.style import SEPARATOR, count, dollars
 from kie_provider.contact_sheet.thumbnails import NOT_FOUND, with_thumbnails
 from kie_provider.contact_sheet.tiles import Tile, tiles_of
+from kie_provider.files.media import require_pillow
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -54,7 +55,6 @@ def write_contact_sheet(
     :raises KieStorageError: the storage failed.
     """
     from kie_provider.files import storage
-    from kie_provider.files.media import require_pillow
 
     prices = PriceTable.parse() if prices is None else prices
     require_pillow()

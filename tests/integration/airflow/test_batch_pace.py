@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from airflow.providers.common.compat.sdk import BaseHook
 from PIL import Image
 
 from kie_provider.emulator import KieEmulator
@@ -167,9 +168,7 @@ def test_a_task_that_is_not_visible_for_a_moment_is_waited_for(run, kie, monkeyp
 
 @pytest.mark.parametrize("kie", [1.5], indirect=True)
 def test_a_rotated_key_is_read_once_for_all(run, kie, monkeypatch):
-    from kie_provider.hooks.kie import KieHook
-
-    reads, get_connection = [], KieHook.get_connection
+    reads, get_connection = [], BaseHook.get_connection
 
     def counted(conn_id):
         reads.append(threading.current_thread())
@@ -181,7 +180,7 @@ def test_a_rotated_key_is_read_once_for_all(run, kie, monkeypatch):
         account = kie._server.world.account
         account.settings = dataclasses.replace(account.settings, api_key="another-key")
 
-    monkeypatch.setattr(KieHook, "get_connection", staticmethod(counted))
+    monkeypatch.setattr(BaseHook, "get_connection", staticmethod(counted))
     timer = threading.Timer(0.9, rotate)
     outcome = run(pre_execute=lambda _context: timer.start())
 
