@@ -10,8 +10,8 @@ from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-from kie_provider.airflow_errors import Facts, operator_failure, sensor_failure, told
 from kie_provider.client import errors
+from kie_provider.failures import Facts, operator_failure, sensor_failure, told
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

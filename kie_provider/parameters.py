@@ -11,6 +11,8 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from kie_provider.client.plain import got, is_blank, shorten
+
 #: Kie allows ten looks per second at one task; a look per second is plenty for images that take ten. Tests lower it.
 SHORTEST_POLL_INTERVAL = 1.0
 #: Seconds; Kie forgets a task after two months, and a year from now is still a date.
@@ -99,8 +101,6 @@ def _timeout(value: Any) -> float:
 
 
 def _credits(value: Any) -> float | None:
-    from kie_provider.client.models import is_blank
-
     if is_blank(value):
         return None
     number = _number(value)
@@ -129,8 +129,6 @@ def _unknown_submit(value: Any) -> Any:
 
 
 def _refused(allowed: str, value: Any) -> ValueError:
-    from kie_provider.client.models import got, shorten
-
     return ValueError(f"{allowed}, {got(value) if isinstance(value, str) else f'got {shorten(value)}'}")
 
 

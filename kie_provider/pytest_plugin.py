@@ -29,7 +29,7 @@ def kie_emulator_server() -> Iterator[KieEmulator]:
 @pytest.fixture
 def kie_emulator(kie_emulator_server: KieEmulator) -> KieEmulator:
     """Return the session's emulator with nothing in it: no tasks, faults or recorded requests, all credits back."""
-    from kie_provider.client.submit_window import forget_windows
+    from kie_provider.client.rate_limit import forget_windows
 
     kie_emulator_server.reset()
     forget_windows()

@@ -11,7 +11,8 @@ import pendulum
 from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
 
 from kie_provider.client.errors import KieRateLimitError, KieResultError
-from kie_provider.client.wording import counted
+from kie_provider.client.plain import counted
+from kie_provider.compat import deferral_errors
 from kie_provider.config import shown_prices
 from kie_provider.execution_timeout import held
 from kie_provider.hooks.kie import KieHook
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
-    from kie_provider.client.models import TaskRecord
     from kie_provider.client.polling import Again, Callback, Done, Waiting
+    from kie_provider.client.records import TaskRecord
     from kie_provider.submission.record import SubmissionRecord
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def resume(
     """
     try:
         return BaseOperator.resume_execution(operator, next_method, next_kwargs, context)
-    except deferral_exceptions() as error:
+    except deferral_errors() as error:
         log.warning("The trigger ended without an event (%s); polling Kie", error)
         return without_event(error)
 
@@ -219,17 +220,6 @@ def log_success(log: Any, result: dict[str, Any]) -> None:
         counted(len(result["urls"]), "result URL"),
         "credits not known" if cost is None else counted(cost, "credit"),
     )
-
-
-def deferral_exceptions() -> tuple[type[Exception], type[Exception]]:
-    """Return what a task is resumed with when its trigger crashed, could not be loaded, or took too long."""
-    from airflow.sdk import exceptions
-
-    if hasattr(exceptions, "TaskDeferralError"):
-        return exceptions.TaskDeferralError, exceptions.TaskDeferralTimeout
-    from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout  # Airflow 3.1
-
-    return TaskDeferralError, TaskDeferralTimeout
 
 
 def count_trigger_restart(ti: Any, error: Exception) -> None:

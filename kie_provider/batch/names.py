@@ -10,8 +10,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from kie_provider.client.errors import KieTargetError
-from kie_provider.client.models import is_blank
-from kie_provider.client.wording import counted
+from kie_provider.client.plain import counted, is_blank
 from kie_provider.files import naming, storage
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kie_provider.client.errors import KieValidationError
-from kie_provider.client.models import from_text, got, is_blank
+from kie_provider.client.plain import from_text, got, is_blank
 from kie_provider.client.protocol import callback_url_problems
 from kie_provider.files.inputs import InputImage, read_input_images
 from kie_provider.parameters import ORDER_FIELDS

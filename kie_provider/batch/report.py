@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kie_provider.batch import manifest
 from kie_provider.batch.items import OUTCOMES, Item
 from kie_provider.client.errors import LOGS_PAGE, KieError
-from kie_provider.client.models import shorten
+from kie_provider.client.plain import shorten
 from kie_provider.files.provenance import input_of, prompt_sha256
 from kie_provider.submission.record import NOTHING
 

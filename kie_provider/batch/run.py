@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
 from kie_provider import parameters
-from kie_provider.airflow_errors import Facts, failures, operator_failure
 from kie_provider.batch import manifest
-from kie_provider.batch.engine import PARALLEL_SAVES, Plan, work
+from kie_provider.batch.engine import PARALLEL_SAVES, work
 from kie_provider.batch.items import Item
 from kie_provider.batch.names import read_names, refuse_taken
+from kie_provider.batch.plan import Plan
 from kie_provider.batch.prompts import duplicate_problems, read_prompts, read_requests
 from kie_provider.batch.report import Report
-from kie_provider.client.errors import KieBatchError, KieRateLimitError, KieSubmitUnknownError
-from kie_provider.client.models import raise_for_problems
-from kie_provider.client.wording import counted, sentence
+from kie_provider.client.errors import KieBatchError, KieRateLimitError, KieSubmitUnknownError, raise_for_problems
+from kie_provider.client.plain import counted, sentence
 from kie_provider.config import callback_patience, price_table
+from kie_provider.failures import Facts, failures, operator_failure
 from kie_provider.files.provenance import RunFacts
 from kie_provider.files.storage import storage_path
 from kie_provider.hooks.kie import KieHook
@@ -246,7 +246,6 @@ class BatchRun:
         )
 
     def _deferral(self, plan: Plan) -> TaskDeferred:
-
         deadline = max(map(plan.deadline_of, plan.running))
         trigger = KieBatchTrigger(
             kie_conn_id=self._operator.kie_conn_id,

@@ -20,8 +20,9 @@ from kie_provider.client.errors import (
     KieValidationError,
     storage_error,
 )
-from kie_provider.client.models import TaskRecord, shorten
+from kie_provider.client.plain import shorten
 from kie_provider.client.polling import Observation
+from kie_provider.client.records import TaskRecord
 
 if TYPE_CHECKING:
     import requests

@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 from kie_provider.client import transport
 from kie_provider.client.endpoint import without_userinfo
 from kie_provider.client.errors import KieFileError, KieResultError
-from kie_provider.client.models import is_http_url, shorten
+from kie_provider.client.plain import is_http_url, shorten
 from kie_provider.client.retry import parse_retry_after
 
 if TYPE_CHECKING:

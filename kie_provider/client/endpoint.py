@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from kie_provider.client.errors import KieConnectionError
-from kie_provider.client.models import is_http_url, shorten
+from kie_provider.client.plain import is_http_url, shorten
 from kie_provider.client.redaction import keep_out_of_logs
 
 DEFAULT_HOST = "https://api.kie.ai"

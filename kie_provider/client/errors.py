@@ -1,57 +1,15 @@
-"""Everything that can go wrong with Kie.ai, named by what the caller does next.
-
-Kie answers most failures with HTTP 200 and a ``code`` in the body, so the code, not the HTTP status, picks the
-class; :func:`error_for_code` is the only place that does. Body code 500 is the exception: Kie also uses it for a
-missing field, a value out of range and an empty account, and only the text tells these apart.
-"""
+"""Everything that can go wrong with Kie.ai, named by what the caller does next."""
 
 from __future__ import annotations
 
 import errno
-import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from kie_provider.client.plain import clean_text, storable
+
 LOGS_PAGE = "https://kie.ai/logs"
-
-
-def clean_text(text: str) -> str:
-    """Return text that can be encoded: an emoji that was cut in two becomes a question mark."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def one_line(text: str) -> str:
-    """Return foreign text as one line that can be logged: without control characters, and not without end."""
-    text = _CONTROL.sub(" ", clean_text(text)).strip()
-    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
-
-
-# The last two ranges turn the direction of what follows them on the screen.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
-_LONGEST_LINE = 2000
-
-
-def storable(value: Any) -> Any:
-    """Return JSON without what JSON alone allows: half surrogate pairs, NUL, NaN, infinity, integers beyond 64 bits.
-
-    Airflow's API or PostgreSQL refuses these, and the triggerer ends, with all triggers in it, when it cannot encode
-    an event.
-    """
-    text = _ESCAPED_NUL.sub(r"\1?", clean_text(json.dumps(value, ensure_ascii=False)))
-    return json.loads(text, parse_int=_stored_number, parse_float=_stored_number, parse_constant=_stored_number)
-
-
-# Not a backslash that is escaped itself, followed by "u0000".
-_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-
-
-def _stored_number(text: str) -> int | float | None:
-    if text.lstrip("-").isdigit() and len(text) <= 20 and abs(int(text)) < 2**63:
-        return int(text)
-    number = float(text)
-    return number if math.isfinite(number) else None
 
 
 class KieError(Exception):
@@ -347,74 +305,9 @@ class KieTargetError(KieError):
     advice = "Put it right and clear this task: what was already paid for is not ordered again."
 
 
-#: Kie's ``code`` -> error. Codes that are not here are judged by :func:`error_for_code`.
-ERROR_BY_CODE: Mapping[int, type[KieError]] = {
-    400: KieValidationError,
-    401: KieAuthError,
-    402: KieInsufficientCreditsError,
-    404: KieNotFoundError,
-    408: KieTaskFailedError,  # the upstream model gave nothing for ten minutes
-    422: KieValidationError,
-    429: KieRateLimitError,
-    433: KieQuotaError,
-    455: KieMaintenanceError,
-    500: KieServerError,
-    501: KieTaskFailedError,
-    505: KieFeatureDisabledError,
-}
-
-# Whole texts seen under code 500 that say the request, or the account, is at fault. A part of a text proves nothing:
-# "the connection must be reset" may come when a task has been created.
-_FIELD = (
-    r"(?:[a-z]+(?:_[a-z0-9]+)+|audio|duration|image|input|language|lyrics|mode|model|prompt|quality|resolution|size|style"
-    r"|text|title|video|voice)"
-)
-_VALIDATION_TEXT = re.compile(
-    rf"(?:This field|{_FIELD}) is required|This {_FIELD} is not within the range of allowed options"
-    "|The text length cannot exceed the maximum limit"
-)
-_CREDITS_TEXT = re.compile(
-    r"Credits insufficient(?: : Your current balance isn't enough to run this request\. Please top up to continue\.)?"
-)
 # Texts of failed tasks: a moderation refusal, or trouble that has nothing to do with the input.
 _REFUSED_CONTENT = re.compile(r"nsfw|moderat|flagged|sensitive|safety|policy|prohibited|violat", re.IGNORECASE)
 _TROUBLE_AT_KIE = re.compile(r"internal error|try again|timed? ?out|overload|unavailable", re.IGNORECASE)
-
-#: HTTP statuses by which a proxy or web server says that it has not passed a request on. Not 403: firewalls that look
-#: at answers send it when Kie has done its work.
-_NOT_PASSED_ON = (401, 404, 405, 407, 411, 413, 414, 415, 421, 431)
-
-
-def error_for_code(
-    code: int,
-    message: str,
-    *,
-    http_status: int | None = None,
-    kie_task_id: str | None = None,
-    retry_after: float | None = None,
-) -> KieError:
-    """Return the error for Kie's ``code`` and text; this is the one table that decides.
-
-    An unlisted code from 500 up counts as a server error (ask again), any other as final.
-    """
-    error = ERROR_BY_CODE.get(code, KieServerError if code >= 500 else KieError)
-    message = one_line(message)
-    if code == 500 and _CREDITS_TEXT.fullmatch(message):
-        error = KieInsufficientCreditsError
-    elif code == 500 and _VALIDATION_TEXT.fullmatch(message):
-        error = KieValidationError
-    return error(message, code=code, http_status=http_status, kie_task_id=kie_task_id, retry_after=retry_after)
-
-
-def refuses_submission(error: KieError) -> bool:
-    """Whether this error, read from an answer to createTask, says that nothing was created.
-
-    Only refusals known as such count. After a server error, an upstream failure or an unknown code a task may exist.
-    """
-    if error.is_from_gateway:
-        return error.http_status in _NOT_PASSED_ON
-    return error.code in ERROR_BY_CODE and not isinstance(error, KieServerError | KieTaskFailedError)
-
 
 # What no retry can cure.
 _HOPELESS = (
@@ -447,3 +340,15 @@ def error_from_dict(data: Mapping[str, Any]) -> KieError:
     if error is KieTaskFailedError:
         facts["credits_consumed"] = data.get("credits_consumed")
     return error(data["message"], **facts)
+
+
+def raise_for_problems(problems: Sequence[str], headline: str = "nothing was sent.") -> None:
+    """Report everything that is wrong with a request at once.
+
+    :param headline: what it means.
+    :raises KieValidationError: there are problems; it has them in ``problems`` too.
+    """
+    if problems:
+        error = KieValidationError("\n".join([headline, *(f"  - {problem}" for problem in problems)]))
+        error.problems = tuple(problems)
+        raise error

@@ -19,9 +19,9 @@ from kie_provider.client.errors import (
     KieTaskFailedError,
     KieTaskTimeoutError,
 )
-from kie_provider.client.models import TaskRecord, TaskState
+from kie_provider.client.plain import counted
+from kie_provider.client.records import TaskRecord, TaskState
 from kie_provider.client.retry import backoff, jitter
-from kie_provider.client.wording import counted
 
 #: One look at a task: its record, or why there is none.
 Observation = TaskRecord | KieError

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
 
+from kie_provider.client.codes import error_for_code, refuses_submission
 from kie_provider.client.errors import (
     KieAuthError,
     KieError,
@@ -18,21 +19,10 @@ from kie_provider.client.errors import (
     KieServerError,
     KieSubmitUnknownError,
     KieValidationError,
-    error_for_code,
-    refuses_submission,
-)
-from kie_provider.client.models import (
-    RUNNING_WORDS,
-    TaskRecord,
-    TaskState,
-    from_text,
-    got,
-    is_blank,
-    is_http_url,
-    is_kie_task_id,
     raise_for_problems,
-    shorten,
 )
+from kie_provider.client.plain import from_text, got, is_blank, is_http_url, is_kie_task_id, shorten
+from kie_provider.client.records import RUNNING_WORDS, TaskRecord, TaskState
 from kie_provider.client.redaction import blot
 from kie_provider.client.results import decoded
 

@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+
+from kie_provider.client.plain import is_http_url
 
 #: Texts that are JSON were met encoded twice; this is how often they are decoded at most.
 _ENCODINGS = 4
@@ -20,9 +21,6 @@ _LOOSE = (
 )
 #: What was sent to the model, and a stream or source beside the file that was made.
 _NO_RESULT = re.compile(r"(input|param|request|reference|call_?back|source|origin|stream)", re.IGNORECASE)
-
-#: White space, control characters, and half a character. urlsplit overlooks some of them.
-_NOT_IN_A_URL = re.compile("[\\s\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def decoded(value: Any) -> Any:
@@ -58,17 +56,6 @@ def result_object(forms: Sequence[Any]) -> Any:
             return form["resultObject"]
     form = next((form for form in forms if not _is_empty(form)), None)
     return None if _is_media(form) else form
-
-
-def is_http_url(value: Any) -> bool:
-    """Whether ``value`` is an absolute http or https URL, as it can be sent."""
-    if not isinstance(value, str) or _NOT_IN_A_URL.search(value):
-        return False
-    try:
-        parts = urlsplit(value)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # also of a port that is none
-        return False
 
 
 def _urls(value: Any, name: str = "urls", depth: int = _DEEPEST) -> Iterator[str]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from kie_provider import __version__
 from kie_provider.client.endpoint import Endpoint, without_userinfo
-from kie_provider.client.errors import KieConnectionError, KieTransportError, one_line
+from kie_provider.client.errors import KieConnectionError, KieTransportError
+from kie_provider.client.plain import one_line
 from kie_provider.client.protocol import Answer, Request
 from kie_provider.client.proxies import proxy_for
 from kie_provider.client.redaction import blot

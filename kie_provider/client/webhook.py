@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from kie_provider.client.errors import KieConnectionError
-from kie_provider.client.models import shorten
+from kie_provider.client.plain import shorten
 
 if TYPE_CHECKING:
     from kie_provider.client.endpoint import Endpoint

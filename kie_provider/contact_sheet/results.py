@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kie_provider.client.errors import storable
+from kie_provider.client.plain import storable
 
 
 def result_dicts(results: Iterable[Any] | Mapping[str, Any] | None) -> list[dict[str, Any]]:

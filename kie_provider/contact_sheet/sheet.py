@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from kie_provider.client.errors import KieTargetError, clean_text
+from kie_provider.client.errors import KieTargetError
+from kie_provider.client.plain import clean_text
 from kie_provider.client.prices import PriceTable
 from kie_provider.contact_sheet.page import draw_page
 from kie_provider.contact_sheet.picture import draw_picture
@@ -16,6 +17,7 @@ from kie_provider.contact_sheet.results import flat, match_prompts, result_dicts
 from kie_provider.contact_sheet.style import SEPARATOR, count, dollars
 from kie_provider.contact_sheet.thumbnails import NOT_FOUND, with_thumbnails
 from kie_provider.contact_sheet.tiles import Tile, tiles_of
+from kie_provider.files.media import require_pillow
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -53,7 +55,6 @@ def write_contact_sheet(
     :raises KieStorageError: the storage failed.
     """
     from kie_provider.files import storage
-    from kie_provider.files.media import require_pillow
 
     prices = PriceTable.parse() if prices is None else prices
     require_pillow()

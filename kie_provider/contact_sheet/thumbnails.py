@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from kie_provider.client.errors import clean_text
+from kie_provider.client.plain import clean_text
 from kie_provider.contact_sheet.tiles import Tile
 from kie_provider.files.thumbnails import TooLargeError, shrink
 

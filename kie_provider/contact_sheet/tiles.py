@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from kie_provider.client.models import is_http_url
+from kie_provider.client.plain import is_http_url
 from kie_provider.client.prices import PriceTable
 from kie_provider.contact_sheet.results import list_of, number_of, text_of
 from kie_provider.contact_sheet.style import count, dollars

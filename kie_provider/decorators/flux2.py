@@ -15,7 +15,8 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from kie_provider import parameters
-from kie_provider.client.errors import KieValidationError
+from kie_provider.client.errors import KieValidationError, raise_for_problems
+from kie_provider.client.plain import shorten
 from kie_provider.decorators.map_label import MapLabel
 from kie_provider.operators.flux2 import REQUEST_FIELDS, Flux2GenerateImageOperator, read_request
 
@@ -77,8 +78,6 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _take_recorded(self) -> None:
-        from kie_provider.client.models import raise_for_problems
-
         raise_for_problems(parameters.problems(self), "nothing more was sent.")
         self.log.info("An earlier try has submitted a prompt; the function is not called again")
         self._label.recall()
@@ -88,8 +87,6 @@ class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
 
         :raises KieValidationError: it is neither a prompt nor a dict of known fields.
         """
-        from kie_provider.client.models import raise_for_problems, shorten
-
         returned = self.python_callable(*self.op_args, **self.op_kwargs)
         if inspect.isawaitable(returned):
             returned = asyncio.run(_result_of(returned))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kie_provider.client.errors import clean_text
+from kie_provider.client.plain import clean_text
 from kie_provider.contact_sheet.figure import figure
 from kie_provider.contact_sheet.style import STYLE, colours
 from kie_provider.contact_sheet.tiles import Tile

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kie_provider.client.errors import KieFileError, KieResultError
-from kie_provider.client.wording import counted
+from kie_provider.client.plain import counted
 from kie_provider.files.metadata.exif import PREFIX as EXIF_PREFIX
 from kie_provider.files.metadata.exif import orientation
 

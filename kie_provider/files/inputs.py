@@ -20,7 +20,8 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from kie_provider.client.download import is_there
 from kie_provider.client.errors import KieStorageError, KieTargetError
-from kie_provider.client.models import from_text, got, is_http_url, shorten, upload_reference
+from kie_provider.client.flux2 import upload_reference
+from kie_provider.client.plain import from_text, got, is_http_url, shorten
 from kie_provider.files import storage
 from kie_provider.files.media import EXTENSIONS, media_type_of
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from string import Formatter
 from types import MappingProxyType
 
-from kie_provider.client.models import shorten
+from kie_provider.client.plain import shorten
 
 FIELDS = ("kie_task_id", "index", "extension")
 _ENDING = ".{extension}"

@@ -10,7 +10,7 @@ from typing import Any
 import pendulum
 
 from kie_provider import __version__
-from kie_provider.client.errors import storable
+from kie_provider.client.plain import storable
 from kie_provider.client.prices import PriceTable
 from kie_provider.files.metadata.xmp import DIGITAL_SOURCE_TYPE
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kie_provider.client.errors import KieError, KieResultError, KieTargetError
-from kie_provider.client.models import shorten
+from kie_provider.client.plain import shorten
 from kie_provider.files import naming, storage
 from kie_provider.files.decoding import DECODED_TYPES
 from kie_provider.files.media import EXTENSIONS, Media, inspect, require_pillow, size_problem
+from kie_provider.files.metadata.embedding import EmbeddingRefusedError, Provenance, embed
 from kie_provider.files.provenance import RunFacts, SavedFile, input_of, sidecar
 from kie_provider.files.thumbnails import shrink
 
@@ -295,8 +296,6 @@ class ResultSaver:
         return str(path)
 
     def _embed(self, result: Mapping[str, Any], source: Path, local: Path, media: Media) -> None:
-        from kie_provider.files.metadata.embedding import EmbeddingRefusedError, Provenance, embed
-
         prompt = input_of(result).get("prompt")
         facts = Provenance(
             service="Kie.ai",

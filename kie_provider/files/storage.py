@@ -23,7 +23,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from kie_provider.client.errors import KieError, KieStorageError, KieTargetError, storage_error
-from kie_provider.client.models import got, is_blank, shorten
+from kie_provider.client.plain import got, is_blank, shorten
 from kie_provider.execution_timeout import held
 from kie_provider.files.naming import text_problem
 

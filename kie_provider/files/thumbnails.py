@@ -5,6 +5,8 @@ from __future__ import annotations
 from io import BytesIO
 from typing import IO
 
+from kie_provider.files.metadata.exif import orientation
+
 #: Longest side of a thumbnail, in pixels.
 THUMBNAIL_SIZE = 320
 #: Images with more pixels are not decoded: one may take 4 bytes per pixel, in each thread.
@@ -37,8 +39,6 @@ def shrink(stream: IO[bytes]) -> tuple[bytes, tuple[int, int]]:
     :raises Exception: it is too large, or no image that can be decoded.
     """
     from PIL import Image
-
-    from kie_provider.files.metadata.exif import orientation
 
     Image.init()
     with Image.open(stream, formats=[f for f in _FORMATS if f in Image.OPEN]) as image:

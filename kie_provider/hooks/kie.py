@@ -4,41 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
-import re
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+from airflow.providers.common.compat.sdk import BaseHook
 
-from kie_provider.client.errors import KieConnectionError, KieError
-from kie_provider.client.wording import counted
-from kie_provider.config import callback_base_url, rate_limit_storage
-from kie_provider.execution_timeout import held
+from kie_provider.client.errors import KieError
+from kie_provider.client.plain import counted
+from kie_provider.compat import connection_form, connection_form_widgets
+from kie_provider.config import rate_limit_storage
+from kie_provider.execution_timeout import run
 
 # The rest of the client is imported where it is used: DAG files import this module.
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Connection
-
     from kie_provider.client.client import KieClient
     from kie_provider.client.download import DownloadedFile
     from kie_provider.client.endpoint import Endpoint
-    from kie_provider.client.models import TaskRecord
     from kie_provider.client.polling import Callback, Observation
-    from kie_provider.client.submit_window import Slot, Window
+    from kie_provider.client.rate_limit import Slot, Window
+    from kie_provider.client.records import TaskRecord
     from kie_provider.client.transport import SharedSession
 
 DEFAULT_CONN_ID = "kie_default"
 DEFAULT_POLL_INTERVAL = 3.0
 DEFAULT_TIMEOUT = 900.0
-#: Triggers that start within this many seconds of each other read a connection once.
-CONNECTION_SECONDS = 60.0
 
 
 class KieHook(BaseHook):
@@ -63,7 +56,7 @@ class KieHook(BaseHook):
         super().__init__()
         self.kie_conn_id = kie_conn_id
         self._endpoint: Endpoint | None = None
-        self._forgotten: Endpoint | None = None
+        self._refused: Endpoint | None = None
         self._client: KieClient | None = None
 
     def get_conn(self) -> KieClient:
@@ -71,18 +64,11 @@ class KieHook(BaseHook):
 
         :raises KieConnectionError: there is no such connection, or a field of it is not valid.
         """
-        if self._client is None:
-            self._client = self._new_client(self._endpoint or self._read_endpoint())
-        return self._client
+        from kie_provider.hooks.connection import read_endpoint
 
-    def _read_endpoint(self) -> Endpoint:
-        _check_conn_id(self.kie_conn_id)
-        try:
-            with held():
-                connection = self.get_connection(self.kie_conn_id)
-        except AirflowNotFoundException:
-            raise _no_connection(self.kie_conn_id) from None
-        return endpoint_from_connection(connection)
+        if self._client is None:
+            self._client = self._new_client(self._endpoint or read_endpoint(self.kie_conn_id))
+        return self._client
 
     def _new_client(self, endpoint: Endpoint) -> KieClient:
         from kie_provider.client.client import KieClient
@@ -120,8 +106,8 @@ class KieHook(BaseHook):
     def _take_slot(self, patience: float | None) -> Slot:
         import requests  # noqa: F401  # not between the slot and the request
 
+        from kie_provider.client.rate_limit import SlotWait
         from kie_provider.client.retry import SUBMIT_PATIENCE
-        from kie_provider.client.submit_window import SlotWait
 
         wait = SlotWait(self.submit_window, SUBMIT_PATIENCE if patience is None else patience)
         for seconds in wait:
@@ -134,7 +120,7 @@ class KieHook(BaseHook):
 
         :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
         """
-        from kie_provider.client.submit_window import window_of
+        from kie_provider.client.rate_limit import window_of
 
         return window_of(self.get_conn().endpoint, rate_limit_storage())
 
@@ -164,7 +150,6 @@ class KieHook(BaseHook):
         :raises KieResultError: it succeeded without a result.
         """
         from kie_provider.client.polling import Waiting, watch
-        from kie_provider.execution_timeout import run
 
         self.get_conn()  # in this thread, whatever thread waits
 
@@ -283,10 +268,12 @@ class KieHook(BaseHook):
         if self._endpoint is not refused:
             return
         if self._client is None:  # in the triggerer, where the next poll reads it
-            self._forgotten, self._endpoint = refused, None
+            self._refused, self._endpoint = refused, None
             return
+        from kie_provider.hooks.connection import read_endpoint
+
         # Replaced, not removed and made again: other threads use it, and only this one may ask Airflow.
-        before, self._client = self._client, self._new_client(self._read_endpoint())
+        before, self._client = self._client, self._new_client(read_endpoint(self.kie_conn_id))
         before.close()
 
     def close(self) -> None:
@@ -303,36 +290,20 @@ class KieHook(BaseHook):
 
     async def _aget_endpoint(self) -> Endpoint:
         if self._endpoint is None:
-            self._endpoint = await _aget_shared_endpoint(self.kie_conn_id, self._forgotten)
+            from kie_provider.hooks.connection import aread_endpoint
+
+            self._endpoint = await aread_endpoint(self.kie_conn_id, self._refused)
         return self._endpoint
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Describe the connection form for Airflow 3.1; later ones read it from the provider info."""
-        from kie_provider.get_provider_info import UI_FIELD_BEHAVIOUR
-
-        return {name.replace("-", "_"): value for name, value in UI_FIELD_BEHAVIOUR.items()}
+        return connection_form()
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the extra fields of the connection form for Airflow 3.1; later ones read the provider info.
-
-        Airflow 3.1 brings wtforms only with the FAB provider; without it the form has the standard fields, and the
-        extras go into its JSON field.
-        """
-        try:
-            from wtforms import IntegerField, PasswordField, StringField
-        except ImportError:
-            return {}
-        from kie_provider.get_provider_info import CONN_FIELDS
-
-        fields = {"integer": IntegerField, "string": StringField, "password": PasswordField}
-        return {
-            name: fields[field["schema"].get("format", field["schema"]["type"][0])](
-                field["label"], description=field["description"]
-            )
-            for name, field in CONN_FIELDS.items()
-        }
+        """Return the extra fields of the connection form for Airflow 3.1; later ones read the provider info."""
+        return connection_form_widgets()
 
 
 class TaskPoll:
@@ -368,134 +339,3 @@ class TaskPoll:
         except KieError as error:
             error.kie_task_id = self._kie_task_id
             return error
-
-
-def endpoint_from_connection(connection: Connection) -> Endpoint:
-    """Read and check the fields of an Airflow connection.
-
-    :raises KieConnectionError: it is of another type, or a field is not valid; the message names it.
-    """
-    from kie_provider.client.endpoint import Endpoint
-    from kie_provider.client.models import is_blank
-
-    if connection.conn_type != KieHook.conn_type:  # its password is no key of Kie's, and its host is not Kie
-        raise KieConnectionError(
-            f"connection {connection.conn_id!r}: conn_type: must be {KieHook.conn_type!r}, got {connection.conn_type!r}"
-        )
-    extra = _extra(connection)
-    fields: dict[str, Any] = {
-        "host": _base_url(connection.host, connection.schema, connection.port),
-        "upload_host": _base_url(extra.get("upload_host")),
-        "request_timeout": extra.get("request_timeout"),
-        "submit_limit": extra.get("submit_limit"),
-        "callback_base_url": _stripped(extra.get("callback_base_url")),
-        "webhook_secret": _stripped(extra.get("webhook_secret")),
-    }
-    if is_blank(fields["callback_base_url"]):
-        fields["callback_base_url"] = callback_base_url()
-    try:
-        return Endpoint(
-            api_key=(connection.password or "").strip(),
-            **{name: value for name, value in fields.items() if not is_blank(value)},
-        )
-    except KieConnectionError as error:
-        raise KieConnectionError(f"connection {connection.conn_id!r}: {error.message}") from None
-
-
-def _extra(connection: Connection) -> Mapping[str, Any]:
-    # Not extra_dejson: it masks secrets with a blocking call, which must not happen on the triggerer's event loop.
-    try:
-        extra = json.loads(connection.extra or "{}")
-    except (ValueError, RecursionError):
-        extra = None
-    if not isinstance(extra, Mapping):
-        raise KieConnectionError(f"connection {connection.conn_id!r}: extra: must be a JSON object")
-    return extra
-
-
-def _stripped(value: object) -> object:
-    return value.strip() if isinstance(value, str) else value
-
-
-def _base_url(value: object, schema: str | None = None, port: int | None = None) -> str:
-    host = str(value or "").strip()
-    if host in ("", "None"):
-        return ""
-    if "://" not in host:
-        host = f"{schema or 'https'}://{host}"
-    host = host.rstrip("/")
-    if port:  # a form sends 0 for none
-        try:
-            parts = urlsplit(host)
-        except ValueError:  # the endpoint refuses it
-            return host
-        if parts.netloc.rpartition("]")[2].count(":") == 0:  # no port of its own (brackets: IPv6)
-            return parts._replace(netloc=f"{parts.netloc}:{port}").geturl()
-    return host
-
-
-def _check_conn_id(conn_id: object) -> None:
-    from kie_provider.client.models import got, is_blank
-
-    if is_blank(conn_id) or not isinstance(conn_id, str):
-        raise KieConnectionError(f"kie_conn_id: must be the id of an Airflow connection, {got(conn_id)}")
-
-
-def _no_connection(conn_id: str) -> KieConnectionError:
-    from kie_provider.client.models import shorten
-
-    missing = f"there is no Airflow connection {shorten(conn_id)}"
-    if not re.fullmatch(r"[\w.@:+-]{1,60}", conn_id):
-        return KieConnectionError(missing)
-    return KieConnectionError(
-        f"{missing}. Create it in Admin > Connections, or with: "
-        f"airflow connections add {conn_id} --conn-type kie --conn-password <API key>"
-    )
-
-
-class _SharedEndpoint:
-    """One connection, as all triggers of an event loop see it."""
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.endpoint: Endpoint | None = None
-        self.read_at = 0.0
-
-
-_shared_endpoints: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _SharedEndpoint]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-async def _aget_shared_endpoint(conn_id: str, forgotten: Endpoint | None) -> Endpoint:
-    """Read a connection on the event loop, or take what another trigger has read within the last minute.
-
-    A thousand triggers that start together, as after a restart of the triggerer, ask Airflow once.
-
-    :param forgotten: an endpoint that will not do, because Kie has refused its key.
-    """
-    connections = _shared_endpoints.setdefault(asyncio.get_running_loop(), {})
-    shared = connections.setdefault(conn_id, _SharedEndpoint())
-    async with shared.lock:
-        is_stale = time.monotonic() - shared.read_at > CONNECTION_SECONDS
-        if shared.endpoint is None or shared.endpoint is forgotten or is_stale:
-            try:
-                connection = await _aget_connection(conn_id)
-            except AirflowNotFoundException:
-                raise _no_connection(conn_id) from None
-            shared.endpoint, shared.read_at = endpoint_from_connection(connection), time.monotonic()
-        return shared.endpoint
-
-
-async def _aget_connection(conn_id: str) -> Connection:
-    from airflow.providers.common.compat.sdk import Connection
-    from asgiref.sync import sync_to_async
-
-    # Before Airflow 3.3.2, which brought aextra_dejson, the coroutine masks secrets with a synchronous call to the
-    # supervisor and can fail with DeadlockImminentError. Under dag.test() it never finds a connection that is in the
-    # database. A thread may block, and finds it.
-    if hasattr(Connection, "aextra_dejson"):
-        with contextlib.suppress(AirflowNotFoundException):
-            return await BaseHook.aget_connection(conn_id)
-
-    return await sync_to_async(BaseHook.get_connection)(conn_id)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
-from kie_provider.airflow_errors import Facts, failures
 from kie_provider.assets import tell_assets
-from kie_provider.client.wording import counted
+from kie_provider.client.plain import counted, from_text, got, is_blank
+from kie_provider.config import price_table
+from kie_provider.failures import Facts, failures
 from kie_provider.links import KieRunImagesLink
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ class KieContactSheetOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Write the three files and return where they are, and the totals."""
         from kie_provider.batch.manifest import is_saved, read_items
-        from kie_provider.config import price_table
         from kie_provider.contact_sheet import write_contact_sheet
         from kie_provider.contact_sheet.results import list_of, result_dicts
         from kie_provider.files.provenance import input_of
@@ -107,8 +107,6 @@ def _read_results(value: Any) -> Any:
 
     :raises AirflowFailException: they are no results.
     """
-    from kie_provider.client.models import from_text, got, is_blank
-
     results = from_text(value)
     if is_blank(results):
         return None
@@ -124,8 +122,6 @@ def _is_batch(results: Any) -> bool:
 
 def _read_prompts(value: Any) -> Any:
     """Return prompts, also a list that a template has made text; a prompt may be text that looks like an object."""
-    from kie_provider.client.models import from_text, is_blank
-
     prompts = from_text(value)
     if is_blank(prompts):
         return None

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import conf
 
 from kie_provider import parameters
+from kie_provider.client.errors import raise_for_problems
+from kie_provider.client.plain import is_blank
 from kie_provider.config import price_table
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
 from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
@@ -287,8 +289,6 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
         callback: Callback | None = None,
         trigger_error: Exception | None = None,
     ) -> dict[str, Any]:
-        from kie_provider.client.models import raise_for_problems
-
         raise_for_problems(parameters.problems(self), "nothing more was sent.")
         waiting = self._wait_of_try(context, callback)
         record = poll_or_defer(context["ti"], self.kie_conn_id, kie_task_id, waiting, trigger_error)
@@ -296,8 +296,6 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
 
     @property
     def _saves(self) -> bool:
-        from kie_provider.client.models import is_blank
-
         return not is_blank(self.target)
 
     def _finish(self, result: dict[str, Any], context: Context) -> dict[str, Any]:

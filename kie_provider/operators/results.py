@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from kie_provider.airflow_errors import Facts, failures
 from kie_provider.assets import tell_assets
-from kie_provider.client.errors import KieTaskFailedError, KieTaskTimeoutError
+from kie_provider.client.errors import KieTaskFailedError, KieTaskTimeoutError, raise_for_problems
+from kie_provider.client.plain import from_text, got, is_blank
+from kie_provider.config import price_table, shown_prices
+from kie_provider.failures import Facts, failures
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
 from kie_provider.parameters import DEFAULT_FILE_NAME
@@ -18,7 +20,7 @@ from kie_provider.parameters import DEFAULT_FILE_NAME
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
-    from kie_provider.client.models import TaskRecord
+    from kie_provider.client.records import TaskRecord
     from kie_provider.files.saving import ResultSaver
 
 DEFAULT_MAX_BYTES = 2**30
@@ -60,8 +62,6 @@ class SavingOperator(BaseOperator):
 
     def _charged(self) -> float | None:
         """Return the credits that the result has cost; None: not known, or no result yet."""
-        from kie_provider.config import shown_prices
-
         return shown_prices().cost_of(self._result) if self._result else None
 
     def saver(self, hook: KieHook, *, images_only: bool = False, file_name: str | None = None) -> ResultSaver:
@@ -70,7 +70,6 @@ class SavingOperator(BaseOperator):
         :param images_only: nothing else is a result of this operator.
         :param file_name: in the place of the author's.
         """
-        from kie_provider.config import price_table
         from kie_provider.files.saving import ResultSaver, SaveOptions
 
         options = SaveOptions(
@@ -176,8 +175,6 @@ def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:
     :raises KieValidationError: it is neither.
     :raises KieError: Kie does not know the task, or it has not ended well.
     """
-    from kie_provider.client.models import from_text, got, is_blank, raise_for_problems
-
     value = from_text(value)
     if isinstance(value, str) and re.fullmatch("[A-Za-z0-9_-]{1,200}", value.strip()) and not is_blank(value):
         return _finished(hook.get_task(value.strip())).to_result()
@@ -193,7 +190,7 @@ def _finished(record: TaskRecord) -> TaskRecord:
     :raises KieTaskFailedError: it failed.
     :raises KieTaskTimeoutError: it is still running; there may be a result later.
     """
-    from kie_provider.client.models import TaskState
+    from kie_provider.client.records import TaskState
 
     if record.state is TaskState.FAIL:
         reason = record.fail_message or "Kie gave no reason"

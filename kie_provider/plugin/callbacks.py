@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 
 from kie_provider.client.endpoint import Endpoint
 from kie_provider.client.errors import KieConnectionError
-from kie_provider.client.models import is_kie_task_id
+from kie_provider.client.plain import is_kie_task_id
 from kie_provider.client.webhook import (
     SIGNATURE_HEADER,
     TEST_TI_ID,
@@ -32,14 +32,15 @@ from kie_provider.client.webhook import (
     parse_reference,
     verify,
 )
-from kie_provider.hooks.kie import CONNECTION_SECONDS, KieHook, endpoint_from_connection
+from kie_provider.hooks.connection import SHARED_SECONDS, endpoint_from_connection
+from kie_provider.hooks.kie import KieHook
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 256 * 1024
 #: Callbacks that wait for a thread; 200 are done long before Kie gives up.
 MAX_WAITING = 200
-#: Names of connections that do not exist, looked up within CONNECTION_SECONDS.
+#: Names of connections that do not exist, looked up within SHARED_SECONDS.
 MAX_UNKNOWN = 64
 
 _T = TypeVar("_T")
@@ -88,8 +89,8 @@ class _Connections:
         return await self._threads.run(self._look_up, conn_id)
 
     def _is_fresh(self, conn_id: str) -> bool:
-        _, read_at = self._known.get(conn_id, (None, self._unknown.get(conn_id, -CONNECTION_SECONDS)))
-        return time.monotonic() - read_at < CONNECTION_SECONDS
+        _, read_at = self._known.get(conn_id, (None, self._unknown.get(conn_id, -SHARED_SECONDS)))
+        return time.monotonic() - read_at < SHARED_SECONDS
 
     def _kept(self, conn_id: str) -> Endpoint | None:
         endpoint, _ = self._known.get(conn_id, (None, 0.0))

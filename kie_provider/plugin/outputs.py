@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from kie_provider.airflow_errors import FAILURE_KEY
+from kie_provider.failures import FAILURE_KEY
 
 #: The XCom that tells what a task instance has made, and those that say what is known without it.
 RESULT_KEY = "return_value"

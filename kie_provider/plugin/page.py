@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote, urlencode
 
 from kie_provider.addresses import airflow_address, run_address
-from kie_provider.client.errors import clean_text
+from kie_provider.client.plain import clean_text
 from kie_provider.contact_sheet.figure import figure
 from kie_provider.contact_sheet.style import SEPARATOR, STYLE, colours, count
 from kie_provider.contact_sheet.tiles import height_ratio

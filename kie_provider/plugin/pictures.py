@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
-from kie_provider.airflow_errors import FAILURE_KEY
+from kie_provider.client.plain import is_http_url
 from kie_provider.client.prices import PriceTable
-from kie_provider.client.results import is_http_url
 from kie_provider.contact_sheet.results import list_of, number_of, prompt_of, text_of
 from kie_provider.contact_sheet.tiles import Tile
+from kie_provider.failures import FAILURE_KEY
 from kie_provider.plugin.outputs import FOLLOWERS, RESULT_KEY, TaskOutput
 
 #: Kie's links can die sooner, but not much later.

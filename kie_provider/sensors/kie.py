@@ -18,9 +18,9 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from kie_provider import parameters
-from kie_provider.airflow_errors import Facts, failures, sensor_failure
 from kie_provider.client.errors import KieError, KieTaskTimeoutError, KieValidationError
-from kie_provider.client.wording import counted
+from kie_provider.client.plain import counted, got, is_blank, is_kie_task_id, shorten
+from kie_provider.failures import Facts, failures, sensor_failure
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from kie_provider.last_words import goes_on, log_last_words
 from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
@@ -171,8 +171,6 @@ class KieTaskSensor(BaseSensorOperator):
 
         :raises KieValidationError: it is none.
         """
-        from kie_provider.client.models import got, is_blank, is_kie_task_id, shorten
-
         kie_task_id = self.kie_task_id
         if is_blank(kie_task_id) or not isinstance(kie_task_id, str):
             raise KieValidationError(f"kie_task_id: must be the id that createTask returned, {got(kie_task_id)}")
@@ -201,7 +199,5 @@ class KieTaskSensor(BaseSensorOperator):
         return failure
 
     def _facts(self) -> Facts:
-        from kie_provider.client.models import is_blank, is_kie_task_id
-
         is_id = is_kie_task_id(self.kie_task_id) and not is_blank(self.kie_task_id)
         return Facts(self.kie_conn_id, self.kie_task_id if is_id else None)

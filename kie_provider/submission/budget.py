@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kie_provider.client.errors import KieBudgetError, KieError, KieInsufficientCreditsError
-from kie_provider.client.wording import counted
+from kie_provider.client.plain import counted
 
 if TYPE_CHECKING:
     from kie_provider.client.prices import PriceTable

@@ -19,7 +19,7 @@ from kie_provider.submission.record import fingerprint_of
 
 if TYPE_CHECKING:
     from kie_provider.client.endpoint import Endpoint
-    from kie_provider.client.models import TaskRecord
+    from kie_provider.client.records import TaskRecord
     from kie_provider.hooks.kie import KieHook
     from kie_provider.submission.journal import Journal
     from kie_provider.submission.record import SubmissionRecord

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kie_provider.client.errors import storable
+from kie_provider.client.plain import storable
 from kie_provider.submission.record import SubmissionRecord
 
 #: Of several submissions for one item, the one that got furthest counts.

@@ -26,8 +26,8 @@ from typing import Any
 
 import pendulum
 
-from kie_provider.client.errors import KieValidationError, storable
-from kie_provider.client.models import is_kie_task_id
+from kie_provider.client.errors import KieValidationError
+from kie_provider.client.plain import is_kie_task_id, storable
 from kie_provider.submission.record import MAX_REASON, NOTHING, Intent, State, SubmissionRecord, Summary, iso
 
 FORMAT = 1

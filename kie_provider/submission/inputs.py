@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kie_provider.client.models import Flux2Input, is_blank, is_upload_reference, raise_for_problems
+from kie_provider.client.errors import raise_for_problems
+from kie_provider.client.flux2 import Flux2Input, is_upload_reference
+from kie_provider.client.plain import is_blank
 from kie_provider.client.protocol import callback_url_problems, create_task_body
 from kie_provider.files.inputs import InputImage, read_input_images, upload
 from kie_provider.parameters import ORDER_FIELDS
@@ -89,7 +91,7 @@ def flux2_request(
 ) -> TaskRequest:
     """Check the fields of one Flux-2 image, all at once, and look at its input images.
 
-    :param fields: ``model``, those of :meth:`~kie_provider.client.models.Flux2Input.parse`, and ``input_images``.
+    :param fields: ``model``, those of :meth:`~kie_provider.client.flux2.Flux2Input.parse`, and ``input_images``.
     :param callback_url: public URL that Kie calls when the task ends.
     :param problems: what is known to be wrong already, to be reported with the rest.
     :param allowed: all fields that the author can give, for the message.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kie_provider.client.errors import KieJournalError
-from kie_provider.client.models import shorten
+from kie_provider.client.plain import shorten
 from kie_provider.client.webhook import callback_key
 from kie_provider.submission import facts
 from kie_provider.submission.record import Intent, SubmissionRecord, Summary, merge

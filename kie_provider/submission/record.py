@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import pendulum
 
-from kie_provider.client.errors import storable
+from kie_provider.client.plain import storable
 
 #: What a person writes where createTask turns out to have created nothing.
 NOTHING: Final = "nothing"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from kie_provider import parameters
-from kie_provider.airflow_errors import Facts, failures, operator_failure
 from kie_provider.client.errors import (
     LOGS_PAGE,
     KieError,
@@ -22,11 +21,12 @@ from kie_provider.client.errors import (
     KieTaskFailedError,
     KieValidationError,
 )
-from kie_provider.client.models import TaskState
+from kie_provider.client.plain import counted, sentence
 from kie_provider.client.polling import VISIBILITY_GRACE
-from kie_provider.client.wording import counted, sentence
+from kie_provider.client.records import TaskState
 from kie_provider.config import callback_patience
 from kie_provider.execution_timeout import run
+from kie_provider.failures import Facts, failures, operator_failure
 from kie_provider.hooks.kie import KieHook
 from kie_provider.last_words import goes_on, log_last_words
 from kie_provider.submission.callbacks import adopt, may_still_be_called

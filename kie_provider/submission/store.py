@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kie_provider.compat import task_state_store
+
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
@@ -24,7 +26,7 @@ class Store(Protocol):
 
 def open_store(context: Context) -> Store:
     """Return the store of the running task instance."""
-    store = context.get("task_state_store")
+    store = task_state_store(context)
     if store is not None:
         return _TaskStateStore(store)
     ti = context.get("ti")

@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kie_provider.client.errors import KieError, KieRateLimitError, KieSubmitUnknownError
+from kie_provider.client.rate_limit import Slot, SlotWait
 from kie_provider.client.retry import SUBMIT_PATIENCE, SubmitPatience
-from kie_provider.client.submit_window import Slot, SlotWait
 from kie_provider.submission.callbacks import CallbackUrls
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 from airflow.triggers.base import TriggerEvent
 
 from kie_provider.client.errors import KieError, KieServerError, error_from_dict
-from kie_provider.client.wording import counted
+from kie_provider.client.plain import counted
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
 from kie_provider.last_words import go_on
 from kie_provider.triggers.kie import KieTrigger

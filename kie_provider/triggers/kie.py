@@ -14,8 +14,8 @@ from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
 from kie_provider.last_words import goes_on, log_last_words
 
 if TYPE_CHECKING:
-    from kie_provider.client.models import TaskRecord
     from kie_provider.client.polling import Callback
+    from kie_provider.client.records import TaskRecord
 
 
 #: No trigger fires earlier than so many seconds after it began to run. Airflow's scheduler learns of the end of the

@@ -169,7 +169,7 @@ def events() -> dict[str, Any]:
     from datetime import datetime, timezone
 
     from kie_provider.client import errors
-    from kie_provider.client.models import TaskRecord, TaskState
+    from kie_provider.client.records import TaskRecord, TaskState
     from kie_provider.triggers.kie import error_event, success_event
 
     common = {

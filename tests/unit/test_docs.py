@@ -22,8 +22,8 @@ from airflow.providers.common.compat.sdk import Connection
 
 from kie_provider.client import errors
 from kie_provider.client.download import DownloadedFile
-from kie_provider.client.models import TaskRecord, TaskState
 from kie_provider.client.prices import LIST_USD_PER_CREDIT, PriceTable
+from kie_provider.client.records import TaskRecord, TaskState
 from kie_provider.config import price_table
 from kie_provider.decorators.flux2 import Flux2DecoratedOperator
 from kie_provider.emulator import __main__ as emulator_command
@@ -32,7 +32,8 @@ from kie_provider.emulator.models import MODELS
 from kie_provider.files import naming
 from kie_provider.files.provenance import SavedFile
 from kie_provider.files.storage import PACKAGES
-from kie_provider.hooks.kie import KieHook, endpoint_from_connection
+from kie_provider.hooks.connection import endpoint_from_connection
+from kie_provider.hooks.kie import KieHook
 from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.operators.contact_sheet import KieContactSheetOperator
 from kie_provider.operators.flux2 import REQUEST_FIELDS, Flux2CreateTaskOperator, Flux2GenerateImageOperator

@@ -36,7 +36,7 @@ def modules_in(kind: str) -> list[str]:
     return [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
 
 
-@pytest.mark.parametrize("kind", ["hooks", "operators", "sensors", "triggers"])
+@pytest.mark.parametrize("kind", ["operators", "sensors", "triggers"])
 def test_every_module_is_named(kind):
     named = [module for entry in get_provider_info()[kind] for module in entry["python-modules"]]
     assert named == modules_in(kind)

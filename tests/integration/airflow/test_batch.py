@@ -33,7 +33,7 @@ FOXES = [f"a red fox, number {number}" for number in range(6)]
 @pytest.fixture
 def kie(monkeypatch, request):
     """An account without a limit on new tasks; a parameter says how many credits it has."""
-    from kie_provider.client.submit_window import forget_windows
+    from kie_provider.client.rate_limit import forget_windows
 
     forget_windows()
     with KieEmulator(generating_seconds=0.05, create_limit=10_000, credits=getattr(request, "param", 1000.0)) as kie:

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from airflow.providers.common.compat.sdk import BaseHook
 from PIL import Image
 
 from kie_provider.emulator import KieEmulator
@@ -28,7 +29,7 @@ FOXES = [f"a red fox, number {number}" for number in range(12)]
 @pytest.fixture
 def kie(monkeypatch, request):
     """An account without a limit on new tasks; a parameter says how many seconds an image takes."""
-    from kie_provider.client.submit_window import forget_windows
+    from kie_provider.client.rate_limit import forget_windows
 
     forget_windows()
     with KieEmulator(generating_seconds=getattr(request, "param", 0.05), create_limit=10_000) as kie:
@@ -167,9 +168,7 @@ def test_a_task_that_is_not_visible_for_a_moment_is_waited_for(run, kie, monkeyp
 
 @pytest.mark.parametrize("kie", [1.5], indirect=True)
 def test_a_rotated_key_is_read_once_for_all(run, kie, monkeypatch):
-    from kie_provider.hooks.kie import KieHook
-
-    reads, get_connection = [], KieHook.get_connection
+    reads, get_connection = [], BaseHook.get_connection
 
     def counted(conn_id):
         reads.append(threading.current_thread())
@@ -181,7 +180,7 @@ def test_a_rotated_key_is_read_once_for_all(run, kie, monkeypatch):
         account = kie._server.world.account
         account.settings = dataclasses.replace(account.settings, api_key="another-key")
 
-    monkeypatch.setattr(KieHook, "get_connection", staticmethod(counted))
+    monkeypatch.setattr(BaseHook, "get_connection", staticmethod(counted))
     timer = threading.Timer(0.9, rotate)
     outcome = run(pre_execute=lambda _context: timer.start())
 

@@ -15,8 +15,9 @@ from kie_provider.client.errors import (
     KieTaskTimeoutError,
     KieValidationError,
 )
-from kie_provider.client.models import TaskState
-from kie_provider.hooks.kie import KieHook, endpoint_from_connection
+from kie_provider.client.records import TaskState
+from kie_provider.hooks.connection import endpoint_from_connection
+from kie_provider.hooks.kie import KieHook
 from tests.support.servers import ScriptedServer, envelope
 
 FOX = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}

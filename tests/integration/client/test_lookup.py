@@ -13,8 +13,8 @@ import pytest
 from kie_provider import __version__
 from kie_provider.client import errors
 from kie_provider.client.download import is_there
-from kie_provider.client.models import TaskRecord, TaskState
 from kie_provider.client.polling import Waiting, watch
+from kie_provider.client.records import TaskRecord, TaskState
 from kie_provider.emulator import KieEmulator
 from tests.integration.client.conftest import KEY, assert_no_key
 from tests.support.servers import (

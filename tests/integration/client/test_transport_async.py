@@ -18,9 +18,9 @@ from kie_provider import __version__
 from kie_provider.client import protocol, transport
 from kie_provider.client.endpoint import Endpoint
 from kie_provider.client.errors import KieConnectionError, KieError, KieTransportError
-from kie_provider.client.models import TaskState
 from kie_provider.client.polling import Waiting, watch
 from kie_provider.client.protocol import Answer
+from kie_provider.client.records import TaskState
 from kie_provider.client.transport import send_async, shared_session
 from tests.integration.client.conftest import KEY, assert_no_key
 from tests.support.servers import (

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_provider.client import errors
-from kie_provider.client.errors import KieError, error_for_code, error_from_dict, refuses_submission, storable
+from kie_provider.client.codes import error_for_code, refuses_submission
+from kie_provider.client.errors import KieError, error_from_dict
+from kie_provider.client.plain import one_line
 
 CREDITS = "Credits insufficient : Your current balance isn't enough to run this request. Please top up to continue."
 # code -> (class, is transient, refuses a submission): the vendor's list, and what was seen on the wire.
@@ -103,7 +105,7 @@ def test_any_other_error_without_kies_code_refuses_nothing(status):
     ],
 )
 def test_what_kie_says_is_one_line_of_sane_length(text, line):
-    assert error_for_code(422, text).message == errors.one_line(text) == line
+    assert error_for_code(422, text).message == one_line(text) == line
 
 
 def test_text_names_cause_code_status_task_and_what_to_do():
@@ -155,22 +157,6 @@ def test_every_error_survives_the_way_through_json(error_class):
 )
 def test_only_trouble_of_kies_own_is_worth_a_new_task(code, message, may_succeed):
     assert errors.KieTaskFailedError(message, code=code).may_succeed_anew is may_succeed
-
-
-@pytest.mark.parametrize(
-    ("value", "stored"),
-    [
-        ("cut \ud83e", "cut ?"),
-        ({"\udc00": ["\ud83e\udd8a fox"]}, {"?": ["?? fox"]}),
-        ("\U0001f98a, \u732b and \\ud83e", "\U0001f98a, \u732b and \\ud83e"),
-        ([float("nan"), float("inf"), -float("inf"), 1.5, -0.0, 1e300], [None, None, None, 1.5, -0.0, 1e300]),
-        ([2**63 - 1, 1 - 2**63, 2**63, -(10**30), 10**400], [2**63 - 1, 1 - 2**63, 2.0**63, -1e30, None]),
-        (["nul \0", "\\\0", "\\u0000", "\\\\u0000"], ["nul ?", "\\?", "\\u0000", "\\\\u0000"]),
-        ({"a": [True, None, "", {}]}, {"a": [True, None, "", {}]}),
-    ],
-)
-def test_what_is_stored_can_be_stored(value, stored):
-    assert storable(value) == stored
 
 
 def test_what_kie_cuts_in_two_ends_no_triggerer():

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kie_provider.client import errors, polling
 from kie_provider.client.errors import KieError
-from kie_provider.client.models import TaskRecord, TaskState
 from kie_provider.client.polling import Again, Done, Raise, Waiting, judge
+from kie_provider.client.records import TaskRecord, TaskState
 
 START = 1_790_000_000.0
 

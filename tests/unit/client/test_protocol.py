@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kie_provider.client import protocol
+from kie_provider.client.codes import refuses_submission
 from kie_provider.client.errors import (
     KieAuthError,
     KieError,
@@ -16,10 +17,10 @@ from kie_provider.client.errors import (
     KieServerError,
     KieSubmitUnknownError,
     KieValidationError,
-    refuses_submission,
 )
-from kie_provider.client.models import TaskRecord, TaskState, shorten
+from kie_provider.client.plain import shorten
 from kie_provider.client.protocol import Answer
+from kie_provider.client.records import TaskRecord, TaskState
 
 KEY = "0123456789abcdef0123456789abcdef"
 TASK = "ee9c2715375b7837f8bb51d641ff5863"

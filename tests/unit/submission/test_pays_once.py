@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from kie_provider.client import retry
 from kie_provider.client.errors import KieRateLimitError, KieSubmitUnknownError, KieValidationError
-from kie_provider.client.submit_window import LocalWindow
+from kie_provider.client.rate_limit import LocalWindow
 from kie_provider.execution_timeout import Alarm
 from kie_provider.submission.decide import Reattach, Unknown, assign, next_step
 from kie_provider.submission.inputs import TaskRequest

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from kie_provider.client.endpoint import Endpoint
-from kie_provider.client.errors import KieConnectionError, KieRateLimitError, clean_text
-from kie_provider.client.wording import counted
+from kie_provider.client.errors import KieConnectionError, KieRateLimitError
+from kie_provider.client.plain import clean_text, counted
 
 log = logging.getLogger(__name__)
 

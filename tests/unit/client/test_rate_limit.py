@@ -3,10 +3,10 @@ from random import Random
 
 import pytest
 
-from kie_provider.client import submit_window
+from kie_provider.client import rate_limit
 from kie_provider.client.endpoint import Endpoint
 from kie_provider.client.errors import KieConnectionError
-from kie_provider.client.submit_window import MARGIN, LocalWindow, SharedWindow, Slot, forget_windows, window_of
+from kie_provider.client.rate_limit import MARGIN, LocalWindow, SharedWindow, Slot, forget_windows, window_of
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def clock(monkeypatch):
             self.now += seconds
 
     clock = Clock()
-    monkeypatch.setattr(submit_window, "time", clock)
+    monkeypatch.setattr(rate_limit, "time", clock)
     return clock
 
 
@@ -92,7 +92,7 @@ def test_whatever_the_machine_does_kie_sees_no_more_than_the_limit(clock):
 
 
 def test_slots_of_others_are_taken_later_where_this_machine_is_slow(clock, monkeypatch):
-    monkeypatch.setattr(submit_window.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(rate_limit.random, "uniform", lambda low, high: high)
     window = SharedWindow(10, "account", "memory://")
     assert window._margin == pytest.approx(2 * MARGIN + 0.01)
     for delay in (0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 9.0):  # an outlier does not count
@@ -139,7 +139,7 @@ def test_connections_with_the_same_key_share_a_window():
     assert window_of(one) is not window_of(Endpoint(api_key="another-key"))
     assert window_of(one) is not window_of(Endpoint(api_key="a-key-of-kie", host="http://127.0.0.1:1"))
     assert window_of(one) is not window_of(one, "memory://")
-    assert "a-key-of-kie" not in str(submit_window._windows)
+    assert "a-key-of-kie" not in str(rate_limit._windows)
 
 
 def test_a_storage_in_memory_counts_the_same():

@@ -7,8 +7,8 @@ import logging
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
-from kie_provider.airflow_errors import WIDTH, Facts, failures, told
 from kie_provider.client import errors
+from kie_provider.failures import WIDTH, Facts, failures, told
 
 ID = "e760cba36a6e699b85b31ad4cd521d1d"
 

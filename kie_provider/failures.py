@@ -31,9 +31,8 @@ from kie_provider.client.errors import (
     KieTargetError,
     KieTaskFailedError,
     KieTaskTimeoutError,
-    storable,
 )
-from kie_provider.client.wording import counted, sentences
+from kie_provider.client.plain import counted, sentences, storable
 from kie_provider.execution_timeout import held
 
 #: Characters of a line: what Airflow's log view shows of one on a screen of 1,440 pixels, beside time and level.

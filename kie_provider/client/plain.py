@@ -1,0 +1,116 @@
+"""Plain values and texts: what a template makes of a value, what can be stored, and small words of messages."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import math
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+
+def from_text(value: Any) -> Any:
+    """Return the list or object that a template has turned into text; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return ast.literal_eval(value.strip())
+    return value
+
+
+def shorten(value: Any, limit: int = 60) -> str:
+    """Return ``repr(value)``, cut to ``limit`` characters, for an error message."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"<{type(value).__name__} nested too deep>"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def got(value: Any) -> str:
+    """Say what came in the place of a value, for an error message."""
+    if value is None or value == "None":
+        return f"got {value!r}: the upstream task returned nothing"
+    return f"got {shorten(value)}"
+
+
+def is_kie_task_id(value: Any) -> bool:
+    """Whether ``value`` can be the id of a Kie task. Kie's have 32 characters; their form is not promised."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[!-~]{1,200}", value))
+
+
+def is_blank(value: Any) -> bool:
+    """Whether ``value`` is nothing, or what a template or an empty cell of a CSV file makes of nothing."""
+    if isinstance(value, float):
+        return math.isnan(value)  # pandas
+    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+#: White space, control characters, and half a character. urlsplit overlooks some of them.
+_NOT_IN_A_URL = "[\\s\x00-\x1f\x7f\ud800-\udfff]"
+
+
+def is_http_url(value: Any) -> bool:
+    """Whether ``value`` is an absolute http or https URL, as it can be sent."""
+    if not isinstance(value, str) or re.search(_NOT_IN_A_URL, value):
+        return False
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # also of a port that is none
+        return False
+
+
+def clean_text(text: str) -> str:
+    """Return text that can be encoded: an emoji that was cut in two becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def one_line(text: str) -> str:
+    """Return foreign text as one line that can be logged: without control characters, and not without end."""
+    text = _CONTROL.sub(" ", clean_text(text)).strip()
+    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
+
+
+# The last two ranges turn the direction of what follows them on the screen.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+_LONGEST_LINE = 2000
+
+
+def storable(value: Any) -> Any:
+    """Return JSON without what JSON alone allows: half surrogate pairs, NUL, NaN, infinity, integers beyond 64 bits.
+
+    Airflow's API or PostgreSQL refuses these, and the triggerer ends, with all triggers in it, when it cannot encode
+    an event.
+    """
+    text = _ESCAPED_NUL.sub(r"\1?", clean_text(json.dumps(value, ensure_ascii=False)))
+    return json.loads(text, parse_int=_stored_number, parse_float=_stored_number, parse_constant=_stored_number)
+
+
+# Not a backslash that is escaped itself, followed by "u0000".
+_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+def _stored_number(text: str) -> int | float | None:
+    if text.lstrip("-").isdigit() and len(text) <= 20 and abs(int(text)) < 2**63:
+        return int(text)
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun: ``1 image``, ``2 images``."""
+    return f"{number:.12g} {noun}" if number == 1 else f"{number:.12g} {noun}s"
+
+
+def sentence(text: str) -> str:
+    """Return text that ends with one full stop, so that another sentence can follow."""
+    return text if text.endswith(("!", "?")) else f"{text.rstrip('. ')}."
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text; a list keeps its lines."""
+    return [each for line in text.splitlines() for each in re.split(r"(?<=[.!?]) (?=[A-Z])", line) if each.strip()]

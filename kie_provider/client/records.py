@@ -1,0 +1,151 @@
+"""What Kie says of a task: :class:`TaskRecord`, parsed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any
+
+import pendulum
+
+from kie_provider.client.plain import one_line, storable
+from kie_provider.client.results import decoded, result_forms, result_object, result_urls
+
+
+class TaskState(str, Enum):
+    """State of a Kie task; what is neither success nor fail counts as running (new states included)."""
+
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What recordInfo says of one task.
+
+    Kie sends fields late, as null, as "", double-encoded or not at all; all of that ends here.
+    """
+
+    kie_task_id: str
+    state: TaskState
+    #: Kie's own word: ``waiting``, ``queuing``, ``generating``, ``success``, ``fail``, or one yet unknown.
+    kie_state: str
+    model: str | None = None
+    input: Mapping[str, Any] = field(default_factory=dict)
+    #: Where Kie was told to call back.
+    callback_url: str | None = None
+    #: http(s) URLs of the results; they can expire within 24 hours.
+    urls: tuple[str, ...] = ()
+    #: What the model made, if that is more than URLs: the ``resultObject`` of text models, else its own structure.
+    result: Any = None
+    fail_code: str | None = None
+    fail_message: str | None = None
+    #: Credits held while running, charged on success.
+    credits_consumed: float | None = None
+    #: Whole seconds. The vendor's page says milliseconds; recorded answers show seconds.
+    cost_seconds: int | None = None
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+
+    @property
+    def has_result(self) -> bool:
+        """Whether there is something to use; a success without it is none."""
+        return bool(self.urls) or self.result is not None
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], kie_task_id: str) -> TaskRecord:
+        """Parse the ``data`` object of a recordInfo answer.
+
+        :param data: the object, in any of the shapes Kie is known to send.
+        :param kie_task_id: the id that was asked for; that is the one that counts.
+        """
+        word = _text(data.get("state")) or _text(data.get("status"))
+        kie_state = word or _STATE_BY_SUCCESS_FLAG.get(_number(data.get("successFlag")), "unknown")
+        forms = result_forms(data)
+        return cls(
+            kie_task_id=kie_task_id,
+            state=_STATES.get(kie_state.lower(), TaskState.RUNNING),
+            kie_state=kie_state,
+            model=_text(data.get("model")),
+            input=_object(_param(data).get("input")),
+            callback_url=_text(_param(data).get("callBackUrl")),
+            urls=tuple(result_urls(forms)),
+            result=result_object(forms),
+            fail_code=_text(data.get("failCode")),
+            fail_message=_text(data.get("failMsg")),
+            credits_consumed=_number(data.get("creditsConsumed")),
+            cost_seconds=None if (cost := _number(data.get("costTime"))) is None else int(cost),
+            created_at=_time(data.get("createTime")),
+            completed_at=_time(data.get("completeTime")),
+        )
+
+    def to_result(self) -> dict[str, Any]:
+        """Return the result dict that operators and sensors push to XCom: JSON, times as ISO 8601 in UTC."""
+        result = {
+            "kie_task_id": self.kie_task_id,
+            "model": self.model,
+            "state": self.state.value,
+            "urls": list(self.urls),
+            "result": self.result,
+            "credits_consumed": self.credits_consumed,
+            "cost_seconds": self.cost_seconds,
+            "created_at": self.created_at and pendulum.instance(self.created_at).to_iso8601_string(),
+            "completed_at": self.completed_at and pendulum.instance(self.completed_at).to_iso8601_string(),
+            "input": dict(self.input),
+        }
+        return dict(storable(result))
+
+
+#: Kie's words for tasks that have not ended; any other unknown word counts as one, too.
+RUNNING_WORDS = ("waiting", "queuing", "generating")
+# Beside Kie's own two, what clients have met at models that came from other endpoints of Kie's.
+_STATES = {
+    **dict.fromkeys(("success", "succeeded", "succeed", "completed", "complete", "finished"), TaskState.SUCCESS),
+    **dict.fromkeys(("fail", "failed", "failure", "error"), TaskState.FAIL),
+    **dict.fromkeys(("canceled", "cancelled", "rejected", "expired", "aborted"), TaskState.FAIL),
+    **dict.fromkeys(("create_task_failed", "generate_audio_failed", "sensitive_word_error"), TaskState.FAIL),
+}
+# Newer answers carry successFlag beside state; it only decides when state is missing.
+_STATE_BY_SUCCESS_FLAG: Mapping[float | None, str] = {0: "generating", 1: "success", 2: "fail", 3: "fail"}
+
+
+_SCALARS = (str, int, float)
+
+
+def _text(value: Any) -> str | None:
+    """Return a non-empty string, or None; numbers (codes) become text."""
+    if isinstance(value, bool) or not isinstance(value, _SCALARS):
+        return None
+    return one_line(str(value)) or None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, _SCALARS):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < 1e15 else None  # neither nan nor inf nor nonsense
+
+
+def _time(milliseconds: Any) -> datetime | None:
+    number = _number(milliseconds)
+    if not number or not 0 < number < 4e12:  # the year 2096: later is not a time
+        return None
+    # Not pendulum's: it takes 40 microseconds, and every look of every trigger comes by here.
+    return datetime.fromtimestamp(number / 1000, timezone.utc)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """Return a JSON object given as such or as text; anything else is an empty one."""
+    value = decoded(value)
+    return value if isinstance(value, dict) else {}
+
+
+def _param(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return createTask's body as Kie tells it: JSON text whose ``input`` is JSON text once more."""
+    return _object(data.get("param")) or _object(data.get("paramJson"))
