@@ -139,6 +139,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "task-decorators": [{"name": "flux2", "class-name": "kie_provider.decorators.flux2.flux2_task"}],
         "config": CONFIG,
+        "cli": ["kie_provider.cli.definition.get_commands"],  # since Airflow 3.2
         "extra-links": [
             "kie_provider.links.KieImagesLink",
             "kie_provider.links.KieLogsLink",

@@ -1,14 +1,13 @@
 """What Kie sends to a task's ``callBackUrl`` once the task has ended (pure).
 
 Documented: which fields the body has, its ``code`` and ``msg``, and the signature. Not documented for market tasks,
-and so the plainest is assumed here: one delivery, never repeated, an answer expected within 15 s (as in Kie's other
-families), no User-Agent of its own, ``updateTime`` equal to ``completeTime``, and ``resultJson`` null after a failure.
+and so the plainest is assumed here: one delivery (the fault ``repeated`` does as Kie's other families do), an answer
+expected within 15 s (as there), no User-Agent of its own, ``updateTime`` equal to ``completeTime``, and ``resultJson``
+null after a failure.
 """
 
 from __future__ import annotations
 
-import base64
-import hmac
 import math
 from typing import Any
 
@@ -16,6 +15,7 @@ from kie_provider.emulator.settings import Settings
 from kie_provider.emulator.tasks import Task, record
 
 ANSWER_SECONDS = 15.0
+MAX_REPEATS = 3
 _COMMON = ("taskId", "model", "state", "param", "resultJson", "costTime", "creditsConsumed")
 _FIELDS = {
     "success": (*_COMMON, "createTime", "completeTime", "updateTime"),
@@ -33,14 +33,3 @@ def body(task: Task, settings: Settings, base_url: str) -> dict[str, Any]:
     else:
         code, msg, data["resultJson"] = 501, "Playground task failed.", None
     return {"code": code, "msg": msg, "data": {name: data[name] for name in _FIELDS[data["state"]]}}
-
-
-def signature_headers(key: str, task_id: str, now: float) -> dict[str, str]:
-    """Return the two headers by which a receiver knows the sender; they vouch for the task id, not for the body.
-
-    :param key: ``webhookHmacKey`` of the account.
-    :param now: epoch seconds.
-    """
-    timestamp = str(int(now))
-    digest = hmac.digest(key.encode(), f"{task_id}.{timestamp}".encode(), "sha256")
-    return {"X-Webhook-Timestamp": timestamp, "X-Webhook-Signature": base64.b64encode(digest).decode()}

@@ -58,6 +58,9 @@ ACTIONS: Mapping[str, Action] = {
     "late": Action(("callback",), {"delay_seconds": (_NUMBER, False)}),
     "twice": Action(("callback",)),
     "forged": Action(("callback",)),
+    "early": Action(("callback",)),
+    "reordered": Action(("callback",)),
+    "repeated": Action(("callback",), {"delay_seconds": (_NUMBER, False)}),
 }
 INSTEAD = frozenset({"answer", "code", "reset", "not_visible"})
 
@@ -156,11 +159,16 @@ class FaultBook:
         """Add a fault behind those that are there."""
         self._armed.append(_Armed(fault))
 
-    def take(self, on: str, subject: Mapping[str, str]) -> Fault | None:
-        """Return the fault a request meets, and count it."""
+    def take(self, on: str, subject: Mapping[str, str], *, is_early: bool = False) -> Fault | None:
+        """Return the fault a request meets, and count it.
+
+        :param is_early: ask for the fault of a callback that is not due yet.
+        """
         for armed in self._armed:
             fault = armed.fault
             if (fault.times is not None and armed.met >= fault.times) or not fault.fits(on, subject):
+                continue
+            if (fault.do == "early") != is_early:
                 continue
             armed.seen += 1
             if armed.seen > fault.skip:

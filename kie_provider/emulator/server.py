@@ -13,6 +13,7 @@ from urllib.parse import quote
 import aiohttp
 from aiohttp import web
 
+from kie_provider.client.webhook import sign
 from kie_provider.emulator import callbacks, faults, images, page
 from kie_provider.emulator.faults import Fault
 from kie_provider.emulator.file_host import FileHost
@@ -204,26 +205,39 @@ class Server:
 
     async def _call_back(self, task: Task, url: str, world: World, base_url: str) -> None:
         """Send a task's callback when the task has ended, unless a reset has forgotten the task by then."""
-        end = ends_at(task, self.settings)
+        end, subject = ends_at(task, self.settings), {"prompt": task.request.prompt, "taskId": task.id}
+        fault = world.faults.take("callback", subject, is_early=True)
         if end is None:
             return
-        while world is self.world and (left := end - self.clock()) > 0:  # noqa: ASYNC110 - the clock may jump
+        while not fault and world is self.world and (left := end - self.clock()) > 0:  # noqa: ASYNC110 - it may jump
             await asyncio.sleep(min(left, CLOCK_LOOK_SECONDS))
-        if world is not self.world:
-            return
-        fault = world.faults.take("callback", {"prompt": task.request.prompt, "taskId": task.id})
-        if fault and fault.do == "late":
+        fault = fault or world.faults.take("callback", subject)
+        do = fault.do if fault else None
+        if fault and do == "late":
             await until_released(world, fault)
+        if do == "reordered":
+            await self._until_another(world)
+        for number in range({"twice": 2, "repeated": 1 + callbacks.MAX_REPEATS}.get(do or "", 1)):
+            if number and fault and "delay_seconds" in fault.details:
+                await asyncio.sleep(fault.details["delay_seconds"])
             if world is not self.world:
                 return
-        for _ in range(2 if fault and fault.do == "twice" else 1):
-            world.callbacks.append(await self._post(task, url, base_url, fault.do if fault else None))
+            kept = await self._post(task, url, base_url, do)
+            world.callbacks.append(kept)
+            if do == "repeated" and kept["http_status"] == 200:
+                return
+
+    async def _until_another(self, world: World) -> None:
+        """Wait until another callback has been delivered."""
+        before, released = len(world.callbacks), world.released
+        while world is self.world and len(world.callbacks) == before and not released.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(CLOCK_LOOK_SECONDS)
 
     async def _post(self, task: Task, url: str, base_url: str, fault: str | None) -> dict[str, Any]:
         """Send a callback and return what is kept of it. Only loopback is called: no test reaches out by accident."""
         body = callbacks.body(task, self.settings, base_url)
         key = secrets.token_hex() if fault == "forged" else self.settings.webhook_hmac_key
-        headers = callbacks.signature_headers(key, task.id, self.clock()) if key else {}
+        headers = sign(key, task.id, self.clock()) if key else {}
         status = error = None
         if fault == "lost":
             error = "not sent: lost"

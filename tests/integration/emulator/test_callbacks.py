@@ -11,8 +11,9 @@ import pytest
 import requests
 from blockbuster import blockbuster_ctx
 
+from kie_provider.client.webhook import verify
 from kie_provider.emulator import KieEmulator
-from kie_provider.emulator.callbacks import signature_headers
+from kie_provider.emulator import callbacks as emulated
 from tests.support.servers import Received, ScriptedServer, hang, refusing_port, reply, reset
 
 from .conftest import Client
@@ -37,8 +38,8 @@ def order(client: Client, url: str, prompt: str = "a red fox") -> str:
 def is_genuine(client: Client, request: Received) -> bool:
     """Check a callback as a careful receiver does."""
     key, task_id = client.kie.settings.webhook_hmac_key, request.json()["data"]["taskId"]
-    expected = signature_headers(key, task_id, float(request.headers["x-webhook-timestamp"]))
-    return request.headers["x-webhook-signature"] == expected["X-Webhook-Signature"]
+    timestamp, signature = (request.headers[f"x-webhook-{name}"] for name in ("timestamp", "signature"))
+    return verify(key, task_id, timestamp, signature, now=float(timestamp))
 
 
 @pytest.fixture
@@ -164,6 +165,51 @@ def test_a_callback_that_is_forged(key, receiver):
         [request] = receiver.requests
         assert request.json()["code"] == 200
         assert not is_genuine(Client(kie), request)
+
+
+def test_a_callback_that_is_early(timed, receiver):
+    timed.kie.fault({"on": "callback", "do": "early", "match": {"prompt": "fox"}})
+    task_id = order(timed, receiver.url)
+    soon(timed.kie.callbacks)
+    assert is_genuine(timed, receiver.requests[0])
+    assert receiver.requests[0].json()["data"]["state"] == "success"  # as if it had ended
+    assert timed.look(task_id)["data"]["state"] == "waiting"
+    assert [kept["fault"] for kept in timed.kie.callbacks()] == ["early"]
+
+
+def test_a_callback_of_which_the_next_one_comes_first(client, receiver):
+    client.kie.fault({"on": "callback", "do": "reordered"})
+    first = order(client, receiver.url)
+    soon(lambda: client.look(first)["data"]["state"] == "success")
+    time.sleep(0.15)
+    assert receiver.requests == []
+    second = order(client, receiver.url)
+    soon(lambda: len(client.kie.callbacks()) == 2)
+    assert [request.json()["data"]["taskId"] for request in receiver.requests] == [second, first]
+
+
+def test_a_callback_that_waits_for_the_next_one_can_be_released(client, receiver):
+    client.kie.fault({"on": "callback", "do": "reordered"})
+    order(client, receiver.url)
+    soon(lambda: requests.get(f"{client.kie.url}/_emulator/faults", timeout=5).json()[0]["met"])
+    client.kie.release()
+    soon(client.kie.callbacks)
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "sent"),
+    [((reply("no", 500),) * 9, 4), ((hang, reset, THANKS), 3), ((THANKS,), 1), ((reply("", 404), THANKS), 2)],
+)
+def test_a_callback_that_is_repeated_until_it_is_answered(client, monkeypatch, answers, sent):
+    monkeypatch.setattr(emulated, "ANSWER_SECONDS", 0.1)
+    client.kie.fault({"on": "callback", "do": "repeated", "delay_seconds": 0.01})
+    with ScriptedServer(*answers) as receiver:
+        order(client, receiver.url)
+        soon(lambda: len(client.kie.callbacks()) == sent)
+        time.sleep(0.15)
+        assert len(client.kie.callbacks()) == sent
+        assert all(is_genuine(client, request) for request in receiver.requests)
 
 
 def test_faults_choose_callbacks_by_prompt_and_count(client, receiver):

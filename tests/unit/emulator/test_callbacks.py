@@ -1,10 +1,10 @@
-"""The body and the signature of a callback."""
+"""The body of a callback."""
 
 from __future__ import annotations
 
 import pytest
 
-from kie_provider.emulator.callbacks import body, signature_headers
+from kie_provider.emulator.callbacks import body
 from kie_provider.emulator.models import TaskRequest
 from kie_provider.emulator.settings import Settings
 from kie_provider.emulator.tasks import Outcome, Task
@@ -15,13 +15,6 @@ SHAPES = pytest.mark.parametrize("shape", ["2026-04", "2026-09"])
 
 def task(outcome=None, created_at=1_789_126_694.25):
     return Task("ab" * 16, REQUEST, created_at, outcome or Outcome())
-
-
-def test_the_signature_covers_the_task_id_and_the_time():
-    assert signature_headers("unit-test-hmac-key", "ee9c2715375b7837f8bb51d641ff5863", 1_769_670_760.9) == {
-        "X-Webhook-Timestamp": "1769670760",
-        "X-Webhook-Signature": "5e9PtlPfwLoDwKiiuEwI5hQxeVZDHMyu1jL62AZ8kxY=",
-    }
 
 
 @SHAPES

@@ -1,0 +1,1 @@
+"""Commands of ``airflow kie``, in Airflow 3.2 and later."""
