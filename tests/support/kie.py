@@ -26,7 +26,7 @@ INTERNAL = {"on": "createTask", "do": "fail", "failCode": "500", "failMsg": "Int
 REFUSED = {"on": "createTask", "do": "fail", "failCode": "500", "failMsg": "The content was flagged as NSFW"}
 #: The task is created, and the connection breaks before the answer.
 LOST = {"on": "createTask", "do": "lost_answer"}
-#: The first poll does not find the task yet.
+#: The first poll does not find the task yet, so that what can defer does.
 LATE = {"on": "recordInfo", "do": "not_visible"}
 
 
