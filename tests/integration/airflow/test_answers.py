@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 from pathlib import Path
 
@@ -20,22 +19,19 @@ from kie_provider.operators.results import KieSaveResultOperator
 from kie_provider.sensors.kie import KieTaskSensor
 from kie_provider.waiting import come_back_later
 from tests.support.airflow_inprocess import run_task
+from tests.support.kie import INPUT, MODEL, requests_to
+from tests.support.tries import durable
 
-durable = pytest.mark.skipif(
-    not importlib.util.find_spec("airflow.models.task_state_store"), reason="nothing outlives a try before Airflow 3.3"
-)
 DEFERRABLE = pytest.mark.parametrize("deferrable", [False, True])
-ORDER = ("flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"})
 
 
 @pytest.fixture
-def theirs(kie_emulator):
+def theirs(create_ended):
     """Return the record of another task, which has ended well."""
+    kie_task_id = create_ended()
     with KieHook() as hook:
-        kie_task_id = hook.create_task(*ORDER)
-        hook.wait(kie_task_id, poll_interval=0.05)
         url = hook.get_task(kie_task_id).urls[0]
-    return {"taskId": kie_task_id, "model": ORDER[0], "state": "success", "response": {"resultUrls": [url]}}
+    return {"taskId": kie_task_id, "model": MODEL, "state": "success", "response": {"resultUrls": [url]}}
 
 
 @pytest.fixture
@@ -49,19 +45,10 @@ def cache(kie_emulator, theirs):
     return arm
 
 
-@pytest.fixture
-def log(capsys, caplog):
-    return lambda: capsys.readouterr().out + caplog.text
-
-
-def sent(kie):
-    return [each for each in kie.requests() if each["path"].endswith("createTask")]
-
-
 class TestAnotherTask:
     @DEFERRABLE
-    def test_sensor(self, cache, theirs, log, deferrable):
-        kie_task_id = KieHook().create_task(*ORDER)
+    def test_sensor(self, create, cache, theirs, log, deferrable):
+        kie_task_id = create()
         cache(2)
 
         outcome = run_task(
@@ -119,10 +106,8 @@ class TestAnotherTask:
         assert theirs["taskId"] not in told
         assert len(list(tmp_path.glob("*.png"))) == 3
 
-    def test_save_by_id(self, cache, theirs, kie_emulator, tmp_path):
-        with KieHook() as hook:
-            kie_task_id = hook.create_task(*ORDER)
-            hook.wait(kie_task_id, poll_interval=0.05)
+    def test_save_by_id(self, create_ended, cache, tmp_path):
+        kie_task_id = create_ended()
         save = functools.partial(KieSaveResultOperator, result=kie_task_id, target=str(tmp_path))
         cache(1)
         outcome = run_task(save)
@@ -150,7 +135,7 @@ class TestAnIdBesideARefusal:
         "operator",
         [
             functools.partial(Flux2CreateTaskOperator, prompt="a red fox"),
-            functools.partial(KieCreateTaskOperator, model=ORDER[0], input=ORDER[1]),
+            functools.partial(KieCreateTaskOperator, model=MODEL, input=INPUT),
             functools.partial(Flux2GenerateImageOperator, prompt="a red fox"),
         ],
         ids=["flux2", "any model", "generate"],
@@ -169,9 +154,9 @@ class TestAnIdBesideARefusal:
         assert (outcome.state, outcome.tries) == ("failed", 1)
         assert isinstance(outcome.error, AirflowFailException)
         assert "it names Kie task e760cba36a6e699b85b31ad4cd521d1d" in str(outcome.error)
-        assert seen["kie.1.1"]["request"]["model"] == ORDER[0]
+        assert seen["kie.1.1"]["request"]["model"] == MODEL
         assert (seen["kie.1.1.answer"], seen["kie.1.2"]) == (None, None)
-        assert len(sent(kie_emulator)) == len(kie_emulator.bill()["tasks"]) == 1
+        assert len(requests_to(kie_emulator)) == len(kie_emulator.bill()["tasks"]) == 1
 
 
 class TestAGatewayBeforeKie:
@@ -199,19 +184,19 @@ class TestAGatewayBeforeKie:
         )
 
         assert outcome.state == "failed"
-        assert 1 <= len(sent(kie_emulator)) <= 4  # so many are in flight
+        assert 1 <= len(requests_to(kie_emulator)) <= 4  # so many are in flight
         [entry] = tmp_path.glob("it-*.json")
         assert [item["outcome"] for item in json.loads(entry.read_text())["items"]] == ["not_ordered"] * 5
 
 
 @durable
 @pytest.mark.parametrize("retry_after", ["1000000000", "1e300", "Fri, 31 Dec 9999 23:59:59 GMT"])
-def test_nobody_waits_longer_than_ten_minutes(kie_emulator, retry_after):
+def test_nobody_waits_longer_than_ten_minutes(kie_emulator, create, retry_after):
     from airflow.sdk.exceptions import AirflowRescheduleException
 
     kie_emulator.fault({"on": "createTask", "do": "code", "code": 429, "retry_after": retry_after})
     with pytest.raises(KieRateLimitError) as refused:
-        KieHook().create_task(*ORDER)
+        create()
     with pytest.raises(AirflowRescheduleException) as parked:
         come_back_later(refused.value, is_durable=True)
     assert 590 < (parked.value.reschedule_date - pendulum.now("UTC")).total_seconds() <= 600

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import dataclass, field
 
@@ -12,6 +11,8 @@ from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateI
 from kie_provider.operators.kie import KieCreateTaskOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from tests.support.airflow_inprocess import run_task
+from tests.support.kie import LOST, NO_URLS, requests_to
+from tests.support.tries import HAS_STATE_STORE
 
 RATIOS = "1:1, 4:3, 3:4, 16:9, 9:16, 3:2, 2:3"
 MODELS = (
@@ -27,7 +28,7 @@ UNKNOWN_ADVICE = (
     " -> Look at https://kie.ai/logs, which shows whether a task was created at this time; it was not sent again, so "
     "that you do not pay twice."
 )
-if importlib.util.find_spec("airflow.models.task_state_store"):  # Airflow 3.3
+if HAS_STATE_STORE:
     UNKNOWN_ADVICE += (
         " If there is one, add its id, as a JSON string, under the key 'kie.1.1.settled' to this task instance's state "
         'store (in Airflow\'s Task State Store tab, or through its REST API); if there is none, add "nothing" there. '
@@ -177,7 +178,7 @@ CREATE = {
     "answer lost after Kie accepted": Case(
         "It is not known whether Kie.ai created a task: POST {url}/api/v1/jobs/createTask: no usable answer "
         "(RemoteDisconnected: Remote end closed connection without response)" + UNKNOWN_ADVICE,
-        faults=({"on": "createTask", "do": "lost_answer"},),
+        faults=(LOST,),
         charged=5,
         sent=1,
     ),
@@ -191,10 +192,6 @@ def connect(monkeypatch, kie_emulator, changes):
         monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(kie_emulator.connection | changes))
 
 
-def sent(kie_emulator):
-    return sum(r["path"] == "/api/v1/jobs/createTask" for r in kie_emulator.requests())
-
-
 @pytest.mark.parametrize("case", CREATE.values(), ids=CREATE.keys())
 def test_create(case, kie_emulator, monkeypatch):
     connect(monkeypatch, kie_emulator, case.connection)
@@ -205,7 +202,7 @@ def test_create(case, kie_emulator, monkeypatch):
 
     assert str(outcome.error) == case.message.replace("{url}", kie_emulator.url)
     assert (outcome.state, outcome.retried) == ("failed", case.retried)
-    assert sent(kie_emulator) == case.sent
+    assert len(requests_to(kie_emulator)) == case.sent
     assert kie_emulator.bill()["charged_total"] == case.charged
 
 
@@ -254,7 +251,7 @@ def test_create_with_an_unusable_generic_input(fields, message, kie_emulator):
     with pytest.raises(Exception, match="nothing was sent") as caught:
         operator.execute({})
     assert str(caught.value) == INVALID + message
-    assert sent(kie_emulator) == 0
+    assert len(requests_to(kie_emulator)) == 0
 
 
 UNKNOWN_TASK = (
@@ -283,7 +280,7 @@ WAIT = {
     "success without URLs": Case(
         "The Kie.ai task succeeded without a usable result: it has neither URLs nor a result object [Kie task {id}] -> "
         "It may have been charged; see https://kie.ai/logs.",
-        faults=({"on": "createTask", "do": "no_urls"},),
+        faults=(NO_URLS,),
         charged=5,
     ),
 }
@@ -291,10 +288,10 @@ WAIT = {
 
 @pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "poke"])
 @pytest.mark.parametrize("case", WAIT.values(), ids=WAIT.keys())
-def test_wait(case, deferrable, kie_emulator, monkeypatch):
+def test_wait(case, deferrable, create, kie_emulator, monkeypatch):
     for fault in case.faults:
         kie_emulator.fault(fault)
-    kie_task_id = case.fields.get("kie_task_id") or create(kie_emulator)
+    kie_task_id = case.fields.get("kie_task_id") or create()
     connect(monkeypatch, kie_emulator, case.connection)
 
     outcome = run_task(
@@ -319,21 +316,13 @@ def test_wait_for_an_unknown_task(deferrable, kie_emulator, monkeypatch):
     assert (outcome.state, outcome.retried) == ("failed", False)
 
 
-def test_wait_while_kie_is_down_is_retried(kie_emulator, monkeypatch):
+def test_wait_while_kie_is_down_is_retried(create, kie_emulator, monkeypatch):
     monkeypatch.setattr("kie_provider.client.polling.FAILURE_PATIENCE", 0.05)
     monkeypatch.setattr("kie_provider.client.polling.LONGEST_FAILURE_DELAY", 0.1)
-    kie_task_id = create(kie_emulator)
+    kie_task_id = create()
     connect(monkeypatch, kie_emulator, {"host": "http://127.0.0.1:1"})
 
     outcome = run_task(lambda **kw: Flux2TaskSensor(kie_task_id=kie_task_id, poke_interval=0.1, deferrable=True, **kw))
 
     assert str(outcome.error).startswith("Cannot reach Kie.ai: GET http://127.0.0.1:1/api/v1/jobs/recordInfo: ")
     assert (outcome.state, outcome.retried) == ("failed", True)
-
-
-def create(kie_emulator):
-    from kie_provider.hooks.kie import KieHook
-
-    return KieHook().create_task(
-        "flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections import Counter
@@ -14,45 +13,18 @@ from airflow.providers.common.compat.sdk import Asset
 
 from kie_provider.batch.run import PROGRESS_KEY
 from kie_provider.client.errors import KieBatchError
-from kie_provider.emulator import KieEmulator
-from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.submission.facts import success_fact, success_key
-from tests.support.airflow_inprocess import run_task
+from tests.support.kie import INTERNAL, LOST, REFUSED, requests_to
+from tests.support.tries import HAS_STATE_STORE, at_first_try, cleared, crash, durable, not_durable
 
-durable = pytest.mark.skipif(
-    not importlib.util.find_spec("airflow.models.task_state_store"), reason="nothing outlives a try before Airflow 3.3"
-)
 DEFERRABLE = pytest.mark.parametrize("deferrable", [False, True])
-INTERNAL = {"on": "createTask", "do": "fail", "failCode": "500", "failMsg": "Internal Error, Please try again later."}
-REFUSED = {"on": "createTask", "do": "fail", "failCode": "500", "failMsg": "The content was flagged as NSFW"}
-LOST = {"on": "createTask", "do": "lost_answer"}
 WEB_PAGE = {"on": "file", "do": "swap", "content_type": "text/html", "body": "<html>expired</html>"}
 FOXES = [f"a red fox, number {number}" for number in range(6)]
 
 
 @pytest.fixture
-def kie(monkeypatch, request):
-    """An account without a limit on new tasks; a parameter says how many credits it has."""
-    from kie_provider.client.submit_window import forget_windows
-
-    forget_windows()
-    with KieEmulator(generating_seconds=0.05, create_limit=10_000, credits=getattr(request, "param", 1000.0)) as kie:
-        connection = {**kie.connection, "extra": {**kie.connection["extra"], "submit_limit": 10_000}}
-        monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
-        yield kie
-
-
-@pytest.fixture
-def run(kie, tmp_path):
-    """Return a function that runs the operator in a DAG of its own."""
-
-    def run_batch(prompts=FOXES, *, retries=1, execution_timeout=None, **fields):
-        fields = {"target": str(tmp_path), "poll_interval": 0.1, "prompts": prompts, **fields}
-        return run_task(
-            lambda **kw: Flux2BatchOperator(**fields, execution_timeout=execution_timeout, **kw), retries=retries
-        )
-
-    return run_batch
+def run(run_batch):
+    return lambda prompts=FOXES, **fields: run_batch(prompts, **fields)
 
 
 def manifest(outcome):
@@ -66,10 +38,6 @@ def manifest_in(folder):
 
 def outcomes_in(folder):
     return [item["outcome"] for item in manifest_in(folder)["items"]]
-
-
-def sent(kie):
-    return [each for each in kie.requests() if each["path"].endswith("createTask")]
 
 
 def counts(saved=0, failed=0, unknown=0, running=0, not_ordered=0):
@@ -91,16 +59,6 @@ def at_try(number, do):
 def by_try(first, later):
     """Return a template that renders ``first`` in the first try and ``later`` in all others."""
     return f"{{{{ {first!r} if ti.try_number == 1 else {later!r} }}}}"
-
-
-def crash_at_first(context, result=None):
-    if context["ti"].try_number == 1:
-        raise RuntimeError("the worker died")
-
-
-def cleared(context):
-    """Make it look as if a person had cleared the task before this try: that raises max_tries."""
-    context["ti"].max_tries += 10 * (context["ti"].try_number - 1)
 
 
 class TestAllIsWell:
@@ -245,7 +203,7 @@ class TestNames:
 
         assert (outcome.state, outcome.retried) == ("failed", False)
         assert f"'3.png' in {tmp_path} exist already. Nothing was ordered." in str(outcome.error)
-        assert not sent(kie)
+        assert not requests_to(kie)
 
     @durable
     def test_another_name_orders_nothing_anew(self, run, kie, tmp_path):
@@ -256,12 +214,12 @@ class TestNames:
         outcome = run(file_name=by_try("a-{item}.{extension}", "b-{item}.{extension}"), post_execute=crash)
 
         assert outcome.state == "success", outcome.error
-        assert len(sent(kie)) == 6
+        assert len(requests_to(kie)) == 6
         assert len(list(tmp_path.glob("b-*.png"))) == outcome.result["saved"] == 6
 
 
 class TestBalance:
-    @pytest.mark.parametrize("kie", [29], indirect=True)
+    @pytest.mark.parametrize("kie", [{"credits": 29}], indirect=True)
     def test_what_the_account_cannot_pay_is_refused_as_a_whole(self, run, kie):
         outcome = run()
 
@@ -270,10 +228,10 @@ class TestBalance:
             "6 images (6 x flux-2/pro-text-to-image at 1K for 5) would cost 30 credits, and the account has 29: "
             "1 too few" in str(outcome.error)
         )
-        assert not sent(kie)
+        assert not requests_to(kie)
         assert sum(each["path"].endswith("/credit") for each in kie.requests()) == 1
 
-    @pytest.mark.parametrize("kie", [30], indirect=True)
+    @pytest.mark.parametrize("kie", [{"credits": 30}], indirect=True)
     def test_just_enough(self, run, kie):
         assert run(min_credits_left=0).state == "success"
         assert sum(each["path"].endswith("/credit") for each in kie.requests()) == 1
@@ -340,7 +298,7 @@ class TestBadInput:
         assert (outcome.state, outcome.retried) == ("failed", False)
         for message in messages:
             assert message in str(outcome.error)
-        assert sent(kie) == []
+        assert requests_to(kie) == []
 
     def test_a_budget_that_just_suffices(self, run):
         assert run(max_credits=30, min_credits_left=970).state == "success"
@@ -353,7 +311,7 @@ class TestBadInput:
 
         assert (outcome.state, outcome.retried) == ("failed", False)
         assert "Kie.ai did not accept the API key" in str(outcome.error)
-        assert not sent(kie)
+        assert not requests_to(kie)
         assert kie.bill()["tasks"] == []
 
 
@@ -420,7 +378,7 @@ class TestPartialSuccess:
         assert sorted(outcomes_in(tmp_path)) == ["not_ordered"] * 2 + ["saved"] * 4
         assert "Credits insufficient" in " ".join(item.get("reason", "") for item in manifest_in(tmp_path)["items"])
         assert kie.bill()["charged_total"] == 20
-        assert 4 + 1 < len(sent(kie)) <= 4 + 2 * 2  # asked once more when the four were saved
+        assert 4 + 1 < len(requests_to(kie)) <= 4 + 2 * 2  # asked once more when the four were saved
 
     def test_an_empty_account_for_real(self, run, kie, tmp_path):
         spent = 1000 // 5 - 4
@@ -449,7 +407,7 @@ class TestUnknown:
         assert (outcome.state, outcome.retried) == ("failed", False)
         assert outcomes_in(tmp_path) == ["saved"] * 3 + ["unknown"] + ["saved"] * 2
         assert "prompts[3] 'a red fox, number 3': unknown" in str(outcome.error)
-        assert len(sent(kie)) == 6
+        assert len(requests_to(kie)) == 6
 
     @DEFERRABLE
     def test_three_in_a_row_stop_everything(self, run, kie, tmp_path, deferrable):
@@ -462,14 +420,14 @@ class TestUnknown:
         outcomes = Counter(outcomes_in(tmp_path))
         assert outcomes["saved"] == 1
         assert 3 <= outcomes["unknown"] <= 3 + 3  # three more were in flight at most
-        assert len(sent(kie)) == 1 + outcomes["unknown"]
+        assert len(requests_to(kie)) == 1 + outcomes["unknown"]
         assert "It is not known whether Kie.ai created a task" in str(outcome.error)
 
     @durable
     def test_is_ordered_again_by_a_retry_only_if_the_author_says_so(self, run, kie, tmp_path):
         kie.fault({**LOST, "match": {"prompt": "number 3"}})
 
-        outcome = run(on_unknown_submit="resubmit", post_execute=crash_at_first, min_success=0.5)
+        outcome = run(on_unknown_submit="resubmit", post_execute=at_first_try(crash), min_success=0.5)
 
         assert (outcome.state, outcome.tries) == ("success", 2)
         assert outcome.result["unknown"] == 1  # the first try had delivered, so the second returns the same
@@ -496,7 +454,7 @@ class TestRetry:
         assert isinstance(outcome.error, KieBatchError)
         assert (outcome.state, outcome.tries) == ("success", 2)
         assert outcome.result["saved"] == 6
-        assert len(sent(kie)) == 7
+        assert len(requests_to(kie)) == 7
         assert kie.bill()["charged_total"] == 30
 
     def test_saves_only_what_could_not_be_saved(self, run, kie, tmp_path):
@@ -505,14 +463,14 @@ class TestRetry:
         outcome = run()
 
         assert (outcome.state, outcome.tries) == ("success", 2)
-        assert len(sent(kie)) == 6
+        assert len(requests_to(kie)) == 6
 
     def test_after_it_was_delivered_returns_the_same(self, run, kie):
-        outcome = run(post_execute=crash_at_first)
+        outcome = run(post_execute=at_first_try(crash))
 
         assert (outcome.state, outcome.tries) == ("success", 2)
         assert outcome.result["saved"] == 6
-        assert len(sent(kie)) == 6
+        assert len(requests_to(kie)) == 6
 
     def test_with_another_order_of_the_list_pays_for_nothing(self, run, kie, tmp_path):
         kie.fault({**INTERNAL, "match": {"prompt": "number 0"}})
@@ -522,7 +480,7 @@ class TestRetry:
 
         assert (outcome.state, outcome.tries) == ("success", 2), outcome.error
         assert [item["input"]["prompt"] for item in manifest(outcome)["items"]] == FOXES[::-1]
-        assert len(sent(kie)) == 7
+        assert len(requests_to(kie)) == 7
 
     def test_with_other_prompts_goes_on_with_what_was_ordered(self, run, kie, capsys, caplog):
         kie.fault({**INTERNAL, "match": {"prompt": "number 0"}})
@@ -532,7 +490,7 @@ class TestRetry:
 
         assert outcome.state == "success", outcome.error
         assert [item["input"]["prompt"] for item in manifest(outcome)["items"]] == [owls[0], *FOXES[1:]]
-        assert len(sent(kie)) == 7
+        assert len(requests_to(kie)) == 7
         log = capsys.readouterr().out + caplog.text
         assert "5 items have changed since the images were ordered, the first is prompts[1]" in log
 
@@ -543,7 +501,7 @@ class TestRetry:
 
         assert isinstance(outcome.error, KieBatchError)
         assert (outcome.state, outcome.result["saved"]) == ("success", 6)
-        assert len(sent(kie)) == 6
+        assert len(requests_to(kie)) == 6
 
     def test_what_kept_it_from_ordering_is_forgotten_when_it_goes_on(self, run, kie, monkeypatch):
         monkeypatch.setattr("kie_provider.batch.engine.MAX_RUNNING", 2)
@@ -572,7 +530,7 @@ class TestRetry:
         outcome = run()
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6)
-        assert len(sent(kie)) == 6
+        assert len(requests_to(kie)) == 6
 
     def test_an_execution_timeout_ends_the_batch_and_loses_nothing(self, run, kie):
         kie.fault({"on": "recordInfo", "do": "not_visible", "match": {"prompt": "number 5"}, "times": 12})
@@ -580,7 +538,7 @@ class TestRetry:
         outcome = run(poll_interval=0.2, retries=4, execution_timeout=timedelta(seconds=2))
 
         assert (outcome.state, outcome.retried) == ("success", True)
-        assert len(sent(kie)) == 6
+        assert len(requests_to(kie)) == 6
 
     def test_a_fence_that_cannot_be_put_up_orders_nothing(self, run, kie):
         def break_the_store(context):
@@ -596,13 +554,13 @@ class TestRetry:
 
         assert outcome.state == "failed"
         assert "the API server has gone" in str(outcome.error)
-        assert sent(kie) == []
+        assert requests_to(kie) == []
 
     def test_a_journal_that_makes_no_sense_is_final(self, run, kie):
         outcome = run(pre_execute=lambda context: context["task_state_store"].set("kie.1.sum.1", "what?"))
 
         assert (outcome.state, outcome.retried) == ("failed", False)
-        assert sent(kie) == []
+        assert requests_to(kie) == []
 
     @DEFERRABLE
     @pytest.mark.parametrize("key", ["kie.1.sum.1", "kie.1.3", "kie.1.sum.2"])
@@ -618,7 +576,7 @@ class TestRetry:
 
         # A summary holds what the intents hold, so one of both may go; the first one is what the try began with.
         is_lost = key == "kie.1.sum.1"
-        assert (outcome.state, len(sent(kie))) == (("failed", 6) if is_lost else ("success", 7))
+        assert (outcome.state, len(requests_to(kie))) == (("failed", 6) if is_lost else ("success", 7))
         assert is_lost == (f"the key {key!r} of this task instance's state store" in str(outcome.errors[-1]))
 
     def test_is_settled_by_one_fact(self, run, kie, tmp_path):
@@ -635,7 +593,7 @@ class TestRetry:
         outcome = run(pre_execute=settle)
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6), outcome.errors
-        assert len(sent(kie)) == 6 + 2
+        assert len(requests_to(kie)) == 6 + 2
         assert "prompts[3] 'a red fox, number 3': unknown" in str(outcome.error)
         assert "settled with the key 'kie.1.4.settled'" in str(outcome.error)
         assert 'Add its id, as a JSON string, or "nothing"' in str(outcome.error)
@@ -646,7 +604,7 @@ class TestRetry:
         outcome = run(by_try(FOXES, []))
 
         assert (outcome.state, outcome.tries) == ("failed", 2)
-        assert len(sent(kie)) == 6
+        assert len(requests_to(kie)) == 6
 
 
 class TestWhatStandsInTheManifest:
@@ -707,7 +665,7 @@ class TestWhatStandsInTheManifest:
             [file] = item["files"]
             assert file["path"] == str(tmp_path / f"{item['kie_task_id']}-0.png")
             assert Path(file["path"]).stat().st_size == file["bytes"]
-        assert len(sent(kie)) == 7
+        assert len(requests_to(kie)) == 7
 
     @durable
     @pytest.mark.parametrize(
@@ -724,7 +682,7 @@ class TestWhatStandsInTheManifest:
         outcome = run(pre_execute=spoil)
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6), outcome.errors
-        assert len(sent(kie)) == 7
+        assert len(requests_to(kie)) == 7
 
 
 @pytest.mark.parametrize("body", ["抱歉，文件已过期".encode("gbk"), b"\0\0\0\x18ftypmp42" + b"\xff" * 99])
@@ -743,7 +701,7 @@ def test_what_is_no_image_is_downloaded_again(run, kie, tmp_path, monkeypatch, b
     monkeypatch.setattr(client, "download", swapped)
     outcome = run()
 
-    if importlib.util.find_spec("airflow.models.task_state_store"):
+    if HAS_STATE_STORE:
         assert (outcome.state, outcome.tries, outcome.result["saved"]) == ("success", 2, 6), outcome.errors
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".jpg"}
     assert kie.bill()["charged_total"] == 30
@@ -758,7 +716,7 @@ class TestClear:
         outcome = run(pre_execute=cleared)
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6)
-        assert len(sent(kie)) == 8
+        assert len(requests_to(kie)) == 8
         assert kie.bill()["charged_total"] == 30
 
     def test_with_a_changed_list_pays_for_what_is_new_in_it(self, run, kie, tmp_path):
@@ -769,7 +727,7 @@ class TestClear:
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6), outcome.error
         assert [item["input"]["prompt"] for item in manifest(outcome)["items"]] == changed
-        assert len(sent(kie)) == 6 + 3
+        assert len(requests_to(kie)) == 6 + 3
         assert kie.bill()["charged_total"] == 8 * 5
 
     def test_of_a_batch_that_has_succeeded_makes_all_anew(self, run, kie):
@@ -781,14 +739,14 @@ class TestClear:
         outcome = run(post_execute=succeed_first, pre_execute=cleared)
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6)
-        assert len(sent(kie)) == 12
+        assert len(requests_to(kie)) == 12
         assert kie.bill()["charged_total"] == 60
 
     def test_of_a_batch_that_failed_behind_its_delivery_pays_for_nothing(self, run, kie):
-        outcome = run(post_execute=crash_at_first, pre_execute=cleared)
+        outcome = run(post_execute=at_first_try(crash), pre_execute=cleared)
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6)
-        assert len(sent(kie)) == 6
+        assert len(requests_to(kie)) == 6
 
     def test_with_the_first_list_again_pays_for_nothing(self, run, kie):
         """What a clear with another list has left out is paid, and found again."""
@@ -801,7 +759,7 @@ class TestClear:
 
         assert (outcome.state, outcome.result["saved"], outcome.tries) == ("success", 6, 3), outcome.error
         assert [item["input"]["prompt"] for item in manifest(outcome)["items"]] == FOXES
-        assert len(sent(kie)) == 6 + 6 + 1
+        assert len(requests_to(kie)) == 6 + 6 + 1
 
     def test_with_other_prompts_then_a_retry_with_still_others(self, run, kie):
         """What a clear has left out is not taken over by the retry after it."""
@@ -816,15 +774,13 @@ class TestClear:
         outcome = run(prompts, pre_execute=cleared_once, retries=3)
 
         assert (outcome.state, outcome.result["saved"], outcome.tries) == ("success", 6, 3), outcome.error
-        assert len(sent(kie)) == 6 + 6 + 1
+        assert len(requests_to(kie)) == 6 + 6 + 1
         # five owls of the second try, and the one gull for the owl that Kie has failed
         saved = [item["input"]["prompt"] for item in manifest(outcome)["items"]]
         assert sorted(saved) == sorted([birds[1][0], *birds[0][1:]])
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("airflow.models.task_state_store") is not None, reason="Airflow keeps the journal"
-)
+@not_durable
 @DEFERRABLE
 def test_without_a_journal_nothing_is_ordered_twice(run, kie, deferrable):
     kie.fault({**INTERNAL, "match": {"prompt": "number 2"}})
@@ -833,4 +789,4 @@ def test_without_a_journal_nothing_is_ordered_twice(run, kie, deferrable):
 
     assert (outcome.state, outcome.retried) == ("failed", False)
     assert "No retry, it would order all images again" in str(outcome.error)
-    assert len(sent(kie)) == 6
+    assert len(requests_to(kie)) == 6

@@ -6,6 +6,8 @@ import pytest
 
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from tests.support.airflow_inprocess import run_task
+from tests.support.kie import requests_to
+from tests.support.tries import durable
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ def test_too_small_by_one_credit(kie_emulator, budget, message):
 
     assert (outcome.state, outcome.retried) == ("failed", False)
     assert message in str(outcome.error)
-    assert not [each for each in kie_emulator.requests() if each["path"].endswith("createTask")]
+    assert not requests_to(kie_emulator)
 
 
 def test_just_enough(kie_emulator):
@@ -42,8 +44,8 @@ def test_just_enough(kie_emulator):
     assert kie_emulator.bill()["charged_total"] == 7
 
 
+@durable
 def test_a_retry_of_what_was_paid_needs_no_budget(kie_emulator, tmp_path):
-    pytest.importorskip("airflow.models.task_state_store", reason="nothing outlives a try before Airflow 3.3")
     kie_emulator.fault({"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>"})
     outcome = run_task(
         lambda **kw: Flux2GenerateImageOperator(

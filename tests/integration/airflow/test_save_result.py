@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 from pathlib import Path
 
@@ -17,10 +16,8 @@ from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateI
 from kie_provider.operators.results import KieSaveResultOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
+from tests.support.tries import durable, not_durable
 
-needs_state_store = pytest.mark.skipif(
-    not importlib.util.find_spec("airflow.models.task_state_store"), reason="nothing outlives a try before Airflow 3.3"
-)
 HTML = {"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>expired</html>"}
 
 
@@ -111,7 +108,7 @@ class TestGenerate:
         assert (facts["airflow"]["task_id"], facts["airflow"]["try_number"]) == ("it", 1)
         assert facts["airflow"]["dag_id"].startswith("test_")
 
-    @needs_state_store
+    @durable
     def test_a_retry_after_a_bad_download_pays_nothing(self, kie_emulator, tmp_path, deferrable):
         kie_emulator.fault(HTML)
         outcome = run_task(generate(target=str(tmp_path), deferrable=deferrable))
@@ -123,7 +120,7 @@ class TestGenerate:
         bill = kie_emulator.bill()
         assert (len(bill["tasks"]), bill["charged_total"]) == (1, 5)
 
-    @needs_state_store
+    @durable
     @pytest.mark.parametrize("body", ["\0\0\0\x18ftypmp42\0\0\0\0", "\u00b1\u00a7\u00c7\u00b8"])
     def test_what_is_no_image_is_downloaded_again(self, kie_emulator, tmp_path, deferrable, body):
         kie_emulator.fault({"on": "file", "do": "swap", "content_type": "image/png", "body": body})
@@ -167,9 +164,7 @@ class TestGenerate:
         assert files(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(
-    bool(importlib.util.find_spec("airflow.models.task_state_store")), reason="a retry goes on with the task there"
-)
+@not_durable
 def test_before_airflow_33_a_bad_download_is_final_and_names_the_task(kie_emulator, tmp_path):
     kie_emulator.fault(HTML)
     outcome = run_task(generate(target=str(tmp_path)))
@@ -189,7 +184,7 @@ def test_without_pillow_nothing_is_ordered(kie_emulator, tmp_path, monkeypatch):
     assert kie_emulator.bill()["tasks"] == []
 
 
-@needs_state_store
+@durable
 def test_a_killed_try_saves_only_what_is_missing(kie_emulator, tmp_path, monkeypatch):
     """As after a kill -9 between the file and the success: the storage has the file, Airflow knows nothing."""
     put, calls = storage.put, []
