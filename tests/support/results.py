@@ -7,6 +7,9 @@ from typing import Any
 
 from PIL import Image
 
+from kie_provider.files.provenance import RunFacts
+
+RUN = RunFacts("a_dag", "a_run", "a_task", 3, 2)
 KIE_TASK_ID = "0123456789abcdef0123456789abcdef"
 
 

@@ -22,9 +22,11 @@ from kie_provider.client.models import TaskState
 from kie_provider.client.polling import Waiting, watch
 from kie_provider.client.protocol import Answer
 from kie_provider.client.transport import send_async, shared_session
-from tests.integration.client.conftest import KEY, assert_no_key
+from tests.support.api_key import KEY, assert_no_key
 from tests.support.servers import (
     DRIPS,
+    HTML,
+    OK,
     ScriptedServer,
     close,
     echo,
@@ -39,8 +41,6 @@ from tests.support.servers import (
 )
 
 TASK = "ee9c2715375b7837f8bb51d641ff5863"
-HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
-OK = b"HTTP/1.1 200 OK\r\n"
 CREDITS = envelope(5.5)
 
 
