@@ -104,7 +104,9 @@ def test_examples_need_no_logical_date():
 
 
 def test_every_task_of_a_snippet_has_retries():
-    for source in snippets():
+    sources = list(snippets())
+    assert len(sources) > 5
+    for source in sources:
         keywords = [
             {keyword.arg for keyword in call.keywords}
             for call in ast.walk(ast.parse(source))
@@ -293,7 +295,9 @@ def test_result_dict_is_documented():
 
 
 def test_hook_methods_are_documented():
-    for call, returns in rows(section("docs/operators.md", "KieHook"), "Method"):
+    table = rows(section("docs/operators.md", "KieHook"), "Method")
+    assert len(table) > 5
+    for call, returns in table:
         name, arguments = re.fullmatch(r"(\w+)\((.*)\)", code(call)[0]).groups()
         parameters = list(inspect.signature(getattr(KieHook, name)).parameters.values())[1:]
         assert [argument.split("=")[0] for argument in arguments.split(", ") if argument] == [
@@ -304,7 +308,11 @@ def test_hook_methods_are_documented():
 
 
 def test_prices_are_those_of_the_emulator():
-    for models, *cells in rows(text("README.md"), "Model"):
+    table = rows(text("README.md"), "Model")
+    assert {model for models, *_ in table for model in code(models)} == {
+        model for model in MODELS if model.startswith("flux-2/")
+    }
+    for models, *cells in table:
         for model in code(models):
             shown = [float(re.match(r"(\d+) credits \(([\d.]+) USD\)", cell)[1]) for cell in cells]
             dollars = [float(re.match(r"(\d+) credits \(([\d.]+) USD\)", cell)[2]) for cell in cells]
