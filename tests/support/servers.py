@@ -30,6 +30,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+#: What a gateway says instead of Kie.
+HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
+#: The first line of an answer.
+OK = b"HTTP/1.1 200 OK\r\n"
+
 _TLS_HANDSHAKE = b"\x16"
 
 

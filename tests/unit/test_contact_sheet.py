@@ -257,6 +257,7 @@ def test_only_paths_and_http_are_links(tmp_path, address):
     files = [result("saved", {"path": address, "sidecar": address}), result("not saved", urls=[address])]
     page = Page(write_contact_sheet(files, str(tmp_path)))
 
+    assert len(page.tiles) == 2
     for link in [link for tile in page.tiles for link in tile["links"]]:
         assert re.match(r"(https?://|\./|/(?!/))", link), link
         assert "script:" not in link

@@ -1,17 +1,12 @@
-"""The documentation says what the code does: examples run, tables match, links lead somewhere."""
+"""The documentation says what the code does: tables match, and links lead somewhere."""
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib.util
 import inspect
 import json
-import os
 import re
-import runpy
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -40,45 +35,7 @@ from kie_provider.operators.flux2 import REQUEST_FIELDS, Flux2CreateTaskOperator
 from kie_provider.operators.kie import KieCreateTaskOperator
 from kie_provider.operators.results import KieSaveResultOperator, SavingOperator
 from kie_provider.sensors.kie import KieTaskSensor
-from tests.support.airflow_inprocess import initialise_database, load_dag, run_dag
-
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
-FENCE = re.compile(r"^ *(`{3,})(\S*).*?\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
-
-
-def text(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return [body for _, kind, body in FENCE.findall(text(page)) if kind == language]
-
-
-def prose(page: str | Path) -> str:
-    """Return a page without its code blocks."""
-    return FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
-
-
-def section(page: str, heading: str) -> str:
-    return re.split(r"\n## ", text(page).split(f"\n## {heading}\n", 1)[1])[0]
-
-
-def rows(markdown: str, header: str) -> list[list[str]]:
-    """Return the cells of the table under a header line that begins with ``header``."""
-    lines = markdown.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {header} |"))
-    table: list[list[str]] = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        table.append([cell.strip() for cell in line.strip("|").split("|")])
-    return table
-
-
-def code(cell: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", cell)
+from tests.support.pages import DOCS, FENCE, PAGES, ROOT, blocks, code, prose, rows, section, slug, text
 
 
 def load(path: Path):
@@ -86,10 +43,6 @@ def load(path: Path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def slug(heading: str) -> str:
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 # ---- links and commands
@@ -126,43 +79,7 @@ def test_readme_begins_with_two_commands():
     assert commands == ["make demo", "make test"]
 
 
-def test_documentation_builds_without_a_warning(tmp_path):
-    pytest.importorskip("sphinx")
-    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(tmp_path / "doctrees")]
-    done = subprocess.run([*build, str(DOCS), str(tmp_path / "html")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 # ---- examples
-
-
-@pytest.fixture
-def readme_dag(tmp_path):
-    """The README's DAG, with the other snippets in its body, on a disk of its own."""
-    whole, *others = blocks("README.md", "python")
-    assert all(len(source.splitlines()) <= 15 for source in (whole, *others))
-    source = "\n".join([whole, *(textwrap.indent(other, "    ") for other in others)])
-    file = tmp_path / "lighthouse.py"
-    assert source.count('"/data/') == 5
-    file.write_text(source.replace('"/data/', f'"{tmp_path}/data/'), encoding="utf-8")
-    return load_dag(file)
-
-
-def test_readme_dag_loads(readme_dag):
-    assert set(readme_dag.task_ids) == {"image", "show", "illustrate", "winter", "create", "wait", "save", "catalogue"}
-    assert readme_dag.get_task("image").deferrable is True
-    assert [task.task_id for task in readme_dag.tasks if not task.retries] == []
-
-
-def test_readme_dag_makes_images(readme_dag, tmp_path, kie_connection, kie_emulator, capsys):
-    initialise_database()
-    outcomes = run_dag(readme_dag, logical_date=None)
-    assert {outcome.state for outcome in outcomes.values()} == {"success"}
-    results = [outcome.result for outcome in outcomes.values() if isinstance(outcome.result, dict)]
-    paths = [file["path"] for result in results for file in result.get("files", [])]
-    assert sorted(paths) == sorted(map(str, tmp_path.glob("data/images/*/*.png")))
-    assert outcomes["image", -1].result["files"][0]["path"] in capsys.readouterr().out
-    assert kie_emulator.bill()["charged_total"] == 5 * (len(paths) + 3) == 40  # three of the batch
 
 
 def snippets():
@@ -188,7 +105,9 @@ def test_examples_need_no_logical_date():
 
 
 def test_every_task_of_a_snippet_has_retries():
-    for source in snippets():
+    sources = list(snippets())
+    assert len(sources) > 5
+    for source in sources:
         keywords = [
             {keyword.arg for keyword in call.keywords}
             for call in ast.walk(ast.parse(source))
@@ -196,32 +115,6 @@ def test_every_task_of_a_snippet_has_retries():
         ]
         if not any("default_args" in names for names in keywords):
             assert all("retries" in names for names in keywords if "task_id" in names), source
-
-
-def test_hook_example_runs(tmp_path, monkeypatch, kie_connection, capsys):
-    [source] = blocks("docs/operators.md", "python")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(source, "operators.md", "exec"), {})
-    size, sha256 = capsys.readouterr().out.split()
-    assert (tmp_path / "fox.png").stat().st_size == int(size)
-    assert sha256 == hashlib.sha256((tmp_path / "fox.png").read_bytes()).hexdigest()
-
-
-def test_sidecar_is_documented(readme_dag, kie_connection):
-    def keys(value, prefix=""):
-        if not isinstance(value, dict):
-            return {prefix}
-        return {prefix}.union(*(keys(item, f"{prefix}.{name}") for name, item in value.items()))
-
-    page = section("docs/provenance.md", "The JSON file")
-    [shown] = [json.loads(body) for body in blocks("docs/provenance.md", "json")]
-    initialise_database()
-    [file] = run_dag(readme_dag)["image", -1].result["files"]
-    facts = json.loads(Path(file["sidecar"]).read_text(encoding="utf-8"))
-    assert keys(shown) == keys(facts)
-    for name in ("v", "model", "prompt", "input", "credits", "usd", "digital_source_type", "embedded_provenance"):
-        assert shown[name] == facts[name], name
-    assert {name for row in rows(page, "Field") for name in code(row[0])} == {*facts, "prompt_sha256"}
 
 
 def test_price_settings_as_documented(monkeypatch):
@@ -255,26 +148,7 @@ def test_storage_packages_are_documented():
     assert set(table) == {"s3", "gs", "abfs"}
 
 
-def test_emulator_example_runs(capsys):
-    source = text("docs/examples/emulator.py")
-    runpy.run_path(str(DOCS / "examples" / "emulator.py"))
-    assert capsys.readouterr().out.strip() == re.search(r"# (generating .*)", source)[1]
-
-
-@pytest.mark.e2e
-def test_example_tests_pass_as_described(tmp_path):
-    [commands] = [block for block in blocks("docs/testing.md", "bash") if "pytest" in block]
-    commands = commands.replace("$PWD/build/airflow-test", str(tmp_path))
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTEST"))}
-    environment |= {"PATH": path, "PYTEST_ADDOPTS": "-p no:cacheprovider", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-    done = subprocess.run(
-        ["sh", "-ec", commands], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_connections_as_documented(monkeypatch, kie_connection):
+def test_connections_as_documented(monkeypatch):
     exports = [
         re.search(r"export AIRFLOW_CONN_KIE_DEFAULT='(.*)'", block)[1]
         for block in [text("README.md"), *blocks("docs/connection.md", "bash")]
@@ -288,13 +162,6 @@ def test_connections_as_documented(monkeypatch, kie_connection):
         assert endpoint.request_timeout == (30 if "request_timeout" in value else 60)
     [uri] = [name for name in code(prose("docs/connection.md")) if name.startswith("kie://")]
     assert endpoint_from_connection(Connection.from_uri(uri, conn_id="x")).host == "http://127.0.0.1:8787"
-
-
-def test_connection_check_as_documented(kie_connection):
-    [line] = blocks("docs/connection.md", "python")
-    call, _, answer = line.partition("#")
-    shown = answer.strip().replace("995", "1000")
-    assert repr(eval(call, {"KieHook": KieHook})) == shown
 
 
 def test_connection_fields_have_the_documented_defaults():
@@ -429,7 +296,9 @@ def test_result_dict_is_documented():
 
 
 def test_hook_methods_are_documented():
-    for call, returns in rows(section("docs/operators.md", "KieHook"), "Method"):
+    table = rows(section("docs/operators.md", "KieHook"), "Method")
+    assert len(table) > 5
+    for call, returns in table:
         name, arguments = re.fullmatch(r"(\w+)\((.*)\)", code(call)[0]).groups()
         parameters = list(inspect.signature(getattr(KieHook, name)).parameters.values())[1:]
         assert [argument.split("=")[0] for argument in arguments.split(", ") if argument] == [
@@ -440,7 +309,11 @@ def test_hook_methods_are_documented():
 
 
 def test_prices_are_those_of_the_emulator():
-    for models, *cells in rows(text("README.md"), "Model"):
+    table = rows(text("README.md"), "Model")
+    assert {model for models, *_ in table for model in code(models)} == {
+        model for model in MODELS if model.startswith("flux-2/")
+    }
+    for models, *cells in table:
         for model in code(models):
             shown = [float(re.match(r"(\d+) credits \(([\d.]+) USD\)", cell)[1]) for cell in cells]
             dollars = [float(re.match(r"(\d+) credits \(([\d.]+) USD\)", cell)[2]) for cell in cells]

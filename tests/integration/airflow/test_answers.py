@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pendulum
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from kie_provider.client.errors import KieRateLimitError
+from kie_provider.client.errors import KieRateLimitError, KieValidationError
 from kie_provider.hooks.kie import KieHook
 from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
@@ -20,22 +19,20 @@ from kie_provider.operators.results import KieSaveResultOperator
 from kie_provider.sensors.kie import KieTaskSensor
 from kie_provider.waiting import come_back_later
 from tests.support.airflow_inprocess import run_task
+from tests.support.kie import INPUT, MODEL, requests_to
+from tests.support.messages import assert_tells
+from tests.support.tries import durable
 
-durable = pytest.mark.skipif(
-    not importlib.util.find_spec("airflow.models.task_state_store"), reason="nothing outlives a try before Airflow 3.3"
-)
 DEFERRABLE = pytest.mark.parametrize("deferrable", [False, True])
-ORDER = ("flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"})
 
 
 @pytest.fixture
-def theirs(kie_emulator):
+def theirs(create_ended):
     """Return the record of another task, which has ended well."""
+    kie_task_id = create_ended()
     with KieHook() as hook:
-        kie_task_id = hook.create_task(*ORDER)
-        hook.wait(kie_task_id, poll_interval=0.05)
         url = hook.get_task(kie_task_id).urls[0]
-    return {"taskId": kie_task_id, "model": ORDER[0], "state": "success", "response": {"resultUrls": [url]}}
+    return {"taskId": kie_task_id, "model": MODEL, "state": "success", "response": {"resultUrls": [url]}}
 
 
 @pytest.fixture
@@ -49,19 +46,10 @@ def cache(kie_emulator, theirs):
     return arm
 
 
-@pytest.fixture
-def log(capsys, caplog):
-    return lambda: capsys.readouterr().out + caplog.text
-
-
-def sent(kie):
-    return [each for each in kie.requests() if each["path"].endswith("createTask")]
-
-
 class TestAnotherTask:
     @DEFERRABLE
-    def test_sensor(self, cache, theirs, log, deferrable):
-        kie_task_id = KieHook().create_task(*ORDER)
+    def test_sensor(self, create, cache, theirs, log, deferrable):
+        kie_task_id = create()
         cache(2)
 
         outcome = run_task(
@@ -70,7 +58,7 @@ class TestAnotherTask:
 
         assert (outcome.state, outcome.result["kie_task_id"]) == ("success", kie_task_id), outcome.error
         assert theirs["response"]["resultUrls"][0] not in outcome.result["urls"]
-        assert f"recordInfo was asked for task {kie_task_id} and answered about '{theirs['taskId']}'" in log()
+        assert_tells(log(), "recordInfo", f"task {kie_task_id}", repr(theirs["taskId"]))
 
     @DEFERRABLE
     def test_generate(self, cache, theirs, kie_emulator, tmp_path, deferrable):
@@ -119,10 +107,8 @@ class TestAnotherTask:
         assert theirs["taskId"] not in told
         assert len(list(tmp_path.glob("*.png"))) == 3
 
-    def test_save_by_id(self, cache, theirs, kie_emulator, tmp_path):
-        with KieHook() as hook:
-            kie_task_id = hook.create_task(*ORDER)
-            hook.wait(kie_task_id, poll_interval=0.05)
+    def test_save_by_id(self, create_ended, cache, tmp_path):
+        kie_task_id = create_ended()
         save = functools.partial(KieSaveResultOperator, result=kie_task_id, target=str(tmp_path))
         cache(1)
         outcome = run_task(save)
@@ -150,7 +136,7 @@ class TestAnIdBesideARefusal:
         "operator",
         [
             functools.partial(Flux2CreateTaskOperator, prompt="a red fox"),
-            functools.partial(KieCreateTaskOperator, model=ORDER[0], input=ORDER[1]),
+            functools.partial(KieCreateTaskOperator, model=MODEL, input=INPUT),
             functools.partial(Flux2GenerateImageOperator, prompt="a red fox"),
         ],
         ids=["flux2", "any model", "generate"],
@@ -168,10 +154,10 @@ class TestAnIdBesideARefusal:
 
         assert (outcome.state, outcome.tries) == ("failed", 1)
         assert isinstance(outcome.error, AirflowFailException)
-        assert "it names Kie task e760cba36a6e699b85b31ad4cd521d1d" in str(outcome.error)
-        assert seen["kie.1.1"]["request"]["model"] == ORDER[0]
+        assert_tells(outcome.error, "Kie task e760cba36a6e699b85b31ad4cd521d1d")
+        assert seen["kie.1.1"]["request"]["model"] == MODEL
         assert (seen["kie.1.1.answer"], seen["kie.1.2"]) == (None, None)
-        assert len(sent(kie_emulator)) == len(kie_emulator.bill()["tasks"]) == 1
+        assert len(requests_to(kie_emulator)) == len(kie_emulator.bill()["tasks"]) == 1
 
 
 class TestAGatewayBeforeKie:
@@ -182,8 +168,7 @@ class TestAGatewayBeforeKie:
         outcome = run_task(lambda **kw: Flux2CreateTaskOperator(prompt="a red fox", **kw))
 
         assert (outcome.state, outcome.retried) == ("failed", False)
-        assert "HTTP 404 with not JSON but 'nope'; is the connection's host Kie's API?" in str(outcome.error)
-        assert "It is not known" not in str(outcome.error)
+        assert_tells(outcome.error, KieValidationError, "HTTP 404", "'nope'", "the connection's host")
 
     @durable
     def test_stops_a_batch_at_once_and_is_of_no_images_making(self, kie_emulator, tmp_path):
@@ -199,19 +184,19 @@ class TestAGatewayBeforeKie:
         )
 
         assert outcome.state == "failed"
-        assert 1 <= len(sent(kie_emulator)) <= 4  # so many are in flight
+        assert 1 <= len(requests_to(kie_emulator)) <= 4  # so many are in flight
         [entry] = tmp_path.glob("it-*.json")
         assert [item["outcome"] for item in json.loads(entry.read_text())["items"]] == ["not_ordered"] * 5
 
 
 @durable
 @pytest.mark.parametrize("retry_after", ["1000000000", "1e300", "Fri, 31 Dec 9999 23:59:59 GMT"])
-def test_nobody_waits_longer_than_ten_minutes(kie_emulator, retry_after):
+def test_nobody_waits_longer_than_ten_minutes(kie_emulator, create, retry_after):
     from airflow.sdk.exceptions import AirflowRescheduleException
 
     kie_emulator.fault({"on": "createTask", "do": "code", "code": 429, "retry_after": retry_after})
     with pytest.raises(KieRateLimitError) as refused:
-        KieHook().create_task(*ORDER)
+        create()
     with pytest.raises(AirflowRescheduleException) as parked:
         come_back_later(refused.value, is_durable=True)
     assert 590 < (parked.value.reschedule_date - pendulum.now("UTC")).total_seconds() <= 600

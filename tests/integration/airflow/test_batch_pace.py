@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import threading
@@ -15,40 +14,17 @@ import pytest
 from airflow.providers.common.compat.sdk import BaseHook
 from PIL import Image
 
-from kie_provider.emulator import KieEmulator
-from kie_provider.operators.batch import Flux2BatchOperator
-from tests.support.airflow_inprocess import run_task
+from tests.support.kie import created_bodies, requests_to
+from tests.support.messages import assert_tells
+from tests.support.tries import durable
 
-durable = pytest.mark.skipif(
-    not importlib.util.find_spec("airflow.models.task_state_store"), reason="nothing outlives a try before Airflow 3.3"
-)
 SLOW = {"on": "createTask", "do": "slow", "delay_seconds": 0.4, "times": None}
 FOXES = [f"a red fox, number {number}" for number in range(12)]
 
 
 @pytest.fixture
-def kie(monkeypatch, request):
-    """An account without a limit on new tasks; a parameter says how many seconds an image takes."""
-    from kie_provider.client.rate_limit import forget_windows
-
-    forget_windows()
-    with KieEmulator(generating_seconds=getattr(request, "param", 0.05), create_limit=10_000) as kie:
-        connection = {**kie.connection, "extra": {**kie.connection["extra"], "submit_limit": 10_000}}
-        monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
-        yield kie
-
-
-@pytest.fixture
-def run(kie, tmp_path):
-    """Return a function that runs the operator in a DAG of its own."""
-
-    def run_batch(prompts=FOXES, *, retries=0, execution_timeout=None, **fields):
-        fields = {"target": str(tmp_path), "poll_interval": 0.1, "prompts": prompts, **fields}
-        return run_task(
-            lambda **kw: Flux2BatchOperator(**fields, execution_timeout=execution_timeout, **kw), retries=retries
-        )
-
-    return run_batch
+def run(run_batch):
+    return lambda prompts=FOXES, *, retries=0, **fields: run_batch(prompts, retries=retries, **fields)
 
 
 @pytest.fixture
@@ -155,7 +131,7 @@ def test_answers_that_pass_are_waited_out_by_every_item(run, kie, monkeypatch, f
     assert (outcome.state, outcome.result["saved"]) == ("success", 12), outcome.errors
 
 
-@pytest.mark.parametrize("kie", [1.5], indirect=True)
+@pytest.mark.parametrize("kie", [{"generating_seconds": 1.5}], indirect=True)
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_a_task_that_is_not_visible_for_a_moment_is_waited_for(run, kie, monkeypatch, deferrable):
     monkeypatch.setattr("kie_provider.client.polling.VISIBILITY_GRACE", 0.8)
@@ -166,7 +142,7 @@ def test_a_task_that_is_not_visible_for_a_moment_is_waited_for(run, kie, monkeyp
     assert (outcome.state, outcome.result["saved"]) == ("success", 12), outcome.errors
 
 
-@pytest.mark.parametrize("kie", [1.5], indirect=True)
+@pytest.mark.parametrize("kie", [{"generating_seconds": 1.5}], indirect=True)
 def test_a_rotated_key_is_read_once_for_all(run, kie, monkeypatch):
     reads, get_connection = [], BaseHook.get_connection
 
@@ -212,7 +188,7 @@ def test_a_local_image_counts_by_its_content(run, kie, tmp_path):
     outcome = run([FOXES[0]], target=str(tmp_path / "out"), retries=3, pre_execute=give, post_execute=crash)
 
     assert (outcome.state, given) == ("success", [1, 2, 3])
-    inputs = [each["json"]["input"]["input_urls"] for each in kie.requests() if each["path"].endswith("createTask")]
+    inputs = [body["input"]["input_urls"] for body in created_bodies(kie)]
     assert len(inputs) == 2
     assert inputs[0] != inputs[1]
 
@@ -233,30 +209,27 @@ def test_a_local_image_of_many_items_is_read_and_uploaded_once(run, kie, tmp_pat
     outcome = run([{"prompt": each, "input_images": str(photo)} for each in FOXES], target=str(tmp_path / "out"))
 
     assert outcome.result["saved"] == 12, outcome.error
-    assert (
-        len([size for size in hashed if size == photo.stat().st_size]) <= 2
-    )  # when it is checked, and when it is sent
-    assert len([each for each in kie.requests() if each["path"] == "/api/file-stream-upload"]) == 1
+    assert hashed.count(photo.stat().st_size) <= 2  # when it is checked, and when it is sent
+    assert len(requests_to(kie, "upload")) == 1
 
 
 def test_kie_is_told_where_to_call_back(run, kie):
     run(FOXES[:3], callback_url="https://pipeline.example/done")
 
-    bodies = [each["json"] for each in kie.requests() if each["path"].endswith("createTask")]
-    assert [body["callBackUrl"] for body in bodies] == ["https://pipeline.example/done"] * 3
+    assert [body["callBackUrl"] for body in created_bodies(kie)] == ["https://pipeline.example/done"] * 3
 
 
 def test_a_bad_callback_url_is_refused_once(run, kie):
     outcome = run(FOXES[:3], callback_url="ftp://pipeline.example")
 
-    assert str(outcome.error).count("callback_url: must be an http(s) URL that Kie can reach") == 1
+    assert str(outcome.error).count("callback_url: ") == 1
     assert kie.requests() == []
 
 
 def test_an_item_has_no_callback_url_of_its_own(run, kie):
     outcome = run([{"prompt": FOXES[0], "callback_url": "https://x.example"}])
 
-    assert "prompts[0].callback_url: there is no such field" in str(outcome.error)
+    assert_tells(outcome.error, "prompts[0].callback_url: ")
 
 
 def test_the_folder_is_left_as_it_was(run, kie, tmp_path):

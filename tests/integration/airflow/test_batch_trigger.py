@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from types import SimpleNamespace
 
 import blockbuster
 import pytest
 
 from kie_provider.client import transport
 from kie_provider.client.errors import KieServerError, KieTaskFailedError
-from kie_provider.hooks.kie import KieHook
 from kie_provider.triggers import batch
 from kie_provider.triggers.batch import KieBatchTrigger, is_enough, read_error
-
-STUCK = {"on": "createTask", "do": "stuck"}
-
-
-@pytest.fixture
-def create(kie_emulator):
-    """Return a function that creates a Kie task and returns its id."""
-
-    def create(*faults):
-        for fault in faults:
-            kie_emulator.fault(fault)
-        task_input = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
-        return KieHook().create_task("flux-2/pro-text-to-image", task_input)
-
-    return create
+from tests.support.kie import INTERNAL, STUCK
+from tests.support.messages import assert_tells
+from tests.support.task_instances import as_in_the_triggerer, fire
+from tests.support.waits import wait_until_async
 
 
 def trigger_for(kie_task_ids, seconds=30.0):
-    trigger = KieBatchTrigger("kie_default", kie_task_ids, 0.1, deadline=time.time() + seconds)
-    trigger.task_instance = SimpleNamespace(task_id="airflow_task", dag_id="d", run_id="r", map_index=-1, try_number=1)
-    return trigger
-
-
-async def fire(trigger):
-    [event] = [event async for event in trigger.run()]
-    return json.loads(json.dumps(event.payload))
+    return as_in_the_triggerer(KieBatchTrigger("kie_default", kie_task_ids, 0.1, deadline=time.time() + seconds))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +50,7 @@ async def test_all_have_ended(create):
 
 
 async def test_failed_ones_have_ended_too(create):
-    kie_task_ids = [create({"on": "createTask", "do": "fail", "failMsg": "Internal Error"}), create()]
+    kie_task_ids = [create(INTERNAL), create()]
 
     event = await fire(trigger_for(kie_task_ids))
 
@@ -126,8 +105,7 @@ async def test_looks_at_the_same_time_are_bounded(create, monkeypatch):
 async def test_a_cancelled_trigger_leaves_nothing_behind(create):
     trigger = trigger_for([create(STUCK) for _ in range(3)])
     running = asyncio.ensure_future(fire(trigger))
-    await asyncio.sleep(0.3)
-    assert len(asyncio.all_tasks()) > 4
+    await wait_until_async(lambda: len(asyncio.all_tasks()) > 4)
 
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -158,4 +136,4 @@ async def test_on_kill_says_that_the_tasks_go_on(capsys):
 
     await trigger.on_kill()
 
-    assert "2 Kie tasks go on and are billed when they succeed" in capsys.readouterr().out
+    assert_tells(capsys.readouterr().out, "2 Kie tasks", "billed")

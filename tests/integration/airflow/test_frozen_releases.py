@@ -11,14 +11,12 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import pendulum
 import pytest
 from airflow.models.trigger import Trigger
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
 
 import kie_provider
 from kie_provider.client import errors
-from kie_provider.hooks.kie import KieHook
 from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from kie_provider.sensors.kie import KieTaskSensor
@@ -26,6 +24,8 @@ from kie_provider.submission.journal import Journal
 from kie_provider.triggers.batch import KieBatchTrigger, read_error
 from kie_provider.triggers.kie import KieTaskTrigger, read_event
 from tests.support import freeze
+from tests.support.kie import wait_for_end
+from tests.support.task_instances import FakeTaskInstance, as_in_the_triggerer, context_of, fire
 
 try:
     from airflow.sdk import serde  # noqa: F401
@@ -94,33 +94,21 @@ def kwargs_of(row, how):
 def inflated(classpath, kwargs):
     """Make a row's trigger as the triggerer does."""
     module, _, name = classpath.rpartition(".")
-    trigger = getattr(importlib.import_module(module), name)(**kwargs)
-    trigger.task_instance = SimpleNamespace(task_id="airflow_task", dag_id="d", run_id="r", map_index=-1, try_number=1)
-    return trigger
-
-
-async def fire(trigger):
-    [event] = [event async for event in trigger.run()]
-    return json.loads(json.dumps(event.payload))
+    return as_in_the_triggerer(getattr(importlib.import_module(module), name)(**kwargs))
 
 
 @pytest.fixture
-def order(kie_emulator, monkeypatch):
+def order(create, monkeypatch):
     """Make a task with the id that the rows wait for."""
     monkeypatch.setattr(
         "kie_provider.emulator.account.secrets", SimpleNamespace(token_hex=lambda _: freeze.KIE_TASK_ID)
     )
 
     def order(fate=None):
-        if fate:
-            kie_emulator.fault({"on": "createTask", "do": fate})
-        fields = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
-        assert KieHook().create_task("flux-2/pro-text-to-image", fields) == freeze.KIE_TASK_ID
-        if fate is None:
-            KieHook().wait(freeze.KIE_TASK_ID, poll_interval=0.02)
-        elif fate == "fail":
-            with pytest.raises(errors.KieTaskFailedError):
-                KieHook().wait(freeze.KIE_TASK_ID, poll_interval=0.02)
+        faults = [{"on": "createTask", "do": fate}] if fate else []
+        assert create(*faults) == freeze.KIE_TASK_ID
+        if fate != "stuck":
+            wait_for_end(freeze.KIE_TASK_ID)
 
     return order
 
@@ -141,8 +129,7 @@ def test_this_release_is_frozen():
 
 
 def test_every_error_has_a_frozen_event():
-    for release in RELEASES[-1:]:
-        assert {error.__name__ for error in errors._ERROR_CLASSES} <= set(frozen(release, "events.json")["events"])
+    assert {error.__name__ for error in errors._ERROR_CLASSES} <= set(frozen(RELEASES[-1], "events.json")["events"])
 
 
 @pytest.mark.parametrize(("row", "how"), ROWS)
@@ -183,8 +170,7 @@ async def test_a_row_without_the_arguments_that_have_a_default(row, how, order):
 def resume(sensor, next_method, event):
     """Resume as the task runner does."""
     it = sensor(task_id="it", kie_task_id=freeze.KIE_TASK_ID, deferrable=True)
-    ti = SimpleNamespace(task_id="it", map_index=-1, start_date=pendulum.now("UTC"))
-    return it.resume_execution(next_method, {"event": event}, {"ti": ti})
+    return it.resume_execution(next_method, {"event": event}, context_of(FakeTaskInstance()))
 
 
 @pytest.mark.parametrize(("next_method", "name", "event"), EVENTS)
@@ -232,8 +218,7 @@ def test_a_journal_is_read(release, is_noted_as_success):
     facts = frozen(release, "journal.json")
     if not is_noted_as_success:
         del facts["kie.2.ok"]
-    ti = SimpleNamespace(try_number=3, max_tries=5)
-    journal = Journal({"ti": ti, "task_state_store": SimpleNamespace(get=facts.get)})
+    journal = Journal(context_of(FakeTaskInstance(try_number=3, max_tries=5), SimpleNamespace(get=facts.get)))
     journal.read()
 
     states = [(each.key, each.item, each.state, each.kie_task_id) for each in journal.records]

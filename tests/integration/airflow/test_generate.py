@@ -11,67 +11,31 @@ import pendulum
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
-from kie_provider.client.errors import KieError, KieTaskFailedError, KieTaskTimeoutError
+from kie_provider.client.errors import KieError, KieResultError, KieTaskFailedError, KieTaskTimeoutError
 from kie_provider.hooks.kie import KieHook
 from kie_provider.operators.flux2 import KIE_TASK_ID_KEY, Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from kie_provider.triggers.kie import error_event, success_event
 from kie_provider.waiting import MAX_TRIGGER_RESTARTS
 from tests.support.airflow_inprocess import run_task
-
-STUCK = {"on": "createTask", "do": "stuck"}
-INTERNAL = {"on": "createTask", "do": "fail", "failCode": "500", "failMsg": "Internal Error"}
-REFUSED = {"on": "createTask", "do": "fail", "failCode": "400", "failMsg": "Your prompt was flagged"}
-NO_URLS = {"on": "createTask", "do": "no_urls"}
-LATE = {"on": "recordInfo", "do": "not_visible"}
+from tests.support.kie import INTERNAL, LATE, NO_URLS, REFUSED, STUCK
+from tests.support.messages import assert_tells
+from tests.support.task_instances import FakeStore, FakeTaskInstance, context_of
 
 
-class Store(dict):
-    """Stands for the state store of Airflow 3.3."""
+class Resumed(FakeTaskInstance):
+    """A task instance that was deferred while it waited for a Kie task."""
 
-    def set(self, key, value, retention):
-        self[key] = value
-
-
-class Resumed:
-    """What a resumed task instance has: its start, its own XComs, and a store."""
-
-    dag_id, run_id, task_id, map_index, try_number, max_tries = "d", "r", "it", -1, 1, 1
-
-    def __init__(self, kie_task_id, started_seconds_ago=0.0):
-        self.start_date = pendulum.now("UTC").subtract(seconds=started_seconds_ago)
-        self.xcoms = {KIE_TASK_ID_KEY: kie_task_id}
-        self.store = Store({})
-
-    def xcom_pull(self, task_ids, map_indexes, key):
-        assert (task_ids, map_indexes) == ("it", -1)
-        return self.xcoms.get(key)
-
-    def xcom_push(self, key, value):
-        self.xcoms[key] = value
+    def __init__(self, kie_task_id, **when):
+        super().__init__(xcoms={KIE_TASK_ID_KEY: kie_task_id}, **when)
+        self.store = FakeStore()
 
     def resume(self, event, *, durable=True, **kwargs):
         """Resume as the task runner does: with an event, or with the error of a trigger that sent none."""
         operator = Flux2GenerateImageOperator(task_id="it", prompt="a red fox", deferrable=True, **kwargs)
         next_method, arguments = ("__fail__", {"error": event}) if isinstance(event, str) else ("execute_complete", {})
-        context = {"ti": self} | ({"task_state_store": self.store} if durable else {})
+        context = context_of(self, self.store if durable else None)
         return operator.resume_execution(next_method, arguments or {"event": event}, context)
-
-
-@pytest.fixture
-def create(kie_emulator):
-    def create(*faults):
-        for fault in faults:
-            kie_emulator.fault(fault)
-        with KieHook() as hook:
-            kie_task_id = hook.create_task(
-                "flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
-            )
-            while STUCK not in faults and hook.get_task(kie_task_id).state == "running":
-                pass
-        return kie_task_id
-
-    return create
 
 
 @pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "in the worker"])
@@ -98,17 +62,17 @@ def test_a_success_without_an_image_is_final(kie_emulator):
     outcome = run_task(lambda **kw: Flux2GenerateImageOperator(prompt="a red fox", poll_interval=0.1, **kw))
 
     assert (outcome.state, outcome.retried) == ("failed", False)
-    assert "without a usable result" in str(outcome.error)
+    assert_tells(outcome.error, KieResultError)
 
 
 class TestEvent:
-    def test_success_is_returned(self, create):
-        kie_task_id = create()
+    def test_success_is_returned(self, create_ended):
+        kie_task_id = create_ended()
         ti = Resumed(kie_task_id)
 
         assert ti.resume(success_event(KieHook().get_task(kie_task_id)))["kie_task_id"] == kie_task_id
 
-    def test_trouble_at_kie_is_retried(self, create):
+    def test_trouble_at_kie_is_retried(self, create_ended):
         event = error_event(KieTaskFailedError("Internal Error", code="500", kie_task_id="kie-1"))
 
         with pytest.raises(KieTaskFailedError):
@@ -125,7 +89,7 @@ class TestEvent:
 
         with pytest.raises(KieTaskTimeoutError):
             Resumed("kie-1").resume(event)
-        with pytest.raises(AirflowFailException, match="No retry, it would not know"):
+        with pytest.raises(AirflowFailException, match="No retry"):
             Resumed("kie-1").resume(event, durable=False)
 
     @pytest.mark.parametrize("event", [None, {}, {"status": "cancelled"}, {"status": "success"}], ids=repr)
@@ -133,8 +97,8 @@ class TestEvent:
         with pytest.raises((KieError, AirflowFailException), match="not one of ours"):
             Resumed("kie-1").resume(event)
 
-    def test_that_of_another_task_is_not_believed(self, create):
-        other = success_event(KieHook().get_task(create()))
+    def test_that_of_another_task_is_not_believed(self, create_ended):
+        other = success_event(KieHook().get_task(create_ended()))
 
         with pytest.raises(AirflowFailException, match="not one of ours"):
             Resumed("kie-1").resume(other)
@@ -142,13 +106,13 @@ class TestEvent:
 
 @pytest.mark.parametrize("error", ["Trigger failure", "Trigger timeout"])
 class TestTriggerEndedWithoutEvent:
-    def test_success_in_the_meantime_finishes(self, create, error):
-        kie_task_id = create()
+    def test_success_in_the_meantime_finishes(self, create_ended, error):
+        kie_task_id = create_ended()
 
         assert Resumed(kie_task_id).resume(error)["kie_task_id"] == kie_task_id
 
-    def test_still_running_defers_again_a_few_times(self, create, error):
-        kie_task_id = create(STUCK)
+    def test_still_running_defers_again_a_few_times(self, create_ended, error):
+        kie_task_id = create_ended(STUCK)
         ti = Resumed(kie_task_id)
 
         for _ in range(MAX_TRIGGER_RESTARTS):
@@ -158,37 +122,37 @@ class TestTriggerEndedWithoutEvent:
         with pytest.raises(AirflowException, match=error) as retried:
             ti.resume(error)
         assert not isinstance(retried.value, AirflowFailException)
-        with pytest.raises(AirflowFailException, match=f"{error}.*No retry, it would not know"):
+        with pytest.raises(AirflowFailException, match=f"{error}.*No retry"):
             ti.resume(error, durable=False)
 
-    def test_past_the_deadline_the_next_try_waits_on(self, create, error):
+    def test_past_the_deadline_the_next_try_waits_on(self, create_ended, error):
         with pytest.raises(KieTaskTimeoutError):
-            Resumed(create(STUCK), started_seconds_ago=11).resume(error, timeout=10)
+            Resumed(create_ended(STUCK), started_seconds_ago=11).resume(error, timeout=10)
 
-    def test_failed_in_the_meantime(self, create, error):
+    def test_failed_in_the_meantime(self, create_ended, error):
         with pytest.raises(KieTaskFailedError):
-            Resumed(create(INTERNAL)).resume(error)
+            Resumed(create_ended(INTERNAL)).resume(error)
         with pytest.raises(AirflowFailException, match="flagged"):
-            Resumed(create(REFUSED)).resume(error)
+            Resumed(create_ended(REFUSED)).resume(error)
 
 
 class TestDeadline:
-    def deadline(self, create, **kwargs):
-        ti = Resumed(create(STUCK), started_seconds_ago=5)
+    def deadline(self, create_ended, **kwargs):
+        ti = Resumed(create_ended(STUCK), started_seconds_ago=5)
         with pytest.raises(TaskDeferred) as deferred:
             ti.resume("Trigger failure", **kwargs)
         return deferred.value.trigger.deadline - ti.start_date.timestamp(), deferred.value.timeout.total_seconds()
 
-    def test_counts_from_the_start_of_the_try(self, create):
-        deadline, airflow_timeout = self.deadline(create, timeout=100)
+    def test_counts_from_the_start_of_the_try(self, create_ended):
+        deadline, airflow_timeout = self.deadline(create_ended, timeout=100)
 
         assert deadline == pytest.approx(100)
         assert 95 < airflow_timeout < 95 + 61
 
     @pytest.mark.parametrize("timeout", [40, pendulum.duration(seconds=40)])
-    def test_the_shorter_of_both_timeouts_counts(self, create, timeout):
+    def test_the_shorter_of_both_timeouts_counts(self, create_ended, timeout):
         for kwargs in ({"timeout": timeout}, {"execution_timeout": pendulum.duration(seconds=40)}):
-            assert self.deadline(create, **kwargs)[0] == pytest.approx(40)
+            assert self.deadline(create_ended, **kwargs)[0] == pytest.approx(40)
 
 
 @contextlib.contextmanager
@@ -205,37 +169,34 @@ def killed_after(seconds, operator):
 
 
 class TestOnKill:
-    @pytest.fixture
-    def logged(self, caplog, capsys):
+    @pytest.fixture(autouse=True)
+    def _info(self, caplog):
         caplog.set_level(logging.INFO)
-        return lambda: caplog.text + capsys.readouterr().out
 
-    def test_says_that_the_task_goes_on(self, create, logged):
+    def test_says_that_the_task_goes_on(self, create_ended, log):
         operator = Flux2GenerateImageOperator(task_id="it", prompt="a red fox", deferrable=True)
-        ti = Resumed(create(STUCK))
+        ti = Resumed(create_ended(STUCK))
         with pytest.raises(TaskDeferred):
             operator.resume_execution("__fail__", {"error": "Trigger failure"}, {"ti": ti})
 
         operator.on_kill()
 
-        assert f"Kie task {ti.xcoms[KIE_TASK_ID_KEY]} goes on and is billed when it succeeds" in logged()
+        assert_tells(log(), f"Kie task {ti.xcom_pull('it', -1, KIE_TASK_ID_KEY)}", "billed")
 
-    def test_says_that_the_answer_is_awaited(self, kie_connection, kie_emulator, logged):
+    def test_says_that_the_answer_is_awaited(self, kie_connection, kie_emulator, log):
         operator = Flux2CreateTaskOperator(task_id="it", prompt="a red fox")
         kie_emulator.fault({"on": "createTask", "do": "slow", "delay_seconds": 0.5})
         with killed_after(0.2, operator):
             kie_task_id = operator.execute({})
 
-        text = logged()
-        assert "createTask was sent and is not answered yet" in text
-        assert f"Kie task {kie_task_id} was created" in text
+        assert_tells(log(), "createTask was sent", f"Kie task {kie_task_id} was created")
 
-    def test_says_nothing_while_there_is_no_task(self, logged):
+    def test_says_nothing_while_there_is_no_task(self, log):
         Flux2GenerateImageOperator(task_id="it", prompt="a red fox").on_kill()
 
-        assert "goes on" not in logged()
+        assert "Kie task" not in log()
 
-    def test_of_a_sensor_says_it_too(self, logged):
+    def test_of_a_sensor_says_it_too(self, log):
         Flux2TaskSensor(task_id="it", kie_task_id="kie-1").on_kill()
 
-        assert "Kie task kie-1 goes on and is billed when it succeeds; see https://kie.ai/logs" in logged()
+        assert_tells(log(), "Kie task kie-1", "billed", "https://kie.ai/logs")

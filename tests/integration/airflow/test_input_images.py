@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
-from PIL import Image
 
 from kie_provider.client.errors import KieStorageError
 from kie_provider.files import inputs
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
-
-
-def picture(kind="PNG", colour=(200, 30, 90)):
-    out = io.BytesIO()
-    Image.new("RGB", (90, 60), colour).save(out, kind)
-    return out.getvalue()
+from tests.support.kie import created_bodies, requests_to
+from tests.support.results import picture
+from tests.support.tries import durable
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +34,8 @@ def create(**fields):
     return run_task(lambda **kw: Flux2CreateTaskOperator(**{"prompt": "as a woodcut", **fields}, **kw))
 
 
-def orders(kie_emulator):
-    return [each["json"] for each in kie_emulator.requests() if each["path"].endswith("createTask")]
-
-
 def uploads(kie_emulator):
-    return [each for each in kie_emulator.requests() if each["path"].endswith("upload")]
+    return requests_to(kie_emulator, "upload")
 
 
 def test_paths_of_all_kinds_are_uploaded_and_urls_are_not(kie_emulator, image, tmp_path):
@@ -56,7 +47,7 @@ def test_paths_of_all_kinds_are_uploaded_and_urls_are_not(kie_emulator, image, t
     )
 
     assert outcome.state == "success", outcome.error
-    [order] = orders(kie_emulator)
+    [order] = created_bodies(kie_emulator)
     assert order["model"] == "flux-2/pro-image-to-image"
     urls = order["input"]["input_urls"]
     assert urls[1] == url
@@ -85,7 +76,7 @@ def test_results_of_earlier_tasks(kie_emulator, tmp_path, as_text):
     outcomes = run_dag(dag)
 
     assert outcomes["restyle", -1].state == "success", outcomes["restyle", -1].error
-    first, second = orders(kie_emulator)[-1]["input"]["input_urls"]
+    first, second = created_bodies(kie_emulator)[-1]["input"]["input_urls"]
     assert second == outcomes["unsaved", -1].result["urls"][0]
     assert kie_emulator_file(first) == Path(outcomes["saved", -1].result["files"][0]["path"]).read_bytes()
     assert len(uploads(kie_emulator)) == 1
@@ -104,7 +95,7 @@ def test_results_of_earlier_tasks(kie_emulator, tmp_path, as_text):
 def test_the_model_follows_the_images(kie_emulator, image, model, images, sent):
     create(model=model, input_images=[image] if images else None)
 
-    assert [order["model"] for order in orders(kie_emulator)] == [sent]
+    assert [order["model"] for order in created_bodies(kie_emulator)] == [sent]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +125,7 @@ def test_a_result_of_other_types_is_named(kie_emulator, images):
 
     assert (outcome.state, outcome.retried) == ("failed", False)
     assert "must be a URL, a path or a result with files or urls" in str(outcome.error)
-    assert orders(kie_emulator) == []
+    assert created_bodies(kie_emulator) == []
 
 
 def test_a_fifo_is_not_read(kie_emulator, tmp_path):
@@ -156,7 +147,7 @@ def test_the_same_content_is_uploaded_once(kie_emulator, image, tmp_path):
     create(input_images=str(copy))
 
     assert len(uploads(kie_emulator)) == 1
-    assert len({url for order in orders(kie_emulator) for url in order["input"]["input_urls"]}) == 1
+    assert len({url for order in created_bodies(kie_emulator) for url in order["input"]["input_urls"]}) == 1
 
 
 def test_but_again_when_it_is_gone_or_old(kie_emulator, image, monkeypatch):
@@ -170,9 +161,9 @@ def test_but_again_when_it_is_gone_or_old(kie_emulator, image, monkeypatch):
     assert len(uploads(kie_emulator)) >= 2
 
 
+@durable
 def test_a_retry_reads_the_journal_before_it_uploads(kie_emulator, image, tmp_path):
     """The content counts: an image that was rendered anew with the same bytes is the same order."""
-    pytest.importorskip("airflow.models.task_state_store", reason="Airflow 3.3 brought the store that outlives a try")
     kie_emulator.fault({"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>"})
     outcome = run_task(
         lambda **kw: Flux2GenerateImageOperator(
@@ -181,7 +172,7 @@ def test_a_retry_reads_the_journal_before_it_uploads(kie_emulator, image, tmp_pa
     )
 
     assert (outcome.state, outcome.tries) == ("success", 2)
-    assert len(uploads(kie_emulator)) == len(orders(kie_emulator)) == 1
+    assert len(uploads(kie_emulator)) == len(created_bodies(kie_emulator)) == 1
 
 
 MEDIA = "Kie takes image/jpeg, image/png, image/webp"
@@ -253,7 +244,7 @@ def test_a_refused_upload_submits_nothing(kie_emulator, image):
 
     assert (outcome.state, outcome.retried) == ("failed", False)
     assert "did not accept the API key" in str(outcome.error)
-    assert orders(kie_emulator) == []
+    assert created_bodies(kie_emulator) == []
 
 
 def test_an_upload_that_fails_for_the_moment_is_retried(kie_emulator, image, monkeypatch):
@@ -262,7 +253,7 @@ def test_an_upload_that_fails_for_the_moment_is_retried(kie_emulator, image, mon
     outcome = create(input_images=image)
 
     assert (outcome.state, outcome.tries) == ("success", 2)
-    assert len(orders(kie_emulator)) == 1
+    assert len(created_bodies(kie_emulator)) == 1
 
 
 def test_a_file_that_changes_meanwhile(kie_emulator, image, monkeypatch):

@@ -8,12 +8,13 @@ from airflow.sdk import task
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator
 from kie_provider.operators.kie import KieCreateTaskOperator
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
+from tests.support.kie import created_bodies
 from tests.support.openapi import validate_request
 
 
 def created(kie_emulator) -> list[dict]:
     """Return the bodies of all createTask requests, each valid by the vendor's schema where that covers the model."""
-    bodies = [r["json"] for r in kie_emulator.requests() if r["path"] == "/api/v1/jobs/createTask"]
+    bodies = created_bodies(kie_emulator)
     for body in bodies:
         if body["model"] == "flux-2/pro-text-to-image":
             validate_request(body)

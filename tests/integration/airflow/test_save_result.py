@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import Asset, task
 
-from kie_provider.client.errors import KieStorageError
+from kie_provider.client.errors import KieFileError, KieNotFoundError, KieStorageError
 from kie_provider.files import media, storage
 from kie_provider.operators.contact_sheet import KieContactSheetOperator
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
 from kie_provider.operators.results import KieSaveResultOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
+from tests.support.kie import STUCK
+from tests.support.messages import assert_tells
+from tests.support.tries import durable, not_durable
 
-needs_state_store = pytest.mark.skipif(
-    not importlib.util.find_spec("airflow.models.task_state_store"), reason="nothing outlives a try before Airflow 3.3"
-)
 HTML = {"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>expired</html>"}
 
 
@@ -61,35 +60,35 @@ class TestSaveResult:
         assert kie_emulator.bill()["charged_total"] == 5
 
     @pytest.mark.parametrize(
-        ("result", "message"),
+        "result",
         [
-            ("", "result: must be a Kie task id or a result dict, got ''"),
-            ({"urls": []}, "result: must be a Kie task id or a result dict"),
-            ({"kie_task_id": "x", "urls": "http://x/"}, "result: must be a Kie task id or a result dict"),
-            ("https://example.org/1.png", "result: must be a Kie task id or a result dict"),
-            (7, "result: must be a Kie task id or a result dict, got 7"),
-            ("{'kie_task_id': }", "result: must be"),
+            "",
+            {"urls": []},
+            {"kie_task_id": "x", "urls": "http://x/"},
+            "https://example.org/1.png",
+            7,
+            "{'kie_task_id': }",
         ],
     )
-    def test_what_is_no_result(self, tmp_path, result, message):
+    def test_what_is_no_result(self, tmp_path, result):
         outcome = run_task(lambda **kw: KieSaveResultOperator(result=result, target=str(tmp_path / "a"), **kw))
 
         assert (outcome.state, outcome.retried) == ("failed", False)
-        assert message in str(outcome.error)
+        assert_tells(outcome.error, "result: ", "Kie task id", "result dict", "got ")
 
     def test_of_a_task_that_still_runs(self, kie_emulator, tmp_path):
-        kie_emulator.fault({"on": "createTask", "do": "stuck"})
+        kie_emulator.fault(STUCK)
         create = run_task(lambda **kw: Flux2CreateTaskOperator(prompt="a red fox", **kw))
         outcome = run_task(lambda **kw: KieSaveResultOperator(result=create.result, target=str(tmp_path / "a"), **kw))
 
         assert (outcome.state, outcome.retried) == ("failed", True)
-        assert "and this operator does not wait; put KieTaskSensor before it" in str(outcome.error)
+        assert_tells(outcome.error, "KieTaskSensor")
 
     def test_of_a_task_that_failed_or_is_unknown(self, kie_emulator, tmp_path):
         kie_emulator.fault({"on": "createTask", "do": "fail", "failMsg": "flagged"})
         create = run_task(lambda **kw: Flux2CreateTaskOperator(prompt="a red fox", **kw))
         save = functools.partial(KieSaveResultOperator, target=str(tmp_path / "a"))
-        for kie_task_id, message in ((create.result, "flagged"), ("f" * 32, "Kie.ai does not know this")):
+        for kie_task_id, message in ((create.result, "flagged"), ("f" * 32, KieNotFoundError.summary)):
             outcome = run_task(functools.partial(save, result=kie_task_id))
 
             assert (outcome.state, outcome.retried) == ("failed", False)
@@ -111,26 +110,25 @@ class TestGenerate:
         assert (facts["airflow"]["task_id"], facts["airflow"]["try_number"]) == ("it", 1)
         assert facts["airflow"]["dag_id"].startswith("test_")
 
-    @needs_state_store
+    @durable
     def test_a_retry_after_a_bad_download_pays_nothing(self, kie_emulator, tmp_path, deferrable):
         kie_emulator.fault(HTML)
         outcome = run_task(generate(target=str(tmp_path), deferrable=deferrable))
 
         assert (outcome.state, outcome.tries, outcome.retried) == ("success", 2, True)
-        assert "What the Kie.ai link delivered is not the result" in str(outcome.error)
-        assert "<html>expired</html>" in str(outcome.error)
+        assert_tells(outcome.error, KieFileError, "<html>expired</html>")
         assert len(files(tmp_path)) == 3
         bill = kie_emulator.bill()
         assert (len(bill["tasks"]), bill["charged_total"]) == (1, 5)
 
-    @needs_state_store
+    @durable
     @pytest.mark.parametrize("body", ["\0\0\0\x18ftypmp42\0\0\0\0", "\u00b1\u00a7\u00c7\u00b8"])
     def test_what_is_no_image_is_downloaded_again(self, kie_emulator, tmp_path, deferrable, body):
         kie_emulator.fault({"on": "file", "do": "swap", "content_type": "image/png", "body": body})
         outcome = run_task(generate(target=str(tmp_path), deferrable=deferrable))
 
         assert (outcome.state, outcome.tries) == ("success", 2)
-        assert "What the Kie.ai link delivered is not the result" in str(outcome.error)
+        assert_tells(outcome.error, KieFileError)
         assert {Path(name).suffix for name in files(tmp_path)} == {".json", ".png", ".jpg"}
         assert kie_emulator.bill()["charged_total"] == 5
 
@@ -167,9 +165,7 @@ class TestGenerate:
         assert files(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(
-    bool(importlib.util.find_spec("airflow.models.task_state_store")), reason="a retry goes on with the task there"
-)
+@not_durable
 def test_before_airflow_33_a_bad_download_is_final_and_names_the_task(kie_emulator, tmp_path):
     kie_emulator.fault(HTML)
     outcome = run_task(generate(target=str(tmp_path)))
@@ -189,7 +185,7 @@ def test_without_pillow_nothing_is_ordered(kie_emulator, tmp_path, monkeypatch):
     assert kie_emulator.bill()["tasks"] == []
 
 
-@needs_state_store
+@durable
 def test_a_killed_try_saves_only_what_is_missing(kie_emulator, tmp_path, monkeypatch):
     """As after a kill -9 between the file and the success: the storage has the file, Airflow knows nothing."""
     put, calls = storage.put, []
@@ -215,7 +211,7 @@ def test_a_fixed_name_that_is_taken_is_refused_before_paying(kie_emulator, tmp_p
     third = run_task(generate(target=str(tmp_path), file_name="cover.{extension}", prompt="a blue fox", overwrite=True))
 
     assert (first.state, second.state, third.state) == ("success", "failed", "success")
-    assert "cover.png exists, and file_name='cover.{extension}' gives every image that name" in str(second.error)
+    assert_tells(second.error, "cover.png", "file_name='cover.{extension}'")
     assert not second.retried
     assert files(tmp_path) == ["cover.json", "cover.png", "cover.thumb.jpg"]
     assert json.loads((tmp_path / "cover.json").read_text())["prompt"] == "a blue fox"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from types import SimpleNamespace
 
 import airflow
 import pendulum
@@ -16,19 +15,19 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from kie_provider.client.errors import KieServerError
+from kie_provider.client.errors import KieServerError, KieTaskTimeoutError
 from kie_provider.hooks.kie import KieHook
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator
 from kie_provider.sensors.flux2 import Flux2TaskSensor
 from kie_provider.sensors.kie import KieTaskSensor
 from kie_provider.waiting import MAX_TRIGGER_RESTARTS
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
+from tests.support.kie import LATE, STUCK, requests_to
+from tests.support.messages import assert_tells
+from tests.support.task_instances import FakeTaskInstance, context_of
 
-STUCK = {"on": "createTask", "do": "stuck"}
 FAILS = {"on": "createTask", "do": "fail", "failCode": "501", "failMsg": "Internal Error"}
 HTML = {"on": "recordInfo", "do": "answer", "http_status": 502, "content_type": "text/html", "body": "<h1>502</h1>"}
-#: The first look finds nothing yet, so that a deferrable sensor does defer.
-LATE = {"on": "recordInfo", "do": "not_visible"}
 RESCHEDULE = pytest.param(
     {"mode": "reschedule"},
     id="reschedule",
@@ -45,19 +44,8 @@ MODES = [
 
 
 @pytest.fixture
-def create(kie_emulator):
-    def create(*faults, model="flux-2/pro-text-to-image", **fields):
-        for fault in faults:
-            kie_emulator.fault(fault)
-        fields = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"} | fields
-        return KieHook().create_task(model, fields)
-
-    return create
-
-
-@pytest.fixture
 def looks(kie_emulator):
-    return lambda: sum(r["path"] == "/api/v1/jobs/recordInfo" for r in kie_emulator.requests())
+    return lambda: len(requests_to(kie_emulator, "recordInfo"))
 
 
 def wait(kie_task_id, sensor=Flux2TaskSensor, poke_interval=0.1, retries=1, **kwargs):
@@ -120,11 +108,7 @@ def test_deferred_deadline_names_the_task_and_says_that_nothing_is_lost(create):
 
     outcome = wait(kie_task_id, timeout=0.5, deferrable=True)
 
-    assert str(outcome.error).startswith("Gave up waiting for the Kie.ai task: still waiting after ")
-    assert str(outcome.error).endswith(
-        f"[Kie task {kie_task_id}] -> Clear this task to wait for the same id again, which costs nothing: the task "
-        "goes on at Kie and is not lost. See also https://kie.ai/logs."
-    )
+    assert_tells(outcome.error, KieTaskTimeoutError, f"[Kie task {kie_task_id}]", KieTaskTimeoutError.advice)
 
 
 def test_execution_timeout_bounds_a_deferred_wait(create):
@@ -232,26 +216,10 @@ def test_dag_test_finds_a_connection_of_the_database(create, kie_emulator):
     assert outcome.state == "success", outcome.error
 
 
-class ResumedTask:
-    """What resume_execution sees of a task instance: its start and its own XComs."""
-
-    def __init__(self, started_seconds_ago=0.0):
-        self.task_id, self.map_index = "it", -1
-        self.start_date = pendulum.now("UTC").subtract(seconds=started_seconds_ago)
-        self.xcoms = {}
-
-    def xcom_pull(self, task_ids, map_indexes, key):
-        assert (task_ids, map_indexes) == ("it", -1)
-        return self.xcoms.get(key)
-
-    def xcom_push(self, key, value):
-        self.xcoms[key] = value
-
-
 def resume(kie_task_id, error="Trigger failure", ti=None, **kwargs):
     """Resume the sensor as the task runner does when its trigger ended without an event."""
     sensor = Flux2TaskSensor(task_id="it", kie_task_id=kie_task_id, deferrable=True, **kwargs)
-    return sensor.resume_execution("__fail__", {"error": error}, {"ti": ti or ResumedTask()})
+    return sensor.resume_execution("__fail__", {"error": error}, context_of(ti or FakeTaskInstance()))
 
 
 @pytest.mark.parametrize("error", ["Trigger failure", "Trigger timeout"])
@@ -263,7 +231,7 @@ class TestTriggerEndedWithoutEvent:
         assert resume(kie_task_id, error)["kie_task_id"] == kie_task_id
 
     def test_still_running_defers_again_a_few_times(self, create, error):
-        kie_task_id, ti = create(STUCK), ResumedTask()
+        kie_task_id, ti = create(STUCK), FakeTaskInstance()
 
         for _ in range(MAX_TRIGGER_RESTARTS):
             with pytest.raises(TaskDeferred) as deferred:
@@ -274,7 +242,7 @@ class TestTriggerEndedWithoutEvent:
 
     def test_past_the_deadline_times_out(self, create, error):
         with pytest.raises(AirflowSensorTimeout, match="Gave up waiting"):
-            resume(create(STUCK), error, ResumedTask(started_seconds_ago=11), timeout=10)
+            resume(create(STUCK), error, FakeTaskInstance(started_seconds_ago=11), timeout=10)
 
     def test_failed_in_the_meantime_is_final(self, create, error):
         kie_task_id = create(FAILS)
@@ -286,7 +254,7 @@ class TestTriggerEndedWithoutEvent:
     @pytest.mark.parametrize("flag", ["soft_fail", "never_fail"])
     def test_flags_skip(self, create, error, flag):
         with pytest.raises(AirflowSkipException):
-            resume(create(STUCK), error, ResumedTask(started_seconds_ago=11), timeout=10, **{flag: True})
+            resume(create(STUCK), error, FakeTaskInstance(started_seconds_ago=11), timeout=10, **{flag: True})
 
 
 @pytest.mark.parametrize(
@@ -306,4 +274,4 @@ def test_only_the_events_of_our_trigger_are_believed(event):
     sensor = Flux2TaskSensor(task_id="it", kie_task_id="abc", deferrable=True)
 
     with pytest.raises(AirflowFailException, match="not one of ours"):
-        sensor.execute_complete({"ti": SimpleNamespace()}, event)
+        sensor.execute_complete(context_of(FakeTaskInstance()), event)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -13,14 +12,17 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from kie_provider.client.errors import KieRateLimitError
-from kie_provider.emulator import KieEmulator
 from kie_provider.hooks.kie import KieHook
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator
+from tests.support.kie import INPUT, MODEL, requests_to
 from tests.support.redis import running_redis
+from tests.support.task_instances import FakeStore, FakeTaskInstance, context_of
+from tests.support.tries import durable
+from tests.support.waits import wait_until
 
 ROOT = Path(__file__).parents[3]
-TASK = ("flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"})
 LIMIT = 5
+pytestmark = pytest.mark.parametrize("kie", [{"create_limit": LIMIT}], indirect=True, ids=["5 in 10 s"])
 PROGRAM = f"""
 import sys
 from kie_provider.client.errors import KieRateLimitError
@@ -29,19 +31,11 @@ with KieHook() as hook:
     for _ in range(int(sys.argv[1])):
         while True:
             try:
-                hook.create_task(*{TASK!r})
+                hook.create_task(*{(MODEL, INPUT)!r})
                 break
             except KieRateLimitError:
                 print("refused", flush=True)
 """
-
-
-@pytest.fixture
-def kie(monkeypatch):
-    with KieEmulator(generating_seconds=0.05, create_limit=LIMIT) as kie:
-        connection = {**kie.connection, "extra": {**kie.connection["extra"], "submit_limit": LIMIT}}
-        monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps(connection))
-        yield kie
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +45,7 @@ def redis_program():
 
 def refusals(kie):
     """How many createTasks Kie has refused."""
-    sent = [each for each in kie.requests() if each["path"].endswith("createTask")]
-    return len(sent) - len(kie.bill()["tasks"])
+    return len(requests_to(kie)) - len(kie.bill()["tasks"])
 
 
 def create_in_processes(processes, each):
@@ -78,7 +71,7 @@ def test_a_process_waits_for_a_place(kie):
     with KieHook() as hook:
         began = time.monotonic()
         for _ in range(LIMIT + 1):
-            hook.create_task(*TASK)
+            hook.create_task(MODEL, INPUT)
         assert time.monotonic() - began > 9
     assert refusals(kie) == 0
 
@@ -93,25 +86,19 @@ def test_and_says_when_that_takes_too_long(kie):
     assert kie.requests() == []
 
 
+@durable  # before Airflow 3.3 only a sensor can be rescheduled
 def test_an_operator_comes_back_later(kie, monkeypatch):
-    exceptions = pytest.importorskip("airflow.sdk.exceptions")
-    pytest.importorskip("airflow.models.task_state_store", reason="a plain operator cannot wait before Airflow 3.3")
+    from airflow.sdk.exceptions import AirflowRescheduleException
 
-    class TaskInstance(dict):
-        dag_id, run_id, task_id, map_index, try_number, max_tries = "d", "r", "it", -1, 1, 1
-
-        def set(self, key, value, retention):
-            self[key] = value
-
-    ti = TaskInstance()
+    store = FakeStore()
     with KieHook() as hook:
         for _ in range(LIMIT):
             hook.acquire_slot()
     monkeypatch.setattr("kie_provider.submission.submit.SUBMIT_PATIENCE", 0.5)
     operator = Flux2CreateTaskOperator(task_id="it", prompt="a red fox")
-    with pytest.raises(exceptions.AirflowRescheduleException):
-        operator.execute({"ti": ti, "task_state_store": ti})
-    assert dict(ti) == {}
+    with pytest.raises(AirflowRescheduleException):
+        operator.execute(context_of(FakeTaskInstance(), store))
+    assert store.values == {}
     assert kie.requests() == []
 
 
@@ -138,8 +125,7 @@ def test_when_redis_dies_nothing_is_lost(kie, redis_program, tmp_path, monkeypat
     with running_redis(redis_program, tmp_path) as redis:
         monkeypatch.setenv("AIRFLOW__KIE__RATE_LIMIT_STORAGE", redis.url)
         children = create_in_processes(4, 3)
-        while not kie.bill()["tasks"]:
-            time.sleep(0.05)
+        wait_until(lambda: kie.bill()["tasks"])
         redis.stop()
         output = end(children)
     assert len(kie.bill()["tasks"]) == 12
@@ -149,6 +135,6 @@ def test_when_redis_dies_nothing_is_lost(kie, redis_program, tmp_path, monkeypat
 def test_without_redis_at_the_start_the_process_counts_alone(kie, monkeypatch, caplog):
     monkeypatch.setenv("AIRFLOW__KIE__RATE_LIMIT_STORAGE", "redis://127.0.0.1:1/0")
     with KieHook() as hook:
-        hook.create_task(*TASK)
+        hook.create_task(MODEL, INPUT)
     assert "does not answer" in caplog.text
     assert len(kie.bill()["tasks"]) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 
 import jinja2
 import pytest
@@ -13,6 +12,9 @@ from PIL import Image
 
 from kie_provider.decorators.flux2 import Flux2DecoratedOperator
 from tests.support.airflow_inprocess import new_dag, run_dag
+from tests.support.kie import INTERNAL, created_bodies
+from tests.support.task_instances import FakeStore, FakeTaskInstance, context_of
+from tests.support.tries import HAS_STATE_STORE, durable
 
 OPTIONS = {"poll_interval": 0.1, "retry_delay": 0}
 
@@ -23,17 +25,13 @@ def run(function, *, retries=1, dag_arguments=None, **options):
     return run_dag(dag)["it", -1]
 
 
-def orders(kie_emulator):
-    return [each["json"] for each in kie_emulator.requests() if each["path"].endswith("createTask")]
-
-
 @pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "in the worker"])
 def test_a_prompt_becomes_a_file(kie_emulator, tmp_path, deferrable):
     outcome = run(lambda: "a red fox", target=str(tmp_path), deferrable=deferrable)
 
     assert outcome.state == "success", outcome.error
     assert len(outcome.result["files"]) == 1
-    assert orders(kie_emulator)[0]["input"]["prompt"] == "a red fox"
+    assert created_bodies(kie_emulator)[0]["input"]["prompt"] == "a red fox"
 
 
 def test_a_dict_counts_before_the_decorators_arguments(kie_emulator):
@@ -44,16 +42,16 @@ def test_a_dict_counts_before_the_decorators_arguments(kie_emulator):
     )
 
     assert outcome.state == "success", outcome.error
-    [order] = orders(kie_emulator)
-    assert order["model"] == "flux-2/flex-text-to-image"
-    assert order["input"] == {"prompt": "a red fox", "aspect_ratio": "16:9", "resolution": "2K"}
+    [body] = created_bodies(kie_emulator)
+    assert body["model"] == "flux-2/flex-text-to-image"
+    assert body["input"] == {"prompt": "a red fox", "aspect_ratio": "16:9", "resolution": "2K"}
 
 
 def test_a_template_in_a_prompt_is_not_rendered(kie_emulator):
     """A prompt may come from anybody."""
     run(lambda: "a red {{ conn.kie_default.password }}")
 
-    assert orders(kie_emulator)[0]["input"]["prompt"] == "a red {{ conn.kie_default.password }}"
+    assert created_bodies(kie_emulator)[0]["input"]["prompt"] == "a red {{ conn.kie_default.password }}"
 
 
 def test_arguments_context_and_mapping(kie_emulator):
@@ -79,8 +77,8 @@ def test_arguments_context_and_mapping(kie_emulator):
     assert all("manual__" in prompt for prompt in prompts)
 
 
+@durable
 def test_a_retry_does_not_call_the_function_again(kie_emulator, tmp_path):
-    pytest.importorskip("airflow.models.task_state_store", reason="nothing outlives a try before Airflow 3.3")
     calls = []
 
     def prompt():
@@ -96,13 +94,13 @@ def test_a_retry_does_not_call_the_function_again(kie_emulator, tmp_path):
     assert kie_emulator.bill()["charged_total"] == 5
 
 
+@durable
 def test_after_a_clear_a_refused_prompt_can_be_another_one(kie_emulator):
-    pytest.importorskip("airflow.models.task_state_store", reason="nothing outlives a try before Airflow 3.3")
     kie_emulator.fault({"on": "createTask", "do": "fail", "failCode": "400", "failMsg": "flagged"})
     prompts = iter(["a bad fox", "a red fox"])
     operator = Flux2DecoratedOperator(task_id="it", python_callable=lambda: next(prompts), poll_interval=0.1)
-    ti = TaskInstance()
-    context = {"ti": ti, "task_state_store": ti}
+    ti = FakeTaskInstance()
+    context = context_of(ti, FakeStore())
 
     with pytest.raises(AirflowFailException, match="flagged"):
         operator.execute(dict(context))
@@ -113,35 +111,17 @@ def test_after_a_clear_a_refused_prompt_can_be_another_one(kie_emulator):
     assert kie_emulator.bill()["charged_total"] == 5
 
 
-class TaskInstance:
-    """A running task instance, and its state store."""
-
-    dag_id, run_id, task_id, map_index, try_number, max_tries, start_date = "d", "r", "it", -1, 1, 1, None
-
-    def __init__(self):
-        self.stored = {}
-
-    def xcom_push(self, key, value):
-        pass
-
-    def get(self, key):
-        return self.stored.get(key)
-
-    def set(self, key, value, retention):
-        self.stored[key] = value
-
-
 @pytest.mark.parametrize("with_image", [False, True])
 def test_after_trouble_at_kie_the_same_is_ordered_again(kie_emulator, tmp_path, with_image):
     image = tmp_path / "in.png"
     Image.new("RGB", (64, 64)).save(image)
     images = {"input_images": [str(image)]} if with_image else {}
-    kie_emulator.fault({"on": "createTask", "do": "fail", "failCode": "500", "failMsg": "Internal Error"})
+    kie_emulator.fault(INTERNAL)
 
     outcome = run(lambda: {"prompt": "a red fox", **images})
 
     assert (outcome.state, outcome.tries) == ("success", 2)
-    first, second = orders(kie_emulator)
+    first, second = created_bodies(kie_emulator)
     assert first == second
     assert all(url.startswith("http") for url in second["input"].get("input_urls", []))
     assert kie_emulator.bill()["charged_total"] == 5
@@ -156,7 +136,7 @@ def test_an_async_function_is_awaited(kie_emulator, deferrable):
     outcome = run(prompt, deferrable=deferrable)
 
     assert outcome.state == "success", outcome.error
-    assert orders(kie_emulator)[0]["input"]["prompt"] == "a red fox"
+    assert created_bodies(kie_emulator)[0]["input"]["prompt"] == "a red fox"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +151,8 @@ def test_an_async_function_is_awaited(kie_emulator, deferrable):
 )
 def test_map_index_template_as_with_task(kie_emulator, tmp_path, deferrable, retried, template):
     if retried:
-        pytest.importorskip("airflow.models.task_state_store", reason="nothing outlives a try before Airflow 3.3")
+        if not HAS_STATE_STORE:
+            pytest.skip("nothing outlives a try before Airflow 3.3")
         kie_emulator.fault({"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>", "times": 2})
     labels = {}
 
@@ -189,7 +170,7 @@ def test_map_index_template_as_with_task(kie_emulator, tmp_path, deferrable, ret
 
     assert {outcome.state for outcome in outcomes.values()} == {"success"}, outcomes
     expected = [
-        jinja2.Template(template).render(label=f"the {topic}", topic=topic, ti=SimpleNamespace(task_id="it"))
+        jinja2.Template(template).render(label=f"the {topic}", topic=topic, ti=FakeTaskInstance())
         for topic in ("fox", "owl")
     ]
     assert [labels["it", index] for index in (0, 1)] == expected
@@ -212,7 +193,7 @@ def test_what_it_must_not_return(kie_emulator, returned, message):
 
     assert (outcome.state, outcome.retried) == ("failed", False)
     assert message in str(outcome.error)
-    assert orders(kie_emulator) == []
+    assert created_bodies(kie_emulator) == []
 
 
 def test_the_prompt_is_no_parameter_of_the_decorator():

@@ -5,27 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from types import SimpleNamespace
 
 import blockbuster
 import pytest
 
 from kie_provider.client import transport
-from kie_provider.hooks.kie import KieHook
 from kie_provider.triggers.batch import KieBatchTrigger
 from kie_provider.triggers.kie import FIRST_LOOK_AFTER, KieTaskTrigger, read_event
-
-
-@pytest.fixture
-def create(kie_emulator):
-    def create(*faults):
-        for fault in faults:
-            kie_emulator.fault(fault)
-        return KieHook().create_task(
-            "flux-2/pro-text-to-image", {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
-        )
-
-    return create
+from tests.support.kie import INTERNAL, NO_URLS, STUCK
+from tests.support.messages import assert_tells
+from tests.support.task_instances import as_in_the_triggerer, fire
+from tests.support.waits import wait_until_async
 
 
 def trigger_for(kie_task_id, seconds=30.0, poll_interval=0.1):
@@ -37,8 +27,7 @@ def trigger_for(kie_task_id, seconds=30.0, poll_interval=0.1):
     stored = json.loads(json.dumps(serde.serialize(kwargs)))
     restored = KieTaskTrigger(**serde.deserialize(stored))
     assert restored.serialize() == trigger.serialize()
-    restored.task_instance = SimpleNamespace(task_id="airflow_task", dag_id="d", run_id="r", map_index=-1, try_number=1)
-    return restored
+    return as_in_the_triggerer(restored)
 
 
 def airflow_serialisation():
@@ -47,12 +36,6 @@ def airflow_serialisation():
     except ImportError:  # Airflow 3.1
         from airflow.serialization.serialized_objects import BaseSerialization as serde  # noqa: N813
     return serde
-
-
-async def fire(trigger):
-    events = [event async for event in trigger.run()]
-    assert len(events) == 1
-    return json.loads(json.dumps(events[0].payload))
 
 
 async def test_success(create):
@@ -88,9 +71,9 @@ async def test_without_task_instance_as_under_dag_test(create):
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        ({"on": "createTask", "do": "fail", "failMsg": "Internal Error"}, "KieTaskFailedError"),
-        ({"on": "createTask", "do": "no_urls"}, "KieResultError"),
-        ({"on": "createTask", "do": "stuck"}, "KieTaskTimeoutError"),
+        (INTERNAL, "KieTaskFailedError"),
+        (NO_URLS, "KieResultError"),
+        (STUCK, "KieTaskTimeoutError"),
         ({"on": "recordInfo", "do": "code", "code": 401, "msg": "No", "times": None}, "KieAuthError"),
     ],
 )
@@ -116,13 +99,11 @@ async def test_a_hundred_triggers_share_one_session_and_never_block_the_loop(cre
 
 
 async def test_cancelled_triggers_give_the_session_back(create):
-    kie_task_id = create({"on": "createTask", "do": "stuck"})
+    kie_task_id = create(STUCK)
     tasks = [asyncio.create_task(fire(trigger_for(kie_task_id))) for _ in range(3)]
-    for _ in range(100):
-        if (shared := next(iter(transport._shared_sessions.values()), None)) and shared.users == 3:
-            break
-        await asyncio.sleep(0.1)
-    assert shared.users == 3
+    [shared] = await wait_until_async(
+        lambda: [each for each in transport._shared_sessions.values() if each.users == len(tasks)]
+    )
 
     for task in tasks:
         task.cancel()
@@ -156,5 +137,4 @@ async def test_on_kill_says_that_the_task_goes_on_and_asks_nothing(monkeypatch, 
 
     await trigger_for("kie-1").on_kill()
 
-    logged = caplog.text + capsys.readouterr().out
-    assert "Kie cannot cancel tasks: Kie task kie-1 goes on and is billed when it succeeds" in logged
+    assert_tells(caplog.text + capsys.readouterr().out, "Kie cannot cancel tasks", "Kie task kie-1", "billed")

@@ -2,7 +2,6 @@
 
 import os
 import ssl
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import pytest
 
 from kie_provider.client.client import KieClient
 from kie_provider.client.endpoint import Endpoint
+from tests.support.api_key import KEY
 from tests.support.servers import self_signed_certificate
-
-KEY = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
@@ -64,14 +62,3 @@ def netrc(tmp_path, monkeypatch) -> None:
     file = tmp_path / "netrc"
     file.write_text("machine 127.0.0.1 login somebody password something\ndefault login somebody password something\n")
     monkeypatch.setenv("NETRC", str(file))
-
-
-def assert_no_key(error: BaseException) -> None:
-    """Check everything of an error that is ever shown or stored."""
-    shown = "".join(traceback.format_exception(error))
-    while error is not None:
-        to_dict = getattr(error, "to_dict", dict)
-        shown += f"{error} {error!r} {error.args!r} {to_dict()!r} {vars(error)!r}"
-        error = error.__cause__
-    assert KEY not in shown
-    assert "Bearer 0123" not in shown

@@ -15,7 +15,7 @@ from kie_provider.client import download as download_module
 from kie_provider.client.download import DownloadedFile, download
 from kie_provider.client.endpoint import is_private_host
 from kie_provider.client.errors import KieError, KieFileError, KieResultError, KieTargetError
-from tests.integration.client.conftest import KEY, assert_no_key
+from tests.support.api_key import KEY, error_of
 from tests.support.servers import (
     DRIPS,
     ScriptedServer,
@@ -41,13 +41,6 @@ def files(directory):
     return sorted(path.name for path in directory.rglob("*"))
 
 
-def error_of(url, path, **kwargs):
-    with pytest.raises(KieError) as caught:
-        fetch(url, path, **kwargs)
-    assert_no_key(caught.value)
-    return caught.value
-
-
 def test_a_file(tmp_path):
     with ScriptedServer(reply(IMAGE, **PNG)) as server:
         file = fetch(f"{server.url}/f/1.png?x=1", tmp_path / "cat.png")
@@ -67,7 +60,7 @@ def test_an_older_file_is_replaced_only_by_a_complete_one(tmp_path):
     path = tmp_path / "cat.png"
     path.write_bytes(b"old")
     with ScriptedServer(truncated(IMAGE, content_type="image/png"), reply(IMAGE, **PNG)) as server:
-        error_of(server.url, path)
+        error_of(fetch, server.url, path)
         assert path.read_bytes() == b"old"
         fetch(server.url, path)
     assert path.read_bytes() == IMAGE
@@ -120,7 +113,7 @@ def test_nothing_is_there_before_all_of_it_is(tmp_path):
 )
 def test_a_broken_download_leaves_nothing(step, tmp_path):
     with ScriptedServer(step) as server:
-        error = error_of(server.url, tmp_path / "cat.png", read_timeout=0.1 if step is hang else 5.0)
+        error = error_of(fetch, server.url, tmp_path / "cat.png", read_timeout=0.1 if step is hang else 5.0)
     assert type(error) is KieFileError
     assert error.is_transient
     assert f"downloading {server.url} broke off" in error.message
@@ -130,7 +123,7 @@ def test_a_broken_download_leaves_nothing(step, tmp_path):
 
 def test_a_file_host_that_is_not_there(tmp_path):
     with refusing_port() as port:
-        assert type(error_of(f"http://127.0.0.1:{port}", tmp_path / "a" / "cat.png")) is KieFileError
+        assert type(error_of(fetch, f"http://127.0.0.1:{port}", tmp_path / "a" / "cat.png")) is KieFileError
     assert files(tmp_path) == []
 
 
@@ -153,7 +146,7 @@ def test_a_file_host_that_is_not_there(tmp_path):
 )
 def test_an_answer_that_is_no_file(step, kind, tmp_path):
     with ScriptedServer(step) as server:
-        error = error_of(server.url, tmp_path / "cat.png")
+        error = error_of(fetch, server.url, tmp_path / "cat.png")
     assert type(error) is kind
     assert server.url in error.message
     assert error.retry_after == (7 if "HTTP 429" in error.message else None)
@@ -162,7 +155,7 @@ def test_an_answer_that_is_no_file(step, kind, tmp_path):
 
 @pytest.mark.parametrize("url", ["", "cat.png", "file:///etc/passwd", "ftp://x/1.png", None])
 def test_what_is_no_url(url, tmp_path):
-    assert type(error_of(url, tmp_path / "cat.png")) is KieResultError
+    assert type(error_of(fetch, url, tmp_path / "cat.png")) is KieResultError
     assert files(tmp_path) == []
 
 
@@ -181,7 +174,7 @@ def test_a_redirect_is_followed(tmp_path):
 )
 def test_a_redirect_that_leads_nowhere(location, kind, requests, tmp_path):
     with ScriptedServer(*[reply(b"", 302, Location=location)] * requests) as server:
-        assert type(error_of(server.url, tmp_path / "cat.png")) is kind
+        assert type(error_of(fetch, server.url, tmp_path / "cat.png")) is kind
     assert len(server.requests) == requests
     assert files(tmp_path) == []
 
@@ -356,7 +349,7 @@ def test_a_file_that_is_too_large(chunked, tmp_path):
     body = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"a\r\n0123456789\r\n" * 11 + b"0\r\n\r\n"
     step = raw(body) if chunked else reply(b"x" * 101, **PNG)
     with ScriptedServer(step) as server:
-        error = error_of(server.url, tmp_path / "cat.png", max_bytes=100)
+        error = error_of(fetch, server.url, tmp_path / "cat.png", max_bytes=100)
     assert type(error) is KieResultError
     assert "more than max_bytes=100 bytes" in error.message
     assert files(tmp_path) == []
@@ -367,7 +360,7 @@ def test_a_drip_is_not_waited_for(name, monkeypatch, tmp_path):
     monkeypatch.setattr(download_module, "SLOW_START_SECONDS", 0.3)
     began = time.monotonic()
     with ScriptedServer(DRIPS[name]) as server:
-        error = error_of(server.url, tmp_path / "cat.png", read_timeout=0.3)
+        error = error_of(fetch, server.url, tmp_path / "cat.png", read_timeout=0.3)
         assert time.monotonic() - began < 3
     assert type(error) is KieFileError
     assert "redirects" in error.message or "is too slow" in error.message or "timed out" in error.message

@@ -9,9 +9,10 @@ import pytest
 
 from kie_provider.client import errors
 from kie_provider.emulator import KieEmulator
+from tests.support.api_key import error_of
+from tests.support.servers import HTML
 
 MODEL, INPUT = "flux-2/pro-text-to-image", {"prompt": "a cat", "aspect_ratio": "1:1", "resolution": "1K"}
-HTML = "<html><body><h1>Sorry</h1></body></html>"
 #: What a look-up costs when the error may pass; what createTask costs when Kie asks to come again.
 LOOK_UPS, SUBMISSIONS = 4, 6
 
@@ -66,12 +67,6 @@ def kie(server):
 @pytest.fixture
 def client(kie, connect):
     return connect(kie.url, api_key=kie.api_key)
-
-
-def error_of(call, *arguments):
-    with pytest.raises(errors.KieError) as caught:
-        call(*arguments)
-    return caught.value
 
 
 def test_the_table_has_every_code_that_the_client_knows():

@@ -16,9 +16,10 @@ from kie_provider.client.download import is_there
 from kie_provider.client.polling import Waiting, watch
 from kie_provider.client.records import TaskRecord, TaskState
 from kie_provider.emulator import KieEmulator
-from tests.integration.client.conftest import KEY, assert_no_key
+from tests.support.api_key import KEY, assert_no_key, error_of
 from tests.support.servers import (
     DRIPS,
+    HTML,
     ScriptedServer,
     close,
     echo,
@@ -34,7 +35,6 @@ from tests.support.servers import (
 )
 
 TASK = "ee9c2715375b7837f8bb51d641ff5863"
-HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
 RECORDED = Path(__file__).parents[2] / "data" / "recorded"
 
 PASSING = {
@@ -61,13 +61,6 @@ FINAL = {
 def emulator():
     with KieEmulator(generating_seconds=0.02) as kie:
         yield kie
-
-
-def error_of(call, *args):
-    with pytest.raises(errors.KieError) as caught:
-        call(*args)
-    assert_no_key(caught.value)
-    return caught.value
 
 
 def wait(client, kie_task_id, waiting, sleep):

@@ -11,9 +11,12 @@ from urllib3 import HTTPConnectionPool, PoolManager
 
 from kie_provider.client import errors, transport
 from kie_provider.client.adapter import KieAdapter
-from tests.integration.client.conftest import KEY, assert_no_key
+from tests.support.api_key import KEY, error_of
+from tests.support.messages import assert_tells
 from tests.support.servers import (
     DRIPS,
+    HTML,
+    OK,
     Exchange,
     ScriptedServer,
     close,
@@ -31,8 +34,6 @@ from tests.support.servers import (
 MODEL, INPUT = "flux-2/pro-text-to-image", {"prompt": "a cat", "aspect_ratio": "1:1", "resolution": "1K"}
 TASK = "ee9c2715375b7837f8bb51d641ff5863"
 CREATED = envelope({"taskId": TASK, "recordId": TASK})
-HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
-OK = b"HTTP/1.1 200 OK\r\n"
 
 #: What can happen to a request that was sent, and leaves open whether a task was created.
 DOUBTS = {
@@ -102,11 +103,8 @@ REFUSALS = {
 }
 
 
-def error_of(client):
-    with pytest.raises(errors.KieError) as caught:
-        client.create_task(MODEL, INPUT)
-    assert_no_key(caught.value)
-    return caught.value
+def error_of_create(client):
+    return error_of(client.create_task, MODEL, INPUT)
 
 
 # ---------------------------------------------------------------- what is sent
@@ -180,7 +178,7 @@ def test_cookies_are_not_sent_back(connect):
 @pytest.mark.parametrize("name", DOUBTS)
 def test_a_doubtful_outcome_is_not_sent_again(name, connect, pauses):
     with ScriptedServer(DOUBTS[name], CREATED) as server:
-        error = error_of(connect(server.url, request_timeout=0.1 if name == "no answer in time" else 5.0))
+        error = error_of_create(connect(server.url, request_timeout=0.1 if name == "no answer in time" else 5.0))
     assert type(error) is errors.KieSubmitUnknownError
     assert not error.is_transient
     assert (len(server.requests), server.connections, pauses) == (1, 1, [])
@@ -190,7 +188,7 @@ def test_a_doubtful_outcome_is_not_sent_again(name, connect, pauses):
 def test_an_answer_in_drips_is_a_doubtful_outcome(name, connect, pauses):
     began = time()
     with ScriptedServer(DRIPS[name], CREATED) as server:
-        error = error_of(connect(server.url, request_timeout=0.3))
+        error = error_of_create(connect(server.url, request_timeout=0.3))
         assert 0.25 < time() - began < 2
     assert type(error) is errors.KieSubmitUnknownError
     assert (len(server.requests), server.connections, pauses) == (1, 1, [])
@@ -200,7 +198,7 @@ def test_an_answer_in_drips_is_a_doubtful_outcome(name, connect, pauses):
 def test_drips_over_tls(name, tls, connect):
     began = time()
     with ScriptedServer(DRIPS[name], tls=tls) as server:
-        assert type(error_of(connect(server.url, request_timeout=0.3))) is errors.KieSubmitUnknownError
+        assert type(error_of_create(connect(server.url, request_timeout=0.3))) is errors.KieSubmitUnknownError
         assert time() - began < 2
     assert len(server.requests) == 1
 
@@ -209,7 +207,7 @@ def test_a_proxy_that_drips(connect, pauses, monkeypatch):
     began = time()
     with ScriptedServer(DRIPS["in a header"]) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        assert_it_never_left(error_of(connect("https://api.example", request_timeout=0.1)), pauses)
+        assert_it_never_left(error_of_create(connect("https://api.example", request_timeout=0.1)), pauses)
         assert time() - began < 5
     assert {request.method for request in proxy.requests} == {"CONNECT"}
 
@@ -220,14 +218,14 @@ def test_no_redirect_is_followed(status, connect):
         ScriptedServer(CREATED) as elsewhere,
         ScriptedServer(reply(b"", status, Location=f"{elsewhere.url}/api/v1/jobs/createTask")) as server,
     ):
-        assert type(error_of(connect(server.url))) is errors.KieSubmitUnknownError
+        assert type(error_of_create(connect(server.url))) is errors.KieSubmitUnknownError
     assert (len(server.requests), elsewhere.connections) == (1, 0)
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # requests leaves this connection to the collector
 def test_a_redirect_that_is_not_even_text(connect):
     with ScriptedServer(raw(b"HTTP/1.1 307 T\r\nLocation: http://\xff/\r\nContent-Length: 0\r\n\r\n")) as server:
-        assert type(error_of(connect(server.url))) is errors.KieSubmitUnknownError
+        assert type(error_of_create(connect(server.url))) is errors.KieSubmitUnknownError
     assert len(server.requests) == 1
     gc.collect()
 
@@ -244,13 +242,13 @@ def test_half_a_request_counts_as_sent(connect, pauses):
 
 def test_the_doubt_is_explained(connect):
     with ScriptedServer(reset) as server:
-        error = error_of(connect(server.url))
-    assert str(error) == (
-        "It is not known whether Kie.ai created a task: "
-        f"POST {server.url}/api/v1/jobs/createTask: no usable answer "
-        "(ConnectionResetError: [Errno 104] Connection reset by peer) -> "
-        "Look at https://kie.ai/logs, which shows whether a task was created at this time; it was not sent again, so "
-        "that you do not pay twice."
+        error = error_of_create(connect(server.url))
+    assert_tells(
+        error,
+        errors.KieSubmitUnknownError,
+        f"POST {server.url}/api/v1/jobs/createTask",
+        "ConnectionResetError",
+        errors.KieSubmitUnknownError.advice,
     )
 
 
@@ -258,7 +256,7 @@ def test_the_doubt_is_explained(connect):
 @pytest.mark.parametrize("code", REFUSALS)
 def test_a_refusal_is_final(code, status, connect, pauses):
     with ScriptedServer(envelope(code=code, msg="no", status=status), CREATED) as server:
-        error = error_of(connect(server.url))
+        error = error_of_create(connect(server.url))
     assert type(error) is REFUSALS[code]
     assert (error.code, error.message, error.http_status) == (code, "no", status)
     assert (len(server.requests), pauses) == (1, [])
@@ -268,7 +266,7 @@ def test_a_refusal_is_final(code, status, connect, pauses):
 @pytest.mark.parametrize("status", [401, 404, 405, 407, 411, 413, 414, 415, 421, 431])
 def test_what_a_proxy_has_not_passed_on_is_refused(status, body, connect, pauses):
     with ScriptedServer(reply(body, status), CREATED) as server:
-        error = error_of(connect(server.url))
+        error = error_of_create(connect(server.url))
     assert type(error) is (errors.KieAuthError if status == 401 else errors.KieValidationError)
     assert (error.code, error.http_status) == (None, status)
     assert (len(server.requests), pauses) == (1, [])
@@ -286,7 +284,7 @@ def test_what_a_proxy_has_not_passed_on_is_refused(status, body, connect, pauses
 )
 def test_code_500_with_a_reason_is_a_refusal(text, error_class, connect):
     with ScriptedServer(envelope(code=500, msg=text)) as server:
-        assert type(error_of(connect(server.url))) is error_class
+        assert type(error_of_create(connect(server.url))) is error_class
     assert len(server.requests) == 1
 
 
@@ -307,7 +305,7 @@ def test_busy_is_asked_again(code, status, connect, pauses):
 @pytest.mark.parametrize(("code", "error_class"), [(429, errors.KieRateLimitError), (455, errors.KieMaintenanceError)])
 def test_busy_for_too_long(code, error_class, connect, pauses):
     with ScriptedServer(envelope(code=code, msg="busy")) as server:
-        error = error_of(connect(server.url))
+        error = error_of_create(connect(server.url))
     assert type(error) is error_class
     assert len(server.requests) == 6
     assert 12 * 0.9 <= sum(pauses) <= 12 * 1.1
@@ -329,7 +327,7 @@ def test_retry_after_as_a_date(connect, pauses):
 @pytest.mark.parametrize("seconds", ["13", "3600"])
 def test_a_long_retry_after_is_left_to_airflow(seconds, connect, pauses):
     with ScriptedServer(envelope(code=429, msg="busy", Retry_After=seconds), CREATED) as server:
-        error = error_of(connect(server.url))
+        error = error_of_create(connect(server.url))
     assert type(error) is errors.KieRateLimitError
     assert error.retry_after == min(float(seconds), 600.0)
     assert (len(server.requests), pauses) == (1, [])
@@ -337,13 +335,13 @@ def test_a_long_retry_after_is_left_to_airflow(seconds, connect, pauses):
 
 def test_patience_is_spent_once(connect, pauses):
     with ScriptedServer(envelope(code=429, msg="busy", Retry_After="7")) as server:
-        assert type(error_of(connect(server.url))) is errors.KieRateLimitError
+        assert type(error_of_create(connect(server.url))) is errors.KieRateLimitError
     assert (len(server.requests), len(pauses)) == (2, 1)
 
 
 def test_a_doubt_after_a_refusal_ends_it(connect):
     with ScriptedServer(envelope(code=429, msg="busy"), reset, CREATED) as server:
-        assert type(error_of(connect(server.url))) is errors.KieSubmitUnknownError
+        assert type(error_of_create(connect(server.url))) is errors.KieSubmitUnknownError
     assert len(server.requests) == 2
 
 
@@ -361,27 +359,27 @@ def assert_it_never_left(error, pauses):
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", f"{'a' * 80}.invalid"])
 def test_unknown_and_impossible_hosts(host, connect, pauses):
-    assert_it_never_left(error_of(connect(f"http://{host}")), pauses)
+    assert_it_never_left(error_of_create(connect(f"http://{host}")), pauses)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_refused_port(scheme, connect, pauses):
     with refusing_port() as port:
-        error = error_of(connect(f"{scheme}://127.0.0.1:{port}"))
+        error = error_of_create(connect(f"{scheme}://127.0.0.1:{port}"))
     assert_it_never_left(error, pauses)
     assert "Connection refused" in error.message
 
 
 def test_tls_to_a_plain_port(connect, pauses):
     with ScriptedServer(CREATED) as server:
-        error = error_of(connect(f"https://{server.host}"))
+        error = error_of_create(connect(f"https://{server.host}"))
     assert_it_never_left(error, pauses)
     assert (server.requests, server.connections) == ([], 6)
 
 
 def test_a_certificate_nobody_trusts(certificate, connect, pauses):
     with ScriptedServer(CREATED, tls=certificate[0]) as server:
-        error = error_of(connect(server.url))
+        error = error_of_create(connect(server.url))
     assert_it_never_left(error, pauses)
     assert "CERTIFICATE_VERIFY_FAILED" in error.message
     assert server.requests == []
@@ -390,7 +388,7 @@ def test_a_certificate_nobody_trusts(certificate, connect, pauses):
 @pytest.mark.parametrize("step", [close, raw(b"HTTP/1.1 400 Bad Request\r\n\r\n")], ids=["close", "http"])
 def test_a_tls_handshake_that_breaks_off(step, connect, pauses):
     with ScriptedServer(on_accept=step) as server:
-        assert_it_never_left(error_of(connect(f"https://{server.host}")), pauses)
+        assert_it_never_left(error_of_create(connect(f"https://{server.host}")), pauses)
 
 
 @pytest.mark.filterwarnings(
@@ -398,14 +396,14 @@ def test_a_tls_handshake_that_breaks_off(step, connect, pauses):
 )  # Python's ssl module leaves this socket to the collector
 def test_a_tls_handshake_that_is_reset(connect, pauses):
     with ScriptedServer(on_accept=reset) as server:
-        assert_it_never_left(error_of(connect(f"https://{server.host}")), pauses)
+        assert_it_never_left(error_of_create(connect(f"https://{server.host}")), pauses)
     gc.collect()
 
 
 def test_a_tls_handshake_that_hangs(connect, pauses, monkeypatch):
     monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.05)
     with ScriptedServer(on_accept=hang) as server:
-        assert_it_never_left(error_of(connect(f"https://{server.host}")), pauses)
+        assert_it_never_left(error_of_create(connect(f"https://{server.host}")), pauses)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +414,7 @@ def test_a_tls_handshake_that_hangs(connect, pauses, monkeypatch):
 def test_a_proxy_that_does_not_connect(step, connect, pauses, monkeypatch):
     with ScriptedServer(step) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        assert_it_never_left(error_of(connect("https://api.example")), pauses)
+        assert_it_never_left(error_of_create(connect("https://api.example")), pauses)
     assert {request.method for request in proxy.requests} == {"CONNECT"}
     assert KEY.encode() not in b"".join(request.raw for request in proxy.requests)
 
@@ -425,7 +423,7 @@ def test_a_proxy_that_is_not_there(connect, pauses, monkeypatch):
     with refusing_port() as port:
         for scheme in ("http", "https"):
             monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{port}")
-            assert_it_never_left(error_of(connect(f"{scheme}://api.example")), pauses)
+            assert_it_never_left(error_of_create(connect(f"{scheme}://api.example")), pauses)
             pauses.clear()
 
 
@@ -442,7 +440,7 @@ def test_a_socks_proxy_keeps_its_own_way_of_connecting():
 def test_a_tunnel_to_a_certificate_nobody_trusts(certificate, connect, pauses, monkeypatch):
     with ScriptedServer(CREATED, tls=certificate[0]) as server, ScriptedServer(tunnel) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        assert_it_never_left(error_of(connect(server.url)), pauses)
+        assert_it_never_left(error_of_create(connect(server.url)), pauses)
     assert server.requests == []
 
 
@@ -481,7 +479,7 @@ def test_tls_that_breaks_after_the_request(name, through_a_proxy, tls, connect, 
     with ScriptedServer(BREAKS[name], CREATED, tls=tls) as server, ScriptedServer(tunnel) as proxy:
         if through_a_proxy:
             monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        error = error_of(connect(server.url, request_timeout=0.1 if name == "no answer" else 5.0))
+        error = error_of_create(connect(server.url, request_timeout=0.1 if name == "no answer" else 5.0))
     assert type(error) is errors.KieSubmitUnknownError
     assert (len(server.requests), len(proxy.requests), pauses) == (1, int(through_a_proxy), [])
 
@@ -500,7 +498,7 @@ def test_created_over_tls(tls, connect):
 def test_a_plain_proxy_that_takes_the_request_and_dies(step, connect, pauses, monkeypatch):
     with ScriptedServer(step, CREATED) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
-        error = error_of(connect("http://api.example"))
+        error = error_of_create(connect("http://api.example"))
     assert type(error) is errors.KieSubmitUnknownError
     assert (len(proxy.requests), pauses) == (1, [])
     assert proxy.requests[0].target == "http://api.example/api/v1/jobs/createTask"
@@ -545,6 +543,6 @@ def test_the_proxy_is_passed_by_when_the_environment_says_so(connect, monkeypatc
 )
 def test_the_key_is_in_no_error_and_no_log(step, connect, caplog):
     with ScriptedServer(step) as server, caplog.at_level(logging.DEBUG):
-        error_of(connect(server.url))
+        error_of_create(connect(server.url))
     assert KEY not in caplog.text
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"

@@ -22,9 +22,11 @@ from kie_provider.client.polling import Waiting, watch
 from kie_provider.client.protocol import Answer
 from kie_provider.client.records import TaskState
 from kie_provider.client.transport import send_async, shared_session
-from tests.integration.client.conftest import KEY, assert_no_key
+from tests.support.api_key import KEY, assert_no_key
 from tests.support.servers import (
     DRIPS,
+    HTML,
+    OK,
     ScriptedServer,
     close,
     echo,
@@ -37,10 +39,9 @@ from tests.support.servers import (
     truncated,
     tunnel,
 )
+from tests.support.waits import wait_until_async
 
 TASK = "ee9c2715375b7837f8bb51d641ff5863"
-HTML = "<html><body><h1>Bad Gateway</h1></body></html>"
-OK = b"HTTP/1.1 200 OK\r\n"
 CREDITS = envelope(5.5)
 
 
@@ -77,11 +78,6 @@ def run_cleanly(main):
     assert [str(warning.message) for warning in caught] == []
     assert complaints == []
     return result
-
-
-async def until(condition):
-    while not condition():  # noqa: ASYNC110 - a thread's doing, no event to await
-        await asyncio.sleep(0.005)
 
 
 # ---------------------------------------------------------------- one session per loop
@@ -150,7 +146,7 @@ def test_a_cancelled_user_leaves_the_session_to_the_others():
     async def main():
         async with shared_session() as session:
             waiting = asyncio.create_task(get_credits(endpoint(server.url)))
-            await until(lambda: server.requests)
+            await wait_until_async(lambda: server.requests)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
@@ -172,7 +168,7 @@ def test_the_last_user_cancelled_in_mid_request_closes_it():
 
     async def main():
         users = [asyncio.create_task(user()) for _ in range(3)]
-        await until(lambda: len(server.requests) == 3)
+        await wait_until_async(lambda: len(server.requests) == 3)
         for task in users:
             task.cancel()
         outcomes = await asyncio.gather(*users, return_exceptions=True)
@@ -192,7 +188,7 @@ class Closing:
 
     async def close(self, session):
         self.begun.append(session)
-        await until(lambda: self.let)
+        await wait_until_async(lambda: self.let)
         await self.real_close(session)
         self.done.append(session)
 
@@ -208,9 +204,9 @@ def closing(monkeypatch):
 def test_a_newcomer_while_the_last_closes_gets_a_fresh_session(closing):
     async def main():
         first = asyncio.create_task(get_credits(endpoint(server.url)))
-        await until(lambda: closing.begun)
+        await wait_until_async(lambda: closing.begun)
         newcomer = asyncio.create_task(get_credits(endpoint(server.url)))
-        await until(lambda: len(closing.begun) == 2)
+        await wait_until_async(lambda: len(closing.begun) == 2)
         closing.let = True
         assert [await first, await newcomer] == [5.5, 5.5]
 
@@ -222,12 +218,12 @@ def test_a_newcomer_while_the_last_closes_gets_a_fresh_session(closing):
 def test_cancelled_while_closing_it_is_closed_all_the_same(closing):
     async def main():
         user = asyncio.create_task(get_credits(endpoint(server.url)))
-        await until(lambda: closing.begun)
+        await wait_until_async(lambda: closing.begun)
         user.cancel()
         with pytest.raises(asyncio.CancelledError):
             await user
         closing.let = True
-        await until(lambda: closing.done)
+        await wait_until_async(lambda: closing.done)
 
     with ScriptedServer(CREDITS) as server:
         run_cleanly(main)

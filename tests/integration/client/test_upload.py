@@ -11,7 +11,7 @@ import pytest
 from kie_provider.client import errors, protocol, transport
 from kie_provider.client.client import KieClient
 from kie_provider.client.endpoint import Endpoint
-from tests.integration.client.conftest import KEY, assert_no_key
+from tests.support.api_key import KEY, assert_no_key
 from tests.support.servers import ScriptedServer, envelope, reply
 
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))

@@ -8,9 +8,8 @@ import pytest
 from jsonschema import ValidationError
 
 from kie_provider.emulator import KieEmulator
+from tests.support.emulator_client import Client
 from tests.support.openapi import validate_request, validate_response
-
-from .conftest import Client
 
 CREATE = "/api/v1/jobs/createTask"
 

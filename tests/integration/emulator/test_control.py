@@ -8,8 +8,7 @@ import pytest
 import requests
 
 from kie_provider.emulator import KieEmulator
-
-from .conftest import Client
+from tests.support.emulator_client import Client
 
 
 def control(client: Client, method: str, path: str, **options) -> requests.Response:

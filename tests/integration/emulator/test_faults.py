@@ -12,7 +12,8 @@ import pytest
 import requests
 from PIL import Image
 
-from .conftest import Client
+from tests.support.emulator_client import Client
+from tests.support.waits import wait_until
 
 
 def raw(client: Client, request: str) -> bytes:
@@ -129,10 +130,8 @@ def test_hold_charges_and_answers_when_released(client, how):
     answers: list[dict] = []
     thread = threading.Thread(target=lambda: answers.append(client.create()))
     thread.start()
-    deadline = time.monotonic() + 5
-    while not client.kie.bill()["tasks"] and time.monotonic() < deadline:
-        time.sleep(0.005)
-    task_id = client.kie.bill()["tasks"][0]["taskId"]
+    [task] = wait_until(lambda: client.kie.bill()["tasks"])
+    task_id = task["taskId"]
     thread.join(0.1)
     assert (answers, thread.is_alive()) == ([], True)
     assert client.look(task_id)["code"] == 200  # everything else goes on

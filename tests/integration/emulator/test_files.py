@@ -11,8 +11,7 @@ from PIL import Image
 
 from kie_provider.emulator import KieEmulator
 from kie_provider.emulator.images import SIZES, PillowMissingError, render
-
-from .conftest import Client
+from tests.support.emulator_client import Client
 
 DAY = 86_400
 

@@ -17,8 +17,8 @@ import requests
 from blockbuster import blockbuster_ctx
 
 from kie_provider.emulator import KieEmulator
-
-from .conftest import Client
+from tests.support.emulator_client import Client
+from tests.support.waits import wait_until
 
 
 def test_a_stopped_emulator_leaves_no_thread_and_no_port():
@@ -43,9 +43,7 @@ def test_stop_does_not_wait_for_held_answers_or_open_connections():
     try:
         held.sendall(request)
         slow.sendall(request)
-        deadline = time.monotonic() + 5
-        while len(kie.requests()) < 2 and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_until(lambda: len(kie.requests()) == 2)
         start = time.monotonic()
         kie.stop()
         assert time.monotonic() - start < 1

@@ -1,41 +1,11 @@
 from __future__ import annotations
 
-import io
-
 import pytest
-from PIL import Image
 
 from kie_provider.client.prices import PriceTable
-from kie_provider.files.provenance import RunFacts
 from kie_provider.files.saving import ResultSaver, SaveOptions
 from kie_provider.hooks.kie import KieHook
-
-RUN = RunFacts("a_dag", "a_run", "a_task", 3, 2)
-KIE_TASK_ID = "0123456789abcdef0123456789abcdef"
-
-
-def picture(kind="PNG", size=(1024, 1024), colour=(10, 200, 90)):
-    """Return the bytes of an image file."""
-    out = io.BytesIO()
-    Image.new("RGB", size, colour).save(out, kind)
-    return out.getvalue()
-
-
-def result_of(*urls, **changes):
-    """Return a result dict, as sensors and operators give it."""
-    return {
-        "kie_task_id": KIE_TASK_ID,
-        "model": "flux-2/pro-text-to-image",
-        "state": "success",
-        "urls": list(urls),
-        "result": None,
-        "credits_consumed": 5.0,
-        "cost_seconds": 12,
-        "created_at": "2026-11-22T10:00:00Z",
-        "completed_at": "2026-11-22T10:00:12Z",
-        "input": {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"},
-        **changes,
-    }
+from tests.support.results import RUN
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from kie_provider.client.errors import (
 )
 from kie_provider.files import storage
 from kie_provider.hooks.kie import KieHook
-from tests.integration.files.conftest import KIE_TASK_ID, picture, result_of
+from tests.support.results import KIE_TASK_ID, picture, result_of
 from tests.support.servers import ScriptedServer, hang, reply, reset, truncated
 
 PNG = picture()
@@ -779,7 +779,7 @@ def in_a_process(url, target, kie_emulator, *, check=True, limit=-1):
 
 PROGRAM = """
 import resource, signal, sys
-from tests.integration.files.conftest import RUN, result_of
+from tests.support.results import RUN, result_of
 from kie_provider.client.prices import PriceTable
 from kie_provider.files.saving import ResultSaver, SaveOptions
 from kie_provider.hooks.kie import KieHook

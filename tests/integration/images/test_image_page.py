@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from kie_provider.links import IMAGES_XCOM_KEY
-from tests.integration.images.conftest import EVIL, LARGE, MANY, REFUSED
+from tests.support.gallery import EVIL, LARGE, MANY, REFUSED
 
 ALL = "kie/images/"
 

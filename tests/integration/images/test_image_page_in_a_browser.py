@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -10,8 +10,9 @@ from urllib.parse import quote
 import pytest
 from selenium.webdriver import ActionChains, Keys
 
-from tests.integration.images.conftest import EVIL
 from tests.support import browser
+from tests.support.gallery import EVIL
+from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -58,13 +59,7 @@ def run_tab(gallery):
     return f"dags/{dag_id}/runs/{quote(run_id, safe='')}/plugin/kie-run-images"
 
 
-def soon(condition, timeout=20):
-    """Return what the condition comes to, once it is something."""
-    deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "in vain"
-        time.sleep(0.1)
-    return found
+soon = functools.partial(wait_until, timeout=20, pause=0.1)
 
 
 def loaded(driver):

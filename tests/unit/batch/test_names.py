@@ -6,6 +6,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from kie_provider.batch.names import fill_in, read_names, slug, taken
+from tests.support.messages import assert_tells
 
 DEFAULT = "{kie_task_id}-{index}.{extension}"
 
@@ -60,7 +61,8 @@ def test_names_that_meet(names, default, place, name):
 
 def test_a_wrong_default_is_named_once():
     _, problems = read_names([(None, "a"), (None, "b")], "x.png")
-    assert problems == ["file_name: must end with '.{extension}', so that the name tells what the file is, got 'x.png'"]
+    [problem] = problems
+    assert_tells(problem, "file_name: ", "'.{extension}'", "'x.png'")
 
 
 def test_names_that_are_there(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from kie_provider.batch.prompts import duplicate_problems, read_prompts, read_requests
 from kie_provider.client.prices import PriceTable
 from kie_provider.submission.budget import estimate
+from tests.support.messages import assert_tells
 
 DEFAULTS = {"model": "flux-2/pro", "aspect_ratio": "1:1", "resolution": "1K", "input_images": None}
 
@@ -34,7 +35,7 @@ def test_lists_in_any_shape(value):
 def test_what_is_no_list(value):
     items, [problem] = prompts(value)
     assert items == []
-    assert problem.startswith(f"prompts: must be a list of prompts or dicts, got {value!r}")
+    assert_tells(problem, "prompts: ", "list of prompts or dicts", f"got {value!r}")
 
 
 @pytest.mark.parametrize("value", [[], "[]", ()])
@@ -104,10 +105,10 @@ def test_fingerprints_tell_orders_apart_and_nothing_else():
 
     assert fox == same
     assert len({fox, owl, large}) == 3
-    assert duplicate_problems([fox, owl, same, same]) == [
-        "prompts[2]: is the same as prompts[0]; set allow_duplicates=True for an image of each",
-        "prompts[3]: is the same as prompts[0]; set allow_duplicates=True for an image of each",
-    ]
+    problems = duplicate_problems([fox, owl, same, same])
+    assert [problem.partition(": ")[0] for problem in problems] == ["prompts[2]", "prompts[3]"]
+    for problem in problems:
+        assert_tells(problem, "prompts[0]", "allow_duplicates=True")
 
 
 def test_estimate():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -13,27 +12,27 @@ from kie_provider.execution_timeout import Alarm
 from kie_provider.submission.facts import MAX_SUMMARY_BYTES, success_fact, success_key
 from kie_provider.submission.journal import Journal
 from kie_provider.submission.reading import MAX_WITHOUT_SUMMARY, SUBMISSIONS_PER_SUMMARY, OutOfStepError
-from tests.unit.submission.conftest import airflow_error, context
+from tests.support.task_instances import FakeStore, FakeTaskInstance, context_of, store_error
 
 QUIET = Alarm()
 
 
-class Store:
-    """Keeps JSON, as Airflow's task state store does."""
+class Store(FakeStore):
+    """Notes what is read, and fails at a key as often as there are errors for it."""
 
     def __init__(self):
-        self.values = {}
+        super().__init__()
         self.errors = {}
         self.reads = []
 
     def get(self, key):
         self.reads.append(key)
-        return json.loads(self.values[key]) if key in self.values else None
+        return super().get(key)
 
     def set(self, key, value, *, retention):
         if errors := self.errors.get(key):
             raise errors.pop(0)
-        self.values[key] = json.dumps(value)
+        super().set(key, value, retention=retention)
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def open_journal(store):
     """Return a function that opens the journal as a worker process does."""
 
     def open_journal(try_number=1, max_tries=1, expected=None):
-        journal = Journal(context(store, try_number, max_tries))
+        journal = Journal(context_of(FakeTaskInstance(try_number=try_number, max_tries=max_tries), store))
         journal.read() if expected is None else journal.resume(expected)
         return journal
 
@@ -175,7 +174,7 @@ class TestOneImage:
     def test_an_id_is_written_until_it_is_there(self, open_journal, store, caplog):
         journal = open_journal()
         record = intend(journal)
-        store.errors["kie.1.1.answer"] = [airflow_error(status) for status in (None, 401, 403, 500, 503, 409)]
+        store.errors["kie.1.1.answer"] = [store_error(status) for status in (None, 401, 403, 500, 503, 409)]
         journal.created(record, "the-id", QUIET)
 
         assert told(open_journal(try_number=2)) == [("kie.1.1", "submitted", "the-id")]
@@ -184,7 +183,7 @@ class TestOneImage:
     def test_or_until_the_try_was_replaced(self, open_journal, store):
         journal = open_journal()
         record = intend(journal)
-        store.errors["kie.1.1.answer"] = [airflow_error(500), airflow_error(404)]
+        store.errors["kie.1.1.answer"] = [store_error(500), store_error(404)]
 
         with pytest.raises(AirflowFailException, match=r"created Kie task the-id, which goes on .* 'kie.1.1.settled'"):
             journal.created(record, "the-id", QUIET)
@@ -193,7 +192,7 @@ class TestOneImage:
     def test_or_until_the_process_must_end(self, open_journal, store, end):
         journal, alarm = open_journal(), Alarm()
         record = intend(journal)
-        store.errors["kie.1.1.answer"] = [airflow_error(500)] * 5
+        store.errors["kie.1.1.answer"] = [store_error(500)] * 5
         alarm.has_rung = end == "alarm"
         if end == "signal":
             journal.stop()
@@ -211,7 +210,7 @@ class TestOneImage:
 class TestFence:
     def test_that_cannot_be_written_stops_everything(self, open_journal, store):
         journal = open_journal()
-        store.errors["kie.1.1"] = [airflow_error(500)] * 3
+        store.errors["kie.1.1"] = [store_error(500)] * 3
         with pytest.raises(RuntimeError, match="API_SERVER_ERROR"):
             intend(journal)
 
@@ -219,12 +218,12 @@ class TestFence:
         assert list(store.values) == ["kie.1.1.answer"]
 
     def test_is_written_again_for_a_while(self, open_journal, store):
-        store.errors["kie.1.1"] = [airflow_error(500)] * 2
+        store.errors["kie.1.1"] = [store_error(500)] * 2
         assert intend(open_journal()).key == "kie.1.1"
 
     def test_of_a_try_that_was_replaced(self, open_journal, store):
         journal = open_journal()
-        store.errors["kie.1.1"] = [airflow_error(404)] * 9
+        store.errors["kie.1.1"] = [store_error(404)] * 9
         with pytest.raises(RuntimeError, match="404"):
             intend(journal)
         assert len(store.errors["kie.1.1"]) == 8
@@ -320,7 +319,7 @@ class TestManyImages:
         for number in range(600):
             create(journal, f"id{number:030}", f"{number:032}")
         second = open_journal(try_number=2)
-        store.errors["kie.2.sum.2"] = [airflow_error(500)] * 3
+        store.errors["kie.2.sum.2"] = [store_error(500)] * 3
         with pytest.raises(RuntimeError, match="500"):
             second.begin(second.records)
 
@@ -341,7 +340,7 @@ class TestManyImages:
         written = []
         keep = store.set
         store.set = lambda key, value, **kw: written.append((key, json.dumps(value))) or keep(key, value, **kw)
-        store.errors["kie.1.sum.1"] = [airflow_error(500)] * 3
+        store.errors["kie.1.sum.1"] = [store_error(500)] * 3
         journal.summarize()
         create(journal, "id-2")
         journal.summarize()
@@ -352,7 +351,7 @@ class TestManyImages:
 
     def test_more_than_are_read_one_by_one_are_not_submitted_without_a_summary(self, open_journal, store):
         journal = open_journal()
-        store.errors["kie.1.sum.1"] = [airflow_error(500)] * 10**6
+        store.errors["kie.1.sum.1"] = [store_error(500)] * 10**6
 
         def create_all():
             for number in range(MAX_WITHOUT_SUMMARY):
@@ -513,22 +512,14 @@ class TestNonsense:
 
 class TestWithoutStore:
     def test_the_xcoms_of_the_try_hold_it(self):
-        xcoms = {}
-        ti = SimpleNamespace(
-            task_id="t",
-            map_index=2,
-            try_number=3,
-            max_tries=3,
-            xcom_push=lambda key, value: xcoms.__setitem__(key, json.dumps(value)),
-            xcom_pull=lambda task_ids, map_indexes, key: json.loads(xcoms.get(key, "null")),
-        )
-        journal = Journal({"ti": ti})
+        ti = FakeTaskInstance(try_number=3, max_tries=3, map_index=2)
+        journal = Journal(context_of(ti))
         journal.read()
         assert not journal.is_durable
         journal.begin([])
         create(journal, "the-id")
 
-        resumed = Journal({"ti": ti})
+        resumed = Journal(context_of(ti))
         resumed.resume()
         assert told(resumed) == [("kie.3.1", "submitted", "the-id")]
         assert resumed.has_begun

@@ -27,7 +27,7 @@ from kie_provider.submission.decide import Reattach, Unknown, assign, next_step
 from kie_provider.submission.inputs import TaskRequest
 from kie_provider.submission.journal import Journal
 from kie_provider.submission.submit import Submitter
-from tests.unit.submission.conftest import airflow_error, context
+from tests.support.task_instances import FakeTaskInstance, context_of, store_error
 
 MAX_TRIES_OF_A_TEST = 6
 
@@ -116,7 +116,7 @@ class Store:
             case "dies":
                 world.die(self.try_number)
             case "away":
-                raise airflow_error(500)
+                raise store_error(500)
             case "cleared":
                 world.is_cleared_now()
         if self.try_number != world.try_number:
@@ -128,25 +128,25 @@ class Store:
         world.check_alive(self.try_number)
         world.some_time_passes()
         if self.try_number != world.try_number:
-            raise airflow_error(404)
+            raise store_error(404)
         text = json.dumps(value)
         assert world.values.get(key, text) == text, f"{key} gets a second value"
         happens = world.happens("dies before", "dies behind", "lost", "late", "late and again", "cleared", "away")
         if happens == "dies before":
             world.die(self.try_number)
         if happens == "away":
-            raise airflow_error(None)
+            raise store_error(None)
         if happens in ("late", "late and again"):
             world.standing_still.append((key, text))
             if happens == "late":
-                raise airflow_error(None)
+                raise store_error(None)
         if happens == "cleared":  # behind the check that the try is the current one
             world.is_cleared_now()
         world.values[key] = text
         if happens == "dies behind":
             world.die(self.try_number)
         if happens == "lost":
-            raise airflow_error(None)
+            raise store_error(None)
 
 
 class Kie:
@@ -187,9 +187,15 @@ class Kie:
         return kie_task_id
 
 
+def open_journal(world, try_number):
+    """Open the journal as the process of a try does."""
+    ti = FakeTaskInstance(try_number=try_number, max_tries=world.max_tries)
+    return Journal(context_of(ti, Store(world, try_number)))
+
+
 def run_one(world, try_number):
     """What an operator of one image does in a try."""
-    journal = Journal(context(Store(world, try_number), try_number, world.max_tries))
+    journal = open_journal(world, try_number)
     [fingerprint] = world.fingerprints
     try:
         journal.read()
@@ -214,7 +220,7 @@ def run_one(world, try_number):
 
 def run_many(world, try_number):
     """What an operator of many images does in a try."""
-    journal = Journal(context(Store(world, try_number), try_number, world.max_tries))
+    journal = open_journal(world, try_number)
     try:
         journal.read()
         claimed, kept = assign(journal.records, world.fingerprints, max_tries=world.max_tries)
@@ -285,7 +291,7 @@ def test_nothing_is_paid_twice_and_nothing_is_forgotten(run_try, fingerprints, d
     # A last try, which nothing happens to, knows all that was acknowledged, and neither pays again nor is stuck in a
     # journal that makes no sense.
     world.try_number += 1
-    journal = Journal(context(Store(world, world.try_number), world.try_number, world.max_tries))
+    journal = open_journal(world, world.try_number)
     journal.read()
     known = {record.kie_task_id for record in journal.records if record.state == "submitted"}
     doubts = {record.fingerprint for record in journal.records if record.state == "unknown"}

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.servers import ScriptedServer, refusing_port, reply
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.waits import wait_until
 
 REQUEST = b"GET / HTTP/1.1\r\n\r\n"
 
@@ -55,9 +56,7 @@ def test_what_is_held_arrives_after_its_sender_has_gone(server):
         time.sleep(0.2)
         held = len(server.requests)
         proxy.release()
-        deadline = time.monotonic() + 5
-        while len(server.requests) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: len(server.requests) == 2)
 
     assert held == 1
     assert len(server.requests) == 2
