@@ -49,6 +49,8 @@ SETTINGS = {
     "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
     "AIRFLOW__WORKERS__SOCKET_CLEANUP_TIMEOUT": "5",
+    # A task whose createTask was not answered looks once more, a minute later.
+    "AIRFLOW__KIE__CALLBACK_PATIENCE": "45",
 }
 
 

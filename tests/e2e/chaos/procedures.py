@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PROCEDURES: dict[str, Procedure] = {}
 MAPPED = 10
 NEXT_KEY = "the-next-key"
+YOUNGEST_DEFERRAL = 10.0  # seconds: before that a callback wakes no task
 
 # What a worker asks of Airflow: method, path and body.
 INTENT = ("PUT", r"/store/ti/.*/kie\.\d+\.\d+$", "")
@@ -248,17 +249,17 @@ def inputs_change(trial: Trial) -> None:
 
 @procedure
 def batch_killed_while_ordering(trial: Trial) -> None:
-    limit_new_tasks(trial, 4)  # the fifth waits for its slot until the first four are written down
+    change_connection(trial, submit_limit=4)  # the fifth waits for its slot until the first four are written down
     hold = trial.hold(*INTENT, skip=4)
     trial.start("chaos_batch")
     kill_at(trial, hold)
     finish(trial)
 
 
-def limit_new_tasks(trial: Trial, number: int) -> None:
-    """Have the run create so few Kie tasks in ten seconds."""
+def change_connection(trial: Trial, **extra: Any) -> None:
+    """Give the run's connection other extra fields besides."""
     connection = trial.connection(trial.kie.api_key)
-    connection["extra"] = json.dumps({**json.loads(connection["extra"]), "submit_limit": number})
+    connection["extra"] = json.dumps({**json.loads(connection["extra"]), **extra})
     trial.arena.api("PATCH", f"/connections/{trial.name}", connection)
 
 
@@ -332,6 +333,78 @@ def killed_while_refused(trial: Trial) -> None:
     trial.arena.wait(lambda: "kie.1.1.answer" in trial.store(), lambda: f"{trial.name}: {trial.describe()}")
     trial.kill(trial.last_try())
     finish(trial)
+
+
+@procedure
+def called_back_after_the_answer_was_lost(trial: Trial) -> None:
+    trial.kie.fault({"on": "createTask", "do": "lost_answer"})
+    start_with_callbacks(trial)
+    trial.wait_for("up_for_reschedule")
+    trial.finish_at_kie()
+    trial.wait_for_end()
+
+
+@procedure
+def called_back_after_the_worker_was_killed(trial: Trial) -> None:
+    trial.kie.fault({"on": "createTask", "do": "hold"})
+    start_with_callbacks(trial)
+    wait_for_kie_task(trial)
+    trial.kill(trial.last_try())
+    trial.finish_at_kie()
+    trial.wait_for_end()
+
+
+@procedure
+def called_back_while_deferred(trial: Trial) -> None:
+    start_with_callbacks(trial, "chaos_rarely_polled")
+    trial.wait_until_asked(2)  # by the worker, and by the trigger when it has begun
+    trial.arena.stopping.wait(YOUNGEST_DEFERRAL)
+    trial.finish_at_kie()
+    trial.wait_for_end()
+    asked = [each for each in trial.kie.requests() if each["path"].endswith("recordInfo")]
+    assert len(asked) == 3, asked
+
+
+@procedure
+def called_back_after_the_patience(trial: Trial) -> None:
+    trial.kie.fault({"on": "createTask", "do": "lost_answer"})
+    start_with_callbacks(trial)
+    trial.wait_for_end()
+    trial.finish_at_kie()
+    wait_until_called(trial, 1)
+    trial.clear()
+    trial.wait_for_end()
+
+
+@procedure
+def batch_called_back(trial: Trial) -> None:
+    trial.kie.fault({"on": "createTask", "do": "lost_answer", "times": 4})
+    start_with_callbacks(trial, "chaos_batch")
+    finish(trial)
+
+
+@procedure
+def batch_called_back_after_the_worker_was_killed(trial: Trial) -> None:
+    trial.kie.fault({"on": "createTask", "do": "hold", "times": 4})
+    start_with_callbacks(trial, "chaos_batch")
+    trial.arena.wait(lambda: len(trial.charged()) == 4, f"{trial.name}: not four in flight")
+    trial.kill(trial.last_try())
+    finish(trial)
+
+
+def start_with_callbacks(trial: Trial, dag_id: str = "chaos_generate") -> None:
+    """Start the run, and have Kie call back."""
+    change_connection(trial, callback_base_url=trial.arena.airflow.url)
+    trial.start(dag_id)
+
+
+def wait_until_called(trial: Trial, times: int) -> None:
+    """Wait until Airflow has taken so many callbacks."""
+
+    def called() -> bool:
+        return [each["http_status"] for each in trial.kie.callbacks()] == [200] * times
+
+    trial.arena.wait(called, lambda: f"{trial.name}: {trial.kie.callbacks()}")
 
 
 @procedure

@@ -215,6 +215,50 @@ SCENARIOS = (
         "Kie refuses createTask because there are too many requests (429), and the worker is killed while it waits.",
         "The retry creates the Kie task: the refusal was recorded before the wait.",
     ),
+    # Kie calls back (callback_base_url)
+    Scenario(
+        "called_back_after_the_answer_was_lost",
+        "Kie accepts createTask, the connection breaks before the answer, and Kie calls back.",
+        "The task comes back after a minute, without using up a try, and takes over the Kie task that is named.",
+        tries=1,
+        says="(?s)its answer was lost.*Kie has called back for Kie task",
+    ),
+    Scenario(
+        "called_back_after_the_worker_was_killed",
+        "The worker is killed after Kie has accepted createTask and before the answer arrives, and Kie calls back.",
+        "The retry takes over the Kie task that the callback names.",
+        says="Kie has called back for Kie task",
+    ),
+    Scenario(
+        "called_back_while_deferred",
+        "Kie calls back for a task that is deferred, and the next poll is ten minutes away.",
+        "The callback wakes it, and the same try ends well.",
+        tries=1,
+    ),
+    Scenario(
+        "called_back_after_the_patience",
+        "The answer to createTask is lost, and Kie calls back only when the task has stopped; then that is cleared.",
+        "The task stops when its patience is over; after the clear it takes over the Kie task that the callback names.",
+        says="(?s)add its id.*Kie has called back for Kie task",
+    ),
+    Scenario(
+        "batch_called_back",
+        "The answers to four of the eight createTasks of a batch are lost, and Kie calls back.",
+        "The batch takes over the Kie tasks that the callbacks name, and saves all eight images in the same try.",
+        charged=8,
+        tries=1,
+        found_in=(STORE, LOG),
+        says="Kie has called back for Kie task",
+    ),
+    Scenario(
+        "batch_called_back_after_the_worker_was_killed",
+        "The worker is killed when Kie has accepted four createTasks of a batch of eight, before their answers arrive, "
+        "and Kie calls back.",
+        "The retry orders the rest, takes over the four that the callbacks name, and saves all eight images.",
+        charged=8,
+        found_in=(STORE, LOG),
+        says="Kie has called back for Kie task",
+    ),
     # Airflow's API and database
     Scenario(
         "late_write",

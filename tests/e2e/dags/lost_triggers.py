@@ -16,6 +16,8 @@ from kie_provider.triggers.kie import KieTaskTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from kie_provider.client.polling import Callback
+
 
 class UnloadableTrigger(KieTaskTrigger):
     """A trigger of a release that the triggerer does not have."""
@@ -31,9 +33,11 @@ class FirstTriggerLostSensor(Flux2TaskSensor):
         super().__init__(deferrable=True, **kwargs)
         self.loss = loss
 
-    def _poll_or_defer(self, context: Context, trigger_error: Exception | None = None) -> dict[str, Any]:
+    def _poll_or_defer(
+        self, context: Context, callback: Callback | None = None, trigger_error: Exception | None = None
+    ) -> dict[str, Any]:
         try:
-            return super()._poll_or_defer(context, trigger_error)
+            return super()._poll_or_defer(context, callback, trigger_error)
         except TaskDeferred:
             if trigger_error is None:
                 raise self._lost_deferral() from None

@@ -37,6 +37,9 @@ def dag(dag_id: str) -> DAG:
 with dag("chaos_generate"):
     Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1)
 
+with dag("chaos_rarely_polled"):
+    Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=True, poll_interval=600)
+
 with dag("chaos_save"):
     Flux2GenerateImageOperator(task_id="image", prompt=PROMPT, deferrable=True, poll_interval=1, target=TARGET)
 
