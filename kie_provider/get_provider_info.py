@@ -57,6 +57,16 @@ CONFIG: dict[str, Any] = {
                 "example": "https://airflow.example.com",
                 "default": "",
             },
+            "callback_patience": {
+                "description": (
+                    "For how many seconds after createTask a task whose answer was lost waits for Kie's callback; at "
+                    "most 86400. Airflow 3.3 and later."
+                ),
+                "version_added": "0.1.0",
+                "type": "float",
+                "example": None,
+                "default": "1200",
+            },
             "prices": {
                 "description": (
                     "Credits per image, as JSON {model: {resolution: credits}}, where they differ from Kie's list: for "

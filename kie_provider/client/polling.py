@@ -156,7 +156,7 @@ def _next_interval(waiting: Waiting, elapsed: float) -> float:
     :param elapsed: seconds since the wait began.
     """
     if waiting.callback == "expected" or (waiting.callback == "came" and elapsed >= STEADY_SECONDS):
-        to_come = [at - elapsed for at in BACKSTOP_POLLS if at > elapsed]
+        to_come = [at - elapsed for at in BACKSTOP_POLLS if at > elapsed * 1.25]  # jitter may have put one forward
         return max(to_come[0] if to_come else BACKSTOP_INTERVAL, waiting.poll_interval)
     interval = waiting.interval or waiting.poll_interval
     if elapsed < STEADY_SECONDS:

@@ -132,8 +132,11 @@ class Postgres:
 
 @contextlib.contextmanager
 def postgres_if_wanted() -> Iterator[Database | None]:
-    """Run one for the block, in a temporary folder, if ``TEST_DATABASE=postgresql`` asks for it; else None."""
-    if os.environ.get("TEST_DATABASE") != "postgresql":
+    """Run one for the block if it is installed; None if not, or with ``TEST_DATABASE=sqlite``."""
+    wanted = os.environ.get("TEST_DATABASE", "")
+    if wanted not in ("", "postgresql", "sqlite"):
+        raise RuntimeError(f"TEST_DATABASE: must be postgresql or sqlite, got {wanted!r}")
+    if wanted == "sqlite" or (not wanted and programs() is None):
         yield None
         return
     if programs() is None:

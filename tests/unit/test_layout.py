@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 #: From the top down. What stands in one line knows nothing of its neighbours.
 FLOORS = (
-    ("pytest_plugin", "plugin"),
+    ("pytest_plugin", "plugin", "cli"),
     ("decorators",),
     ("operators", "sensors"),
     ("batch",),

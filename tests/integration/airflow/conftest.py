@@ -44,7 +44,6 @@ def create_ended(create):
 def kie(monkeypatch, request):
     """An emulator without a limit on new tasks behind ``kie_default``; a parameter has other settings of it."""
     from kie_provider.client.rate_limit import forget_windows
-
     from kie_provider.emulator import KieEmulator
 
     forget_windows()
