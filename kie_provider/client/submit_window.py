@@ -189,8 +189,10 @@ class SharedWindow:
         if time.monotonic() >= self._away_until:
             try:
                 if not self._limiter.hit(self._item, self._account):
-                    reset_at, _ = self._limiter.get_window_stats(self._item, self._account)
-                    return min(max(reset_at - time.time(), 0.0), float(WINDOW_SECONDS)) + self._margin
+                    reset_at, free = self._limiter.get_window_stats(self._item, self._account)
+                    # One that has got free since then is there now: the next one may take seconds.
+                    seconds = 0.0 if free else min(max(reset_at - time.time(), 0.0), float(WINDOW_SECONDS))
+                    return seconds + self._margin
             except Exception as error:  # noqa: BLE001  # every storage has errors of its own; no image waits for them
                 self._away_until = time.monotonic() + _RECOVERY_SECONDS
                 log.warning(

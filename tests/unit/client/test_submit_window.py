@@ -149,6 +149,23 @@ def test_a_storage_in_memory_counts_the_same():
     assert 9 < window.take() <= 10 + MARGIN
 
 
+def test_a_slot_that_gets_free_while_the_storage_is_asked_is_not_waited_for():
+    window = SharedWindow(2, "account", "memory://")
+    limiter = window._limiter
+    limiter.hit(window._item, "account")
+    limiter.hit(window._item, "account")
+    hit = limiter.hit
+
+    def free_meanwhile(*args):
+        taken = hit(*args)
+        limiter.clear(*args)
+        hit(*args)
+        return taken
+
+    limiter.hit = free_meanwhile
+    assert window.take() < 1
+
+
 SECRETS = ["redis//:secret@host", "redis:/:secret@host", ":secret@host", "redis:secret@x://host", "//:secret@host://x"]
 
 
