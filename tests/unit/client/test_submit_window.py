@@ -126,6 +126,17 @@ def test_a_slot_that_was_refused_is_good_for_one_more_attempt(clock):
     assert slot.refused() is None
 
 
+def test_one_that_is_sent_again_does_not_hold_up_the_others(clock):
+    window = LocalWindow(2)
+    first, second = window.take(), window.take()
+    first.leave()
+    second.leave()
+    first.refused()
+    clock.now += 4
+    first.leave()
+    assert window.take() == pytest.approx(6 + 2 * MARGIN)
+
+
 def test_threads_share_it():
     window = LocalWindow(20)
     with ThreadPoolExecutor(8) as pool:
