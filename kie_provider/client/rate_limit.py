@@ -58,7 +58,8 @@ class Slot:
         Called with the connection open, so that nothing comes between.
         """
         ready_at = time.monotonic()
-        self._pace.took(ready_at - self._taken_at)
+        if not self._refusals:
+            self._pace.took(ready_at - self._taken_at)
         time.sleep(max(self._free_at - ready_at, 0.0))
         self.at = time.monotonic()
 
@@ -112,7 +113,7 @@ class LocalWindow:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.pace = Pace()
-        self._slots: deque[Slot] = deque(maxlen=limit)
+        self._slots: list[Slot] = []  # the last ones, as many as the limit allows at most
         self._lock = threading.Lock()
 
     @property
@@ -131,7 +132,10 @@ class LocalWindow:
         with self._lock:
             if seconds := self._seconds():
                 return seconds
-            self._slots.append(slot := Slot(self.pace, self._free_at))
+            slot = Slot(self.pace, self._free_at)
+            if len(self._slots) == self.limit:
+                self._slots.remove(self._oldest)
+            self._slots.append(slot)
             return slot
 
     @property
@@ -139,9 +143,13 @@ class LocalWindow:
         return WINDOW_SECONDS + self.pace.margin
 
     @property
+    def _oldest(self) -> Slot:
+        return min(self._slots, key=lambda slot: slot.at)
+
+    @property
     def _free_at(self) -> float:
-        """When Kie forgets the slot that was taken ``limit`` slots before the next one."""
-        return self._slots[0].at + self._lasts if len(self._slots) == self.limit else 0.0
+        """When Kie forgets the request that left first, so that another one can take its place."""
+        return self._oldest.at + self._lasts if len(self._slots) == self.limit else 0.0
 
     def _seconds(self) -> float:
         # Taken before it is free, so that the request stands ready then.
@@ -189,8 +197,10 @@ class SharedWindow:
         if time.monotonic() >= self._away_until:
             try:
                 if not self._limiter.hit(self._item, self._account):
-                    reset_at, _ = self._limiter.get_window_stats(self._item, self._account)
-                    return min(max(reset_at - time.time(), 0.0), float(WINDOW_SECONDS)) + self._margin
+                    reset_at, free = self._limiter.get_window_stats(self._item, self._account)
+                    # One that has got free since then is there now: the next one may take seconds.
+                    seconds = 0.0 if free else min(max(reset_at - time.time(), 0.0), float(WINDOW_SECONDS))
+                    return seconds + self._margin
             except Exception as error:  # noqa: BLE001  # every storage has errors of its own; no image waits for them
                 self._away_until = time.monotonic() + _RECOVERY_SECONDS
                 log.warning(

@@ -47,7 +47,7 @@ class Submitter:
         self._client = hook.get_conn()
         self._window = hook.submit_window
         self._callbacks = CallbackUrls(self._client.endpoint, hook.kie_conn_id, journal.ti_id)
-        self._turn = asyncio.Lock()  # slots and intents go in the order of the submissions
+        self._turn = asyncio.Lock()  # slots go in the order of the submissions
         self._places = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._unwritten: set[asyncio.Future[str]] = set()  # answers of createTask that are not written down yet
         self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="kie-submit")
@@ -73,12 +73,12 @@ class Submitter:
             body = await self._in_thread(partial(request.upload_files, self._hook))
             patience, slot = SubmitPatience(), None
             while True:
-                async with self._turn:
-                    slot = slot or await self._acquire_slot()
-                    await self._catch_up()
-                    written = self._send(request, body, item, slot)
+                if slot is None:
+                    async with self._turn:
+                        slot = await self._acquire_slot()
+                await self._catch_up()
                 try:
-                    return await _uncut(written)
+                    return await _uncut(self._send(request, body, item, slot))
                 except KieError as error:
                     slot = slot.refused() if isinstance(error, KieRateLimitError) else None
                     delay = patience.delay_after(error)

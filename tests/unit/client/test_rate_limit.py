@@ -126,6 +126,17 @@ def test_a_slot_that_was_refused_is_good_for_one_more_attempt(clock):
     assert slot.refused() is None
 
 
+def test_one_that_is_sent_again_does_not_hold_up_the_others(clock):
+    window = LocalWindow(2)
+    first, second = window.take(), window.take()
+    first.leave()
+    second.leave()
+    first.refused()
+    clock.now += 4
+    first.leave()
+    assert window.take() == pytest.approx(6 + 2 * MARGIN)
+
+
 def test_threads_share_it():
     window = LocalWindow(20)
     with ThreadPoolExecutor(8) as pool:
@@ -147,6 +158,23 @@ def test_a_storage_in_memory_counts_the_same():
     assert isinstance(window, SharedWindow)
     assert [isinstance(window.take(), Slot) for _ in range(3)] == [True, True, False]
     assert 9 < window.take() <= 10 + MARGIN
+
+
+def test_a_slot_that_gets_free_while_the_storage_is_asked_is_not_waited_for():
+    window = SharedWindow(2, "account", "memory://")
+    limiter = window._limiter
+    limiter.hit(window._item, "account")
+    limiter.hit(window._item, "account")
+    hit = limiter.hit
+
+    def free_meanwhile(*args):
+        taken = hit(*args)
+        limiter.clear(*args)
+        hit(*args)
+        return taken
+
+    limiter.hit = free_meanwhile
+    assert window.take() < 1
 
 
 SECRETS = ["redis//:secret@host", "redis:/:secret@host", ":secret@host", "redis:secret@x://host", "//:secret@host://x"]
