@@ -16,12 +16,12 @@ import aiohttp
 
 from kie_provider.emulator import KieEmulator
 from tests.bench import waiting
-from tests.bench.pipeline import FINAL_RUN_STATES, airflow, until
+from tests.bench.pipeline import airflow, until
 from tests.bench.report import Goal, Report
 from tests.bench.slots import SlotBook
 from tests.bench.waiting_contenders import CALLED, INTERVAL
 from tests.bench.waiting_server import ANSWER_SECONDS
-from tests.support.airflow_rest import epoch
+from tests.support.airflow_rest import FINAL_RUN_STATES, epoch
 from tests.support.early_callbacks import EarlyCaller, add_connection
 from tests.support.servers import self_signed_certificate
 

@@ -137,7 +137,12 @@ CONTENDERS = {
     ),
     "openai": Contender("openai: OpenAIBatchTrigger", "openai", _of_triggers(_openai), lambda port: _url(port, "/v1")),
     "anthropic": Contender("anthropic: AnthropicBatchTrigger", "anthropic", _of_triggers(_anthropic), _url),
-    CALLED: Contender("KieTaskTrigger, to be called", "kie", _of_triggers(partial(_kie, "expected")), _url),
+    CALLED: Contender(
+        "KieTaskTrigger, to be called",
+        "kie",
+        _of_triggers(partial(_kie, "expected")),
+        lambda port: _url(port, conn_type="kie"),
+    ),
 }
 #: Providers to compare with, as they are called.
 PEERS = ("http", "dbt-cloud", "openai", "anthropic")

@@ -54,9 +54,12 @@ LATE = ("reliability.md", "No key is written twice with different values, and no
 NO_REDIS = ("limits.md", "Nothing waits for Redis, and nothing is lost.")
 MARKED_ENDS = ("reliability.md", "Marking a task instance as failed, clearing or killing it ends the wait")
 WOKEN = ("waiting.md", "`Flux2GenerateImageOperator` and the sensors are woken when Kie calls.")
-ADOPTED = ("reliability.md", "It then continues with the Kie task that called, if Kie's own record of it names this URL")
-WOKEN_ONCE = ("callbacks.md", "does nothing: the first one stands, and a task is woken once.")
-NEVER_IN_THE_WAY = ("callbacks.md", "slows other callbacks, not Airflow: two threads touch the database")
+ADOPTED = (
+    "reliability.md",
+    "It then continues with the Kie task that called, if Kie's own record of it names this URL",
+)
+WOKEN_ONCE = ("waiting.md", "However often Kie calls, and whichever API server it reaches, a task is woken once.")
+NEVER_IN_THE_WAY = ("waiting.md", "A callback does not wait for a task instance that Airflow has locked")
 SAVING_FAILS = ("saving.md", "so a failure to save costs only time.")
 
 
