@@ -161,7 +161,8 @@ def measure(directory: Path, name: str, waits: int, window: float) -> Found:
         server = stack.enter_context(Python("waiting_server", contender.shape, certificate, key, limit=limit))
         connection = json.dumps(contender.connection(server.read()["port"]))
         # Whoever makes a TLS context for each client has but one certificate to load.
-        environment = {"AIRFLOW_CONN_BENCH": connection, "SSL_CERT_FILE": certificate, "AIRFLOW_HOME": directory}
+        trusted = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), certificate)
+        environment = {"AIRFLOW_CONN_BENCH": connection, "AIRFLOW_HOME": directory, **trusted}
         arguments = (name, waits, STORM, window, PATIENCE)
         waiting = stack.enter_context(Python("waiting_process", *arguments, limit=limit, environment=environment))
         steady = waiting.read()["begin"] + STORM
