@@ -236,8 +236,9 @@ def spray_callbacks(load: Load, draw: Random) -> None:
     load.kie.fault({"on": "callback", "do": "twice", "times": None})
     load.start_with_callbacks()
     load.wait_for_end()
-    answers = [each["http_status"] for each in load.kie.callbacks()]
-    assert answers == [200] * 2 * len(load.kie.bill()["tasks"]), answers
+    answered = lambda: len(load.kie.callbacks()) == 2 * len(load.kie.bill()["tasks"])  # noqa: E731
+    load.fleet.wait(answered, lambda: f"callbacks are missing: {load.kie.callbacks()}")
+    assert {each["http_status"] for each in load.kie.callbacks()} == {200}, load.kie.callbacks()
 
 
 @procedure
