@@ -9,11 +9,13 @@ FLEET_ARGS ?=
 BENCH_ARGS ?=
 # Spends credits, so it counts on make's command line only: REAL in the environment does nothing, nor does a key there.
 REAL :=
+# The emulator calls back, which wakes the tasks.
+CALLBACKS ?=
 
 UV_VERSION := 0.13.9
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-DEMO_ARGS := $(if $(filter 1,$(REAL)),--real)
+DEMO_ARGS := $(if $(filter 1,$(REAL)),--real) $(if $(filter 1,$(CALLBACKS)),--callbacks)
 LOCK := requirements/airflow-$(AIRFLOW).lock
 # The name says what the environment was made with; another name makes it anew.
 READY := $(VENV)/.ready-airflow-$(AIRFLOW)-$(subst /,_,$(PYTHON))

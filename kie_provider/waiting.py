@@ -58,6 +58,8 @@ def poll_or_defer(
     from kie_provider.triggers.kie import KieTaskTrigger
 
     assert waiting.deadline is not None  # noqa: S101  # every wait in the triggerer has one
+    if waiting.callback == "came":
+        log.info("Kie has called back for Kie task %s", kie_task_id)
     verdict = poll(kie_conn_id, kie_task_id, waiting)
     if not isinstance(verdict, Again):
         return verdict.record

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 #: Each is a module here with ``run(quick: bool) -> Report``.
-BENCHMARKS = ("imports", "waiting", "submission", "batch", "saving", "pipeline")
+BENCHMARKS = ("imports", "waiting", "callbacks", "submission", "batch", "saving", "pipeline")
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
 

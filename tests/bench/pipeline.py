@@ -15,7 +15,8 @@ from urllib.parse import quote
 from kie_provider.emulator import KieEmulator
 from tests.bench.report import Report
 from tests.bench.slots import SlotBook
-from tests.support.airflow_stack import FINAL_RUN_STATES, AirflowStack
+from tests.support.airflow_rest import FINAL_RUN_STATES
+from tests.support.airflow_stack import AirflowStack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

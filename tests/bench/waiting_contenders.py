@@ -10,7 +10,8 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import aiohttp
 
@@ -20,6 +21,8 @@ from tests.bench.waiting_server import kie_task_id
 INTERVAL = 3.0
 #: Sockets of the bare loop's pool: as many as ours.
 POOL_SIZE = 512
+#: Ours where Kie is to call back, which never happens here: a contender of the benchmark of callbacks alone.
+CALLED = "called"
 _FOR_EVER = 7 * 24 * 3600.0
 
 #: Waits for the task of this number; true if the end was a success.
@@ -61,10 +64,10 @@ def _of_triggers(
     return opens
 
 
-def _kie() -> Callable[[int], Any]:
+def _kie(callback: Literal["expected"] | None = None) -> Callable[[int], Any]:
     from kie_provider.triggers.kie import KieTaskTrigger
 
-    return lambda number: KieTaskTrigger("bench", kie_task_id(number), INTERVAL, time.time() + _FOR_EVER)
+    return lambda number: KieTaskTrigger("bench", kie_task_id(number), INTERVAL, time.time() + _FOR_EVER, callback)
 
 
 def _http() -> Callable[[int], Any]:
@@ -134,6 +137,12 @@ CONTENDERS = {
     ),
     "openai": Contender("openai: OpenAIBatchTrigger", "openai", _of_triggers(_openai), lambda port: _url(port, "/v1")),
     "anthropic": Contender("anthropic: AnthropicBatchTrigger", "anthropic", _of_triggers(_anthropic), _url),
+    CALLED: Contender(
+        "KieTaskTrigger, to be called",
+        "kie",
+        _of_triggers(partial(_kie, "expected")),
+        lambda port: _url(port, conn_type="kie"),
+    ),
 }
 #: Providers to compare with, as they are called.
 PEERS = ("http", "dbt-cloud", "openai", "anthropic")

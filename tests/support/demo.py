@@ -1,7 +1,7 @@
 """`make demo`: a real Airflow makes a day's illustrations, and everything is gone afterwards except the images.
 
 The Kie.ai emulator plays the other side and nothing costs anything. Only `make demo REAL=1` uses the real API, with the
-key in `KIE_API_KEY`, and says first what it will spend.
+key in `KIE_API_KEY`, and says first what it will spend. With `CALLBACKS=1` the emulator calls back and wakes the tasks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kie_provider.client.endpoint import Endpoint
 from kie_provider.client.errors import KieError
 from kie_provider.client.prices import LIST_PRICES, LIST_USD_PER_CREDIT
 from tests.support.airflow_stack import AirflowStack, AirflowStackError, epoch
-from tests.support.processes import ChildProcess, stop_all
+from tests.support.processes import ChildProcess, free_port, stop_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DAG_ID = "flux2_daily_content"
 SHEET_TASK_ID = "contact_sheet"
 EMULATOR_KEY = "emulator-key"
+CALLED_SECONDS = 20.0  # for an image; Kie takes as long, and a callback within ten seconds of the deferral wakes nobody
+POLL_SECONDS = 3.0  # from poll to poll by default
 LATER = "to come"  # task instances that have no state yet
 
 
@@ -47,12 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.support.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave Airflow and the emulator running until Ctrl-C")
     parser.add_argument("--real", action="store_true", help="use the real Kie.ai with KIE_API_KEY; spends credits")
+    parser.add_argument("--callbacks", action="store_true", help="have the emulator call back when an image is done")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
         with contextlib.ExitStack() as cleanup:
-            return Demo(cleanup, keep=options.keep, is_real=options.real).run()
+            return Demo(cleanup, keep=options.keep, is_real=options.real, is_called=options.callbacks).run()
     except KeyboardInterrupt:
         say("\nStopped by Ctrl-C; nothing is left running.")
         return 128 + signal.SIGINT
@@ -72,10 +75,13 @@ class DemoError(RuntimeError):
 class Demo:
     """One run of the example DAG, shown in the terminal."""
 
-    def __init__(self, cleanup: contextlib.ExitStack, *, keep: bool = False, is_real: bool = False) -> None:
+    def __init__(
+        self, cleanup: contextlib.ExitStack, *, keep: bool = False, is_real: bool = False, is_called: bool = False
+    ) -> None:
         self.cleanup = cleanup
         self.keep = keep
         self.is_real = is_real
+        self.is_called = is_called
         self.began = time.monotonic()
         self.phases: list[tuple[str, float]] = []
         self.sheet: str | None = None
@@ -87,7 +93,11 @@ class Demo:
         say(f"Credits: {self.credits_start:g}")
 
         say("Starting Airflow: database, API server, scheduler, DAG processor, triggerer ...")
+        url = f"http://127.0.0.1:{free_port()}"
+        if self.is_called:
+            connection["extra"]["callback_base_url"] = url
         self.airflow = AirflowStack(ROOT / "dags", env={"AIRFLOW_CONN_KIE_DEFAULT": json.dumps(connection)})
+        self.airflow.url = url
         with self.phase("start Airflow"):
             self.cleanup.enter_context(self.airflow)
         version = self.airflow.api("GET", "/version")["version"]
@@ -119,6 +129,8 @@ class Demo:
         """
         key = os.environ.pop("KIE_API_KEY", "").strip()  # no process that is started from here needs it
         _SECRETS.update(filter(None, [key]))
+        if self.is_real and self.is_called:
+            raise DemoError("CALLBACKS=1 needs the emulator: Kie.ai cannot reach this Airflow, so leave REAL=1 out")
         if self.is_real:
             if not key:
                 raise DemoError("REAL=1 needs a key in KIE_API_KEY; without REAL=1 the emulator is used, which is free")
@@ -128,7 +140,7 @@ class Demo:
             say(f"one charge for each of {images} images. Nothing is ordered before Airflow runs; Ctrl-C stops it.\n")
             self.client = self.cleanup.enter_context(KieClient(Endpoint(key)))
             return {"conn_type": "kie", "password": key}
-        host = self.cleanup.enter_context(emulator())
+        host = self.host = self.cleanup.enter_context(emulator(CALLED_SECONDS if self.is_called else 7))
         say(f"Kie.ai emulator on {host}: same API, no real credits.")
         if key:
             say("KIE_API_KEY is not used; make demo REAL=1 would use it, and spend real credits.")
@@ -151,7 +163,7 @@ class Demo:
                 if now - asked > (10 if self.is_real else 1):
                     asked, balance = now, self.credits_left()
                 last[:] = tasks
-                display.show(tasks, now - started, balance)
+                display.show(tasks, now - started, balance, self.callbacks() if self.is_called else None)
 
             timeout = 1200 if self.is_real else 240  # seconds
             state = self.airflow.wait_for_run(DAG_ID, self.run_id, timeout, on_poll=look)
@@ -175,6 +187,8 @@ class Demo:
         left = self.credits_left()
         charged = "unknown" if left is None else f"{self.credits_start - left:g} credits"
         say(f"{'Charged':14} {charged}" + ("" if self.is_real else " (by the emulator)"))
+        if self.is_called:
+            self.report_callbacks([task for task in tasks if task["task_id"] == "image"])
 
         say("\nTime")
         for name, seconds in self.phases:
@@ -200,6 +214,28 @@ class Demo:
             say(f"  {_short(path)}  {width} x {height} px, {path.stat().st_size:,} bytes{about}")
         for label, name in (("Contact sheet", "html"), ("Picture", "png"), ("Manifest", "manifest")):
             say(f"{label:14} {_short(Path(sheet[name]))}")
+
+    def callbacks(self) -> int:
+        """How many callbacks Airflow has taken."""
+        return sum(each["http_status"] == 200 for each in self.seen_by_emulator("callbacks"))
+
+    def report_callbacks(self, tasks: TaskInstances) -> None:
+        """Say what it has saved that Kie called back, compared with polls at the default interval."""
+        logs = [self.airflow.task_log(DAG_ID, self.run_id, "image", each["map_index"]) for each in tasks]
+        woken = sum("Kie has called back" in log for log in logs)
+        polls = sum(each["path"].endswith("recordInfo") for each in self.seen_by_emulator("requests"))
+        # One by the worker; the trigger's begin after three seconds.
+        usual = len(tasks) * (1 + round((CALLED_SECONDS - 3) / POLL_SECONDS))
+        say(f"{'Callbacks':14} {self.callbacks()} came, {woken} woke a task")
+        say(f"{'Polls':14} {polls}; {usual - polls} saved, for every {POLL_SECONDS:g} s there would be some {usual}")
+        say(f"{'Gained':14} some {woken * POLL_SECONDS / 2:g} s: such a poll is {POLL_SECONDS / 2:g} s late on average")
+
+    def seen_by_emulator(self, what: str) -> list[dict[str, Any]]:
+        """The requests to the emulator, or its callbacks."""
+        import requests
+
+        seen: list[dict[str, Any]] = requests.get(f"{self.host}/_emulator/{what}", timeout=10).json()
+        return seen
 
     def show_log(self, task: dict[str, Any]) -> None:
         """Print the log of a failed task instance's last try."""
@@ -240,7 +276,9 @@ class Display:
         self.last = ""
         self.is_terminal = sys.stdout.isatty()
 
-    def show(self, tasks: TaskInstances, seconds: float, credits_left: float | None) -> None:
+    def show(
+        self, tasks: TaskInstances, seconds: float, credits_left: float | None, callbacks: int | None = None
+    ) -> None:
         """Draw the states of all task instances."""
         begun = {task["task_id"] for task in tasks if task["state"]}
         states = {
@@ -248,6 +286,8 @@ class Display:
             for each in sorted(begun, key=lambda each: _first_start(tasks, each))
         }
         balance = "" if credits_left is None else f"credits left {credits_left:g}"
+        if callbacks is not None:
+            balance += f"  callbacks {callbacks}"
         if self.is_terminal:
             width = shutil.get_terminal_size().columns - 1
             lines = [f"  {each:24} {_counts(counts)}" for each, counts in states.items()]
@@ -269,8 +309,11 @@ def expected_cost() -> tuple[int, float]:
 
 
 @contextlib.contextmanager
-def emulator() -> Iterator[str]:
-    """Run the emulator as a process of its own; gives its URL."""
+def emulator(seconds: float) -> Iterator[str]:
+    """Run the emulator as a process of its own; gives its URL.
+
+    :param seconds: that an image takes.
+    """
     with tempfile.TemporaryDirectory(prefix="kie-emulator-") as folder:
         child = None
         try:
@@ -278,7 +321,7 @@ def emulator() -> Iterator[str]:
                 "emulator",
                 [
                     *(sys.executable, "-m", "kie_provider.emulator", "--port", "0", "--api-key", EMULATOR_KEY),
-                    *("--waiting-seconds", "2", "--generating-seconds", "5"),
+                    *("--waiting-seconds", "2", "--generating-seconds", str(seconds - 2)),
                 ],
                 log=Path(folder, "emulator.log"),
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -234,6 +234,7 @@ SCENARIOS = (
         "Kie calls back for a task that is deferred, and the next poll is ten minutes away.",
         "The callback wakes it, and the same try ends well.",
         tries=1,
+        says="Kie has called back for Kie task",
     ),
     Scenario(
         "called_back_after_the_patience",

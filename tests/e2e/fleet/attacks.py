@@ -19,6 +19,7 @@ PROMPTS = {
     "chaos_save": 1,
     "chaos_on_worker": 1,
     "chaos_resubmit": 1,
+    "chaos_rarely_polled": 1,
     "chaos_mapped_few": 5,
     "chaos_batch": 8,
     "chaos_batch_of_1000": 1000,
@@ -52,6 +53,13 @@ SAVED_ONCE = ("saving.md", "keeps a file whose JSON file names this Kie task and
 LATE = ("reliability.md", "No key is written twice with different values, and none is removed.")
 NO_REDIS = ("limits.md", "Nothing waits for Redis, and nothing is lost.")
 MARKED_ENDS = ("reliability.md", "Marking a task instance as failed, clearing or killing it ends the wait")
+WOKEN = ("waiting.md", "`Flux2GenerateImageOperator` and the sensors are woken when Kie calls.")
+ADOPTED = (
+    "reliability.md",
+    "It then continues with the Kie task that called, if Kie's own record of it names this URL",
+)
+WOKEN_ONCE = ("waiting.md", "However often Kie calls, and whichever API server it reaches, a task is woken once.")
+NEVER_IN_THE_WAY = ("waiting.md", "A callback does not wait for a task instance that Airflow has locked")
 SAVING_FAILS = ("saving.md", "so a failure to save costs only time.")
 
 
@@ -140,6 +148,34 @@ ATTACKS = (
         dags=("chaos_mapped_few", "chaos_batch", "chaos_generate", "chaos_save"),
         ends=frozenset({UNKNOWN, MARKED}),
         when="together",
+    ),
+    Attack(
+        "spray_callbacks",
+        "Kie calls back twice for each image, over both API servers; the answers to four createTasks are lost.",
+        ADOPTED,
+        kie={"generating_seconds": 15.0},
+    ),
+    Attack(
+        "repeat_callback",
+        "The same callback comes 20 times at once, over both API servers.",
+        WOKEN_ONCE,
+        dags=("chaos_rarely_polled",),
+        kie={"generating_seconds": 3600.0},
+        when="together",
+    ),
+    Attack(
+        "lock_task_row",
+        "A task instance's row is locked in PostgreSQL for 12 seconds while 30 callbacks come for it.",
+        NEVER_IN_THE_WAY,
+        dags=("chaos_rarely_polled",),
+        kie={"generating_seconds": 3600.0},
+    ),
+    Attack(
+        "kill_triggerers_when_called",
+        "Both triggerers are killed when callbacks have woken their tasks, and before these run again.",
+        WOKEN,
+        dags=("chaos_rarely_polled",) * 4,
+        kie={"generating_seconds": 3600.0},
     ),
     Attack("freeze_triggerer", "A triggerer stops until the other one has its waits, and wakes up then.", PAYS_ONCE),
     Attack("kill_triggerers", "Both triggerers are gone for a minute.", PAYS_ONCE),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import psutil
 
 from tests.e2e.chaos.arena import TASK
-from tests.e2e.chaos.procedures import SUMMARY, wait_for_kie_task
+from tests.e2e.chaos.procedures import RUN, SUMMARY, wait_for_kie_task
 from tests.e2e.fleet.rig import API_SERVERS, SCHEDULERS, TRIGGERERS, WORKERS, Load, worker
 
 if TYPE_CHECKING:
@@ -226,6 +228,67 @@ def _delete_run(load: Load, dag_id: str) -> None:
     load.fleet.api("PATCH", trial.path, {"state": "failed"})  # one that is running cannot be deleted
     load.fleet.api("DELETE", trial.path)
     load.deleted.add(trial.name)
+
+
+@procedure
+def spray_callbacks(load: Load, draw: Random) -> None:
+    load.kie.fault({"on": "createTask", "do": "lost_answer", "times": 4, "skip": draw.randrange(10)})
+    load.kie.fault({"on": "callback", "do": "twice", "times": None})
+    load.start_with_callbacks()
+    load.wait_for_end()
+    answered = lambda: len(load.kie.callbacks()) == 2 * len(load.kie.bill()["tasks"])  # noqa: E731
+    load.fleet.wait(answered, lambda: f"callbacks are missing: {load.kie.callbacks()}")
+    assert {each["http_status"] for each in load.kie.callbacks()} == {200}, load.kie.callbacks()
+
+
+@procedure
+def repeat_callback(load: Load, draw: Random) -> None:
+    _wait_for_callbacks(load)
+    assert load.call_back(load.trials[0], 20) == [200] * 20
+    load.wait_for_end()
+    assert [each.phases for each in load.trials[0].tries()] == [2], load
+
+
+@procedure
+def lock_task_row(load: Load, draw: Random) -> None:
+    """Whoever waits for the row waits in one of two threads, and no other request waits for these."""
+    fleet, trial = load.fleet, load.trials[0]
+    _wait_for_callbacks(load)
+    with ThreadPoolExecutor(1) as pool, fleet.locked_row(trial.name):
+        answers = pool.submit(load.call_back, trial, 30)
+        until = time.monotonic() + 12
+        slowest = 0.0
+        while time.monotonic() < until:
+            slowest = max([slowest, *map(fleet.seconds_to_answer, fleet.api_urls)])
+            fleet.pause(0.2)
+    assert answers.result() == [200] * 30
+    assert slowest < 3, slowest
+    load.call_back(trial, 1)
+    load.wait_for_end()
+    assert [each.phases for each in trial.tries()] == [2], load
+
+
+@procedure
+def kill_triggerers_when_called(load: Load, draw: Random) -> None:
+    holds = [(trial, trial.hold(*RUN, skip=1)) for trial in load.trials]
+    _wait_for_callbacks(load)
+    for trial in load.trials:
+        load.call_back(trial, 1)
+    for trial, hold in holds:
+        trial.caught(hold)
+    load.fleet.kill_all(*TRIGGERERS)
+    for _, hold in holds:
+        hold.release()
+    load.wait_for_end()
+    load.fleet.restore()
+
+
+def _wait_for_callbacks(load: Load) -> None:
+    """Start all runs; come back when Kie is done, does not call itself, and a callback would wake any task."""
+    load.kie.fault({"on": "callback", "do": "lost", "times": None})
+    load.start_with_callbacks()
+    load.trials[0].wait_until_asked(2 * len(load.trials))  # each by its worker, and ten seconds later by its trigger
+    load.skip_time()
 
 
 @procedure

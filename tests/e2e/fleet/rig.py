@@ -9,12 +9,15 @@ import os
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import psutil
 
 from kie_provider.emulator import KieEmulator
 from tests.e2e.chaos.arena import DAGS, PATIENCE, SETTINGS, Arena, Trial
+from tests.e2e.chaos.procedures import change_connection
 from tests.e2e.fleet.ground import FleetError
 from tests.support.airflow_stack import COMMANDS, AirflowStack, AirflowStackError, Part
 from tests.support.gate import Gate
@@ -76,6 +79,7 @@ class Fleet(Arena):
         self.s3 = cleanup.enter_context(_s3())
         self.database_of_api = cleanup.enter_context(TcpProxy(self.postgres.port))
         ports = [free_port() for _ in API_SERVERS]
+        self.api_urls = [f"http://127.0.0.1:{port}" for port in ports]
         self.balancer = cleanup.enter_context(TcpProxy(*ports))
         self.gate = Gate(lambda: self.balancer.url, self._look_up, one_at_a_time=False)
         cleanup.enter_context(self.gate)
@@ -160,6 +164,27 @@ class Fleet(Arena):
         """Stop a task's process and its supervisor for the block."""
         with stopped([psutil.Process(task.pid).ppid(), task.pid]):
             yield
+
+    @contextlib.contextmanager
+    def locked_row(self, run_id: str) -> Iterator[None]:
+        """Lock the rows of a run's task instances for the block, as the scheduler does for an instant."""
+        from sqlalchemy import create_engine, text
+
+        engine = create_engine(self.postgres.database().url)
+        with engine.begin() as connection:
+            connection.execute(
+                text("SELECT id FROM task_instance WHERE run_id = :run_id FOR UPDATE"), {"run_id": run_id}
+            )
+            yield
+        engine.dispose()
+
+    def seconds_to_answer(self, url: str) -> float:
+        """How long an API server takes to answer something simple that it looks up in the database."""
+        import requests
+
+        began = time.monotonic()
+        requests.get(f"{url}/api/v2/monitor/health", timeout=60).raise_for_status()
+        return time.monotonic() - began
 
     def query(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
         """Read Airflow's database; while it is away, raise what `wait` takes for that."""
@@ -255,6 +280,25 @@ class Load:
         """Start all runs."""
         for trial in self.trials:
             trial.start(self._dags[trial.name])
+
+    def start_with_callbacks(self) -> None:
+        """Start all runs, and have Kie call back, now over one API server, now over the other."""
+        for trial in self.trials:
+            change_connection(trial, callback_base_url=self.fleet.balancer.url)
+        self.start()
+
+    def call_back(self, trial: Trial, times: int) -> list[int]:
+        """Call back for a run's only Kie task so often at once, over all API servers; return the answers."""
+        import requests
+
+        tasks = self.kie._server.world.account.tasks.values()
+        (task,) = [task for task in tasks if trial.name in task.order.prompt]
+        path = urlsplit(str(task.order.callback_url)).path
+        urls = [self.fleet.api_urls[number % len(self.fleet.api_urls)] + path for number in range(times)]
+        body = {"code": 200, "data": {"taskId": task.id}}
+        with ThreadPoolExecutor(times) as pool:
+            answers = pool.map(lambda url: requests.post(url, json=body, timeout=60), urls)
+            return [answer.status_code for answer in answers]
 
     def of(self, dag_id: str) -> Trial:
         """The first run of a DAG."""

@@ -81,12 +81,13 @@ def test_generate_expects_a_call_and_polls_when_it_comes(kie, ti):
     assert again.kie_task_id == trigger.kie_task_id
 
 
-def test_a_call_for_a_task_that_has_succeeded_ends_the_wait(kie, ti):
+def test_a_call_for_a_task_that_has_succeeded_ends_the_wait(kie, ti, caplog, capsys):
     kie.fault({"on": "recordInfo", "do": "not_visible"})
     context = {"ti": ti}
     trigger = deferred(generate().execute, context)
     time.sleep(0.2)  # the image takes 0.05 s
     assert generate().execute_complete(context, CALLED)["kie_task_id"] == trigger.kie_task_id
+    assert f"Kie has called back for Kie task {trigger.kie_task_id}" in caplog.text + capsys.readouterr().out
 
 
 def test_with_a_url_of_the_author_nothing_is_expected(kie, ti):
@@ -147,7 +148,7 @@ async def test_polls_are_rare_meanwhile(kie, soon):
     [event] = [event.payload async for event in trigger.run()]
     assert event["error"]["type"] == "KieTaskTimeoutError"
     polls = [each for each in kie.requests() if each["path"].endswith("recordInfo")]
-    assert len(polls) == 3  # after half a second, after one, and at the deadline
+    assert len(polls) in (2, 3)  # after half a second, after one if the machine is not busy, and at the deadline
 
 
 @pytest.mark.parametrize("state", ["queued", "failed", None])

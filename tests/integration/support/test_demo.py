@@ -64,3 +64,10 @@ def test_real_without_a_key_does_not_begin(cleanup, monkeypatch):
 
     with pytest.raises(DemoError, match="REAL=1 needs a key in KIE_API_KEY"):
         Demo(cleanup, is_real=True).connect()
+
+
+def test_kie_itself_cannot_call_back_here(cleanup, monkeypatch):
+    monkeypatch.setenv("KIE_API_KEY", KEY)
+
+    with pytest.raises(DemoError, match="CALLBACKS=1 needs the emulator"):
+        Demo(cleanup, is_real=True, is_called=True).connect()
