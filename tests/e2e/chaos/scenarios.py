@@ -1,4 +1,4 @@
-"""What can happen to a task instance that has bought an image, and what is promised then.
+"""What can happen to a task instance that pays for an image, and what is promised then.
 
 This list is data: the tests prove every line of it, and the documentation shows it. It imports nothing of Airflow.
 """
@@ -23,7 +23,7 @@ class Scenario:
     :param charged: how many tasks Kie charges for, over all task instances of the run.
     :param tries: how many tries Airflow has counted at the end, those after a clear included.
     :param found_in: where in Airflow the id of every charged task is found.
-    :param unknown: how many of the charged tasks only Kie's own page of logs knows.
+    :param unknown: how many of the charged tasks only Kie's own logs page knows.
     :param says: regular expression for what the task's log must say.
     :param alone: whether a part of Airflow is killed, which other runs would notice.
     :param is_long: whether it takes minutes, so that only `make chaos` brings it about.
@@ -49,13 +49,13 @@ SCENARIOS = (
     # one way through a try, from its first to its last request
     Scenario(
         "killed_before_the_intent",
-        "The worker is killed before it has noted its intent to create a Kie task.",
+        "The worker is killed before it has recorded its intent to create a Kie task.",
         "The retry creates the task.",
     ),
     Scenario(
         "killed_between_intent_and_post",
-        "The worker is killed after it has noted its intent to create a Kie task, and before it sends createTask.",
-        "The retry cannot tell this from a task that was created, so it stops and says how to find out.",
+        "The worker is killed after it has recorded its intent to create a Kie task, and before it sends createTask.",
+        "The retry cannot distinguish this from a created task, so it stops and says how to find out.",
         state="failed",
         charged=0,
         found_in=(),
@@ -63,8 +63,8 @@ SCENARIOS = (
     ),
     Scenario(
         "killed_before_the_answer",
-        "The worker is killed after Kie has accepted createTask and before the answer arrives.",
-        "The retry stops and says how to find out: only Kie's page of logs knows the id.",
+        "The worker is killed after Kie has accepted createTask, and before the answer arrives.",
+        "The retry stops and says how to find out: only Kie's logs page has the id.",
         state="failed",
         found_in=(),
         unknown=1,
@@ -73,97 +73,97 @@ SCENARIOS = (
     Scenario(
         "killed_before_the_answer_resubmit",
         'The same with on_unknown_submit="resubmit".',
-        "The retry creates a second task and says that you may pay twice.",
+        "The retry creates a second Kie task, and says that you may pay twice.",
         charged=2,
         unknown=1,
         says="you may pay twice",
     ),
     Scenario(
         "killed_before_the_id_is_noted",
-        "The worker is killed after the answer and before the Kie task id is in the state store.",
-        "The retry stops and says how to find out: the id is in the log of the try before.",
+        "The worker is killed after the answer, and before the Kie task id is in the state store.",
+        "The retry stops and says how to find out: the id is in the log of the previous try.",
         state="failed",
         found_in=(LOG,),
         says=UNKNOWN,
     ),
     Scenario(
         "killed_before_deferral",
-        "The worker is killed when the id is in the state store and the task is about to be deferred.",
-        "The retry goes on with the same Kie task.",
+        "The worker is killed when the id is in the state store, and the task is about to defer.",
+        "The retry continues with the same Kie task.",
         says="Going on with Kie task",
     ),
     Scenario(
         "killed_after_deferral",
-        "The worker is killed when Airflow has deferred the task, and before the worker knows it.",
-        "The wait goes on in the triggerer, and the same try ends well.",
+        "The worker is killed when Airflow has deferred the task, and before the worker has been told.",
+        "The wait continues in the triggerer, and the same try succeeds.",
         tries=1,
     ),
     Scenario(
         "killed_on_resume",
-        "The worker is killed when the task has come back from the triggerer with the result.",
+        "The worker is killed when the task has resumed from the triggerer with the result.",
         "The retry finds the same Kie task finished.",
     ),
     Scenario(
         "killed_before_delivery",
-        "The worker is killed when it has the result, and before that is in XCom.",
+        "The worker is killed when it has the result, and before the result is in XCom.",
         "The retry finds the same Kie task finished.",
     ),
     Scenario(
         "killed_before_success",
-        "The worker is killed when the result is in XCom and success is not yet recorded.",
+        "The worker is killed when the result is in XCom, and before success is recorded.",
         "The retry returns the result of the same Kie task.",
     ),
     Scenario(
         "killed_while_saving",
-        "The worker is killed while it downloads the image that it is to save.",
-        "The retry saves the image of the same Kie task; no part of a file is left.",
+        "The worker is killed while it downloads the image.",
+        "The retry saves the image of the same Kie task; no partial file is left.",
     ),
     Scenario(
         "killed_after_saving",
         "The worker is killed when the image is saved, and before the result is in XCom.",
-        "The retry finds the file, keeps it as it is, and returns it.",
+        "The retry finds the file, keeps it unchanged, and returns it.",
         says="is there already",
     ),
     # variations of it
     Scenario(
         "killed_waiting_on_the_worker",
-        "The worker is killed while it waits itself (deferrable=False).",
-        "The retry goes on with the same Kie task.",
+        "The worker is killed while it waits (deferrable=False).",
+        "The retry continues with the same Kie task.",
     ),
     Scenario(
         "only_the_task_process_dies",
-        "Only the task's own process is killed, for want of memory say, while it waits; its supervisor reports that.",
-        "The retry goes on with the same Kie task.",
+        "Only the task's own process is killed while it waits, as when memory runs out; its supervisor reports that.",
+        "The retry continues with the same Kie task.",
     ),
     Scenario(
         "two_tasks",
         "One task creates and a sensor waits. Both are killed: the first before its success is recorded, "
-        "the second when it has come back from the triggerer.",
-        "The first returns the same Kie task id again, and the sensor waits for it again.",
+        "the second when it has resumed from the triggerer.",
+        "The first returns the same Kie task id, and the sensor waits for it again.",
     ),
     Scenario(
         "mapped",
         "Ten mapped task instances are killed at different moments.",
-        "Every one of them ends well with a Kie task of its own.",
+        "Each of them succeeds with a Kie task of its own.",
         charged=10,
     ),
     Scenario(
         "inputs_change",
         "The worker is killed, and the prompt renders differently in the retry.",
-        "The retry goes on with the Kie task of the first prompt, and a warning names the field.",
+        "The retry continues with the Kie task of the first prompt, and a warning names the field.",
         says="(?s)warning .*Different now: prompt",
     ),
     Scenario(
         "batch_killed_while_ordering",
-        "The worker is killed in the middle of ordering the eight images of a batch, while it waits for a slot.",
-        "The retry goes on with the Kie tasks that were created, and orders the rest.",
+        "The worker is killed when it has submitted a part of a batch of eight, while it waits for a slot.",
+        "The retry continues with the Kie tasks that were created, and submits the rest.",
         charged=8,
         found_in=(STORE, LOG),
     ),
     Scenario(
         "batch_killed_with_four_in_flight",
         "The worker is killed when Kie has accepted four createTasks of a batch of eight, before their answers arrive.",
-        "The retry orders the rest, saves it, and stops with four that only Kie's page of logs knows.",
+        "The retry submits and saves the rest, and stops with four that only Kie's logs page knows.",
         state="failed",
         charged=8,
         found_in=(STORE, LOG),
@@ -173,7 +173,7 @@ SCENARIOS = (
     Scenario(
         "batch_cleared_with_four_in_flight",
         "A batch of eight is cleared when Kie has accepted four createTasks, before their answers arrive.",
-        "The old try logs the four ids; the new one orders the rest, saves it, and stops with four unknown.",
+        "The old try logs the four ids; the new one submits and saves the rest, and stops with four unknown.",
         state="failed",
         charged=8,
         found_in=(LOG,),
@@ -182,7 +182,7 @@ SCENARIOS = (
     Scenario(
         "batch_killed_while_saving",
         "The worker is killed while it downloads the eight images of a batch.",
-        "The retry saves the images of the same Kie tasks; no part of a file is left.",
+        "The retry saves the images of the same Kie tasks; no partial file is left.",
         charged=8,
         found_in=(STORE, LOG),
     ),
@@ -196,8 +196,8 @@ SCENARIOS = (
     # Kie and the network
     Scenario(
         "answer_lost",
-        "Kie accepts createTask, and the connection breaks before the answer.",
-        "The task fails at once, without a retry, and says how to find out: only Kie's page of logs knows the id.",
+        "Kie accepts createTask, and the connection breaks before the answer arrives.",
+        "The task fails at once, without a retry, and says how to find out: only Kie's logs page has the id.",
         state="failed",
         tries=1,
         found_in=(),
@@ -207,45 +207,45 @@ SCENARIOS = (
     Scenario(
         "refused",
         "Kie refuses createTask twice because there are too many requests (429).",
-        "The task comes back later without using up a try, and creates one Kie task.",
+        "The task is rescheduled without using up a try, and creates one Kie task.",
         tries=1,
     ),
     Scenario(
         "killed_while_refused",
         "Kie refuses createTask because there are too many requests (429), and the worker is killed while it waits.",
-        "The retry creates the Kie task: the refusal was written down before the wait.",
+        "The retry creates the Kie task: the refusal was recorded before the wait.",
     ),
     # Airflow's API and database
     Scenario(
         "late_write",
-        "The write of the Kie task id stands still; Airflow's client sends it again after five seconds, and the first "
-        "one is carried out when the task is deferred.",
-        "Nothing: both write the same.",
+        "The write of the Kie task id stalls; Airflow's client repeats it after five seconds, and the first one is "
+        "carried out when the task is deferred.",
+        "Nothing changes: both write the same value.",
         tries=1,
     ),
     Scenario(
         "batch_late_write",
-        "The same with what a batch of eight images writes before it is deferred.",
-        "Nothing: both write the same.",
+        "The same with what a batch of eight writes before it defers.",
+        "Nothing changes: both write the same value.",
         charged=8,
         tries=1,
         found_in=(STORE, LOG),
     ),
     Scenario(
         "late_write_after_clear",
-        "The write of an intent stands still, and arrives when the task was cleared and the next try is deferred.",
-        "The next try goes on with the same Kie task.",
+        "The write of an intent stalls, and arrives after the task was cleared, when the next try is deferred.",
+        "The next try continues with the same Kie task.",
     ),
     Scenario(
         "api_server_away",
-        "The worker does not reach the API server for 30 seconds, just when Kie answers createTask.",
-        "It writes the id down when the API server is back, in the same try.",
+        "The worker cannot reach the API server for 30 seconds, just when Kie answers createTask.",
+        "It records the id when the API server is back, in the same try.",
         tries=1,
     ),
     Scenario(
         "api_server_away_long",
-        "The same for 90 seconds, so Airflow ends the try; a person adds the id from its log and clears the task.",
-        "The next try stops, and says in which log the id is; after the clear it goes on with that Kie task.",
+        "The same for 90 seconds, so Airflow ends the try; a person adds the id from its log, and clears the task.",
+        "The next try stops and says which log has the id; after the clear, the task continues with that Kie task.",
         tries=3,
         says=UNKNOWN,
         is_long=True,
@@ -254,7 +254,7 @@ SCENARIOS = (
     Scenario(
         "cleared_while_creating",
         "The task is cleared after Kie has accepted createTask and before the answer arrives.",
-        "The old try gets the answer and logs the id; the new one stops and says how to find out.",
+        "The old try receives the answer and logs the id; the new one stops and says how to find out.",
         state="failed",
         found_in=(LOG,),
         says=UNKNOWN,
@@ -262,62 +262,62 @@ SCENARIOS = (
     Scenario(
         "cleared_while_deferred",
         "The task is cleared while it is deferred.",
-        "The log says that the Kie task goes on; the new try goes on with it.",
+        "The log says that the Kie task keeps running; the new try continues with it.",
         says=GOES_ON,
     ),
     Scenario(
         "cleared_after_success",
         "The task is cleared after it has succeeded.",
-        "A new image was asked for, so there is a new Kie task; the state store keeps the id of the old one.",
+        "This asks for a new image, so there is a new Kie task; the state store keeps the id of the old one.",
         charged=2,
         found_in=(STORE,),
     ),
     Scenario(
         "batch_cleared_after_success",
         "A batch of eight images is cleared after it has succeeded.",
-        "New images were asked for, so there are eight new Kie tasks.",
+        "This asks for new images, so there are eight new Kie tasks.",
         charged=16,
         found_in=(STORE,),
     ),
     Scenario(
         "cleared_after_success_was_not_noted",
-        "The worker is killed when Airflow has accepted its success, before it could note that; the task is cleared.",
-        "On the safe side: the new try goes on with the Kie task that was paid.",
+        "The worker is killed when Airflow has accepted its success, before it could record that; the task is cleared.",
+        "To be on the safe side, the new try continues with the Kie task that was paid.",
     ),
     Scenario(
         "cleared_after_post_execute_failed",
         "The image is there, and post_execute fails, so the task fails; then it is cleared.",
-        "The new try goes on with the Kie task that was paid.",
+        "The new try continues with the Kie task that was paid.",
     ),
     Scenario(
         "cleared_after_the_result_was_lost",
-        "The image is there, and the API server takes no XCom, so the task fails; then it is cleared.",
-        "The new try goes on with the Kie task that was paid.",
+        "The image is there, and the API server refuses the XCom, so the task fails; then it is cleared.",
+        "The new try continues with the Kie task that was paid.",
     ),
     Scenario(
         "cleared_with_other_inputs",
         "The task is cleared while it is deferred, and the prompt renders differently now.",
-        "Another image was asked for, so there is a new Kie task; the state store keeps the id of the old one.",
+        "This asks for another image, so there is a new Kie task; the state store keeps the id of the old one.",
         charged=2,
         found_in=(STORE,),
     ),
     Scenario(
         "settled_with_the_id",
-        "A try has stopped because it did not know the id; a person adds it to the state store and clears the task.",
-        "The new try goes on with that Kie task.",
+        "A try has stopped because it did not know the id; a person adds the id, and clears the task.",
+        "The new try continues with that Kie task.",
         tries=3,
         says="Going on with Kie task",
     ),
     Scenario(
         "settled_as_not_created",
-        "A try has stopped because it could not know that nothing was created; a person adds that and clears the task.",
+        "A try has stopped because it could not know that nothing was created; a person adds that, and clears it.",
         "The new try creates the Kie task.",
         tries=3,
     ),
     Scenario(
         "marked_failed_while_deferred",
         "The task is marked as failed while it is deferred.",
-        "The log says that the Kie task goes on and is billed; clearing the task would get its result.",
+        "The log says that the Kie task keeps running and is billed; clearing the task would fetch its result.",
         state="failed",
         tries=1,
         says=GOES_ON,
@@ -325,19 +325,19 @@ SCENARIOS = (
     Scenario(
         "key_rotated",
         "The API key is changed at Kie and in the connection while the task is deferred.",
-        "The wait goes on with the new key in the same try.",
+        "The wait continues with the new key, in the same try.",
         tries=1,
     ),
     Scenario(
         "key_revoked",
         "The API key is revoked while the task is deferred; the connection gets a new one, and the task is cleared.",
-        "The task fails without a retry; after the clear it goes on with the same Kie task.",
+        "The task fails without a retry; after the clear it continues with the same Kie task.",
         says="(?i)key",
     ),
     Scenario(
         "mapped_marked_failed",
         "Ten mapped task instances are marked as failed at once while they are deferred.",
-        "The log of every one says that its Kie task goes on and is billed.",
+        "The log of each says that its Kie task keeps running and is billed.",
         state="failed",
         tries=1,
         charged=10,
@@ -346,15 +346,15 @@ SCENARIOS = (
     # parts of Airflow
     Scenario(
         "triggerer_killed",
-        "The triggerer is killed while the task is deferred, Kie finishes, and the triggerer is started again.",
-        "The wait goes on in the same try.",
+        "The triggerer is killed while the task is deferred, Kie finishes, and the triggerer is restarted.",
+        "The wait continues in the same try.",
         tries=1,
         alone=True,
     ),
     Scenario(
         "trigger_cannot_be_loaded",
-        "The triggerer is replaced by one that has another release of the provider and cannot load the trigger.",
-        "The task looks once itself, and waits on with a new trigger in the same try.",
+        "The triggerer is replaced by one with another release of the provider, which cannot load the trigger.",
+        "The task polls once itself, and keeps waiting with a new trigger, in the same try.",
         tries=1,
         says="(?s)warning .*trigger ended without an event",
         alone=True,
@@ -362,27 +362,27 @@ SCENARIOS = (
     Scenario(
         "triggerer_replaced",
         "The triggerer is killed while the task is deferred, and another one takes over.",
-        "The wait goes on in the same try.",
+        "The wait continues in the same try.",
         tries=1,
         alone=True,
     ),
     Scenario(
         "scheduler_killed_while_running",
-        "The scheduler is killed with its workers while the task waits on one, and started again.",
-        "The next try goes on with the same Kie task.",
+        "The scheduler is killed with its workers while the task waits on one, and is restarted.",
+        "The next try continues with the same Kie task.",
         alone=True,
     ),
     Scenario(
         "scheduler_killed_while_deferred",
-        "The scheduler is killed while the task is deferred, Kie finishes, and the scheduler is started again.",
-        "The same try ends well.",
+        "The scheduler is killed while the task is deferred, Kie finishes, and the scheduler is restarted.",
+        "The same try succeeds.",
         tries=1,
         alone=True,
     ),
     Scenario(
         "api_server_killed",
-        "The API server is killed while Kie answers createTask, and started again.",
-        "The worker keeps the id and notes it as soon as it can.",
+        "The API server is killed while Kie answers createTask, and is restarted.",
+        "The worker keeps the id, and records it as soon as it can.",
         tries=1,
         alone=True,
     ),

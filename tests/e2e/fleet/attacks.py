@@ -36,19 +36,23 @@ IN_DOUBT = (
 )
 NOTHING_LOST = (
     "reliability.md",
-    "The Kie task id is stored before anything else happens with it, and written again until Airflow has it.",
+    "The Kie task id is stored before anything else is done with it, and the write is repeated until Airflow has "
+    "accepted it.",
 )
 HALF_A_MINUTE = (
     "reliability.md",
-    "With Airflow's default settings an API server or a database that is away for half a minute needs nobody.",
+    "With Airflow's default settings, nobody has to act when an API server or a database is away for half a minute.",
 )
 FROZEN = ("reliability.md", "Airflow refuses everything the old try writes from then on, the store included")
-REFUSED = ("reliability.md", "that is written before the next attempt waits, so waiting is never in doubt.")
-SAVED_ONCE = ("saving.md", "keeps a file whose JSON file names this Kie task, and whose hash is right")
+REFUSED = (
+    "reliability.md",
+    "the refusal is recorded before the operator waits, so a try that is killed while it waits leaves no doubt.",
+)
+SAVED_ONCE = ("saving.md", "keeps a file whose JSON file names this Kie task and whose hash matches")
 LATE = ("reliability.md", "No key is written twice with different values, and none is removed.")
 NO_REDIS = ("limits.md", "Nothing waits for Redis, and nothing is lost.")
 MARKED_ENDS = ("reliability.md", "Marking a task instance as failed, clearing or killing it ends the wait")
-SAVING_FAILS = ("saving.md", "so failures in saving cost time only.")
+SAVING_FAILS = ("saving.md", "so a failure to save costs only time.")
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ ATTACKS = (
     ),
     Attack(
         "freeze_database_while_ordering",
-        "The database connections of the API servers freeze while batches end ordering; others are opened meanwhile.",
+        "The database connections of the API servers freeze while batches end submitting; others are opened meanwhile.",
         LATE,
         dags=("chaos_batch",) * 3,
     ),
@@ -149,7 +153,7 @@ ATTACKS = (
     ),
     Attack(
         "large_batch",
-        "A batch of 1,000; its worker is killed while it orders and while it saves.",
+        "A batch of 1,000; its worker is killed while it submits and while it saves.",
         PAYS_ONCE,
         dags=("chaos_batch_of_1000",),
         ends=MAY_STOP,
