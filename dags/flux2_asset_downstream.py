@@ -1,4 +1,4 @@
-"""Previews of whatever images were made: runs when the asset `flux2_images` has new files."""
+"""Previews of new images: runs when the asset `flux2_images` has new files."""
 
 import pendulum
 from airflow.sdk import DAG, Asset, ObjectStoragePath, task
@@ -16,12 +16,12 @@ with DAG(
 
     @task
     def new_images(triggering_asset_events=None) -> list[str]:  # noqa: ANN001
-        """Every event has the files of one task: of an image, or of a whole contact sheet."""
+        """List the files of all events; each has those of one image or of a whole contact sheet."""
         return [file["path"] for event in triggering_asset_events[IMAGES] for file in event.extra["files"]]
 
     @task
     def make_preview(path: str) -> str:
-        """Write a small WebP beside the image."""
+        """Write a small WebP next to the image."""
         from PIL import Image
 
         source = ObjectStoragePath(path)

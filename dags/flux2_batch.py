@@ -1,6 +1,6 @@
-"""A catalogue: one image for every product, all in one task instance.
+"""A catalogue: one image for every product in every colour, all in one task instance.
 
-Orders go out as fast as Kie allows; the wait is in the triggerer. A retry orders only what is missing.
+It submits as fast as Kie allows and waits in the triggerer. A retry submits only what is missing.
 """
 
 import pendulum
@@ -25,7 +25,7 @@ with DAG(
 
     @task
     def write_prompts() -> list[dict]:
-        """List what is to be shown; a database could."""
+        """List the products to show; this could come from a database."""
         return [
             {"prompt": f"studio photograph of a {colour} {product}", "aspect_ratio": "4:3"}
             for product in PRODUCTS
@@ -36,7 +36,7 @@ with DAG(
         task_id="images",
         prompts=write_prompts(),
         target=folder,
-        min_success=0.9,  # a few refused prompts are gaps on the sheet
+        min_success=0.9,  # the sheet shows what is missing
         max_credits=200,
         deferrable=True,
     )

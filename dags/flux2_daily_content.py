@@ -1,7 +1,7 @@
 """A day's illustrations.
 
-An editorial plan becomes prompts, each prompt an image file, and all of them one contact sheet. Then the asset
-`flux2_images` has new files, on which `flux2_asset_downstream` is scheduled.
+An editorial plan becomes prompts, each prompt an image file, and all images one contact sheet. The asset `flux2_images`
+then has new files, which starts `flux2_asset_downstream`.
 """
 
 import pendulum
@@ -23,7 +23,7 @@ with DAG(
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     params={"output_dir": Param("kie_images", type="string", description="A folder, or s3://connection@bucket/prefix")},
-    # Retries pay nothing twice: the next try goes on with the same Kie task (Airflow 3.3 and later).
+    # Retries never pay twice: the next try continues with the same Kie task (Airflow 3.3 and later).
     default_args={"retries": 2, "retry_delay": pendulum.duration(seconds=10)},
     tags=["kie", "flux-2"],
     doc_md=__doc__,
@@ -48,5 +48,5 @@ with DAG(
         target=folder,
         title="Today's illustrations",
         outlets=[Asset("flux2_images")],
-        trigger_rule="all_done",  # a refused prompt is a gap on the sheet
+        trigger_rule="all_done",  # the sheet shows a refused prompt as missing
     )

@@ -1,4 +1,4 @@
-"""One picture, several styles: the image of one task is the input of the next ones.
+"""One picture in several styles: the image of one task is the input of the next ones.
 
 The saved file is uploaded to Kie once, free of charge, however many tasks use it.
 """
@@ -28,6 +28,6 @@ with DAG(
 
     Flux2GenerateImageOperator.partial(
         task_id="restyle",
-        input_images=original.output,  # a path or a URL would do as well
+        input_images=original.output,  # a path or a URL works too
         aspect_ratio="auto",
     ).expand(prompt=["as a watercolour", "as a woodcut", "in deep winter, at night"])

@@ -15,7 +15,7 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     params={"output_dir": Param("kie_images", type="string", description="A folder, or s3://connection@bucket/prefix")},
-    # A retry pays nothing: the next try goes on with the same Kie task. Before Airflow 3.3, set retries=0 on `create`.
+    # Retries never pay twice: the next try continues with the same Kie task. Before 3.3, set retries=0 on `create`.
     default_args={"retries": 2, "retry_delay": pendulum.duration(seconds=30)},
     tags=["kie", "flux-2"],
     doc_md=__doc__,
@@ -32,7 +32,7 @@ with DAG(
         aspect_ratio="1:1",
         resolution="1K",
     )
-    # Waits in the triggerer, without a worker.
+    # Waits in the triggerer, without a worker slot.
     wait = Flux2TaskSensor(task_id="wait", kie_task_id=create.output, deferrable=True)
     # Kie's links can expire within 24 hours.
     KieSaveResultOperator(task_id="save", result=wait.output, target="{{ params.output_dir }}/{{ run_id }}")

@@ -1,6 +1,6 @@
 """TaskFlow: a function returns the prompt, its task returns the image.
 
-A retry does not call the function again once its prompt was submitted, so an LLM in it costs nothing twice either.
+A retry does not call the function again once its prompt was submitted, so an LLM in it is paid only once too.
 """
 
 import pendulum
@@ -18,7 +18,7 @@ with DAG(
 
     @task
     def headlines() -> list[str]:
-        """Say what there is to illustrate; a feed or a database could."""
+        """List the headlines to illustrate; this could come from a feed or a database."""
         return ["Bees return to the city", "The last night train", "A library under the sea"]
 
     @task.flux2(target="{{ params.output_dir }}/{{ run_id }}", deferrable=True)

@@ -8,6 +8,6 @@ from airflow.sdk import ObjectStoragePath, task
 
 @task
 def paths_by_prompt(batch: dict) -> dict[str, str]:
-    """Return where the image of every prompt is."""
+    """Return the path of each saved image by its prompt."""
     items = json.loads(ObjectStoragePath(batch["manifest"]).read_text())["items"]
     return {item["input"]["prompt"]: item["files"][0]["path"] for item in items if item["outcome"] == "saved"}

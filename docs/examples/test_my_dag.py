@@ -1,5 +1,5 @@
 # ruff: noqa: ANN001, ANN201, ARG001, D103, INP001, S101
-"""Test a DAG against the emulator: the bill tells what would have been paid."""
+"""Test a DAG against the emulator: its bill shows what Kie would have charged."""
 
 import runpy
 
@@ -9,7 +9,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 @pytest.fixture
 def dag(kie_connection):
-    """Load the DAG; put your own file here."""
+    """Load the DAG; use your own file here."""
     return runpy.run_path("dags/flux2_single_image.py")["create"].dag
 
 
