@@ -138,7 +138,7 @@ def test_a_second_time_writes_nothing(kie_emulator, s3):
     third = run_task(lambda **kw: KieSaveResultOperator(result=first.result["kie_task_id"], target=target, **kw))
 
     assert (third.state, third.retried) == ("failed", False)
-    assert f"{target}/{name.rpartition('/')[2]} exists and is another file" in str(third.error)
+    assert f"{target}/{name.rpartition('/')[2]} exists with other content" in str(third.error)
     assert content(s3, name) == b"edited by hand"
 
 

@@ -60,7 +60,7 @@ def test_names_that_meet(names, default, place, name):
 
 def test_a_wrong_default_is_named_once():
     _, problems = read_names([(None, "a"), (None, "b")], "x.png")
-    assert problems == ["file_name: must end with '.{extension}', so that the name tells what the file is, got 'x.png'"]
+    assert problems == ["file_name: must end with '.{extension}', so that the name shows the file's type, got 'x.png'"]
 
 
 def test_names_that_are_there(tmp_path):
