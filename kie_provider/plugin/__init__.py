@@ -1,7 +1,7 @@
-"""What Airflow's API server gets from this provider: a page of images.
+"""What this provider adds to Airflow's API server: a page of images.
 
-Airflow loads plugins in every process, workers and DAG processors too. So nothing but the names is here; the rest is
-imported when the API server asks for its applications.
+Airflow loads plugins in every process, workers and DAG processors included. So this module only declares names; the
+rest is imported when the API server asks for the plugin's applications.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kie_provider.addresses import IMAGES
 
 
 class KiePlugin(AirflowPlugin):
-    """The page of all images, and a tab of each DAG run with its own."""
+    """The page of all images, and a tab on each DAG run with the images of the run."""
 
     name = "kie"
     external_views: list[Any] = [  # noqa: RUF012  # as AirflowPlugin declares it
@@ -34,8 +34,8 @@ class KiePlugin(AirflowPlugin):
     ]
 
     @property
-    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # imported when it is asked for
-        """The applications of the API server, which alone asks for them."""
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # a property: imported on demand
+        """The page's application; only the API server asks for it."""
         from kie_provider.plugin.gallery import app
 
         return [{"app": app, "url_prefix": f"/{IMAGES}".rstrip("/"), "name": "Kie.ai images"}]
