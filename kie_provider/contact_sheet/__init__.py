@@ -1,7 +1,7 @@
-"""One page, one picture and one list that show all images of a run: :func:`write_contact_sheet`.
+"""All images of a run as one HTML page, one PNG and one JSON file: :func:`write_contact_sheet`.
 
-A sheet is a report: what is wrong with one result (no file, a file that cannot be read) is shown in its tile and
-never stops the others. Results come from Kie and through XCom, so nothing in them is trusted.
+A sheet is a report: a result without a file, or with one that cannot be read, gets a tile that says so, and does not
+stop the others. Results come from Kie and through XCom, so nothing in them is trusted.
 """
 
 from kie_provider.contact_sheet.sheet import write_contact_sheet

@@ -15,12 +15,13 @@ _CALM = ("", "success", "waiting", "queuing", "generating", "running")
 def figure(
     tile: Tile, *, src: str = "", facts: Sequence[str] = (), links: Sequence[str] = (), more: str = "", opens: str = ""
 ) -> str:
-    """Return a tile as HTML; whatever stands in it is text.
+    """Return a tile as HTML. Its texts are escaped.
 
-    :param src: address of the thumbnail; without one the tile's note is in its place.
-    :param facts: text in a line below the prompt.
-    :param links: HTML of the links below that; so is ``more``, which follows.
-    :param opens: HTML attributes of the link around the picture, if the tile has one.
+    :param src: URL of the thumbnail; without one the tile shows its note instead.
+    :param facts: texts of the line below the prompt.
+    :param links: HTML of the links below that line.
+    :param more: HTML that follows the links.
+    :param opens: HTML attributes of the link around the image, if the tile has one.
     """
     prompt = html.escape(tile.prompt)
     if src:

@@ -13,7 +13,7 @@ from kie_provider.contact_sheet.tiles import Tile, height_ratio
 
 
 def draw_page(tiles: Sequence[Tile], title: str, headline: str, prices: PriceTable) -> str:
-    """Return the sheet as one HTML page that loads nothing: thumbnails are in it, and there are no scripts."""
+    """Return the sheet as one self-contained HTML page: thumbnails are embedded, and there are no scripts."""
     figures = "\n".join(_figure(tile, prices) for tile in tiles)
     heading = html.escape(title)
     return f"""<!doctype html>

@@ -1,4 +1,4 @@
-"""The sheet as a PNG picture."""
+"""The sheet as a PNG image."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kie_provider.contact_sheet.style import ALARM, INK, LINE, MUTED, PAGE, PANE
 from kie_provider.contact_sheet.tiles import Tile, height_ratio
 from kie_provider.files.thumbnails import THUMBNAIL_SIZE
 
-#: The picture gets smaller thumbnails rather than more pixels than this.
+#: Pixels of the whole image; many tiles get smaller thumbnails instead of exceeding this.
 MAX_SHEET_PIXELS = 12_000_000
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Measures of the picture in pixels: a grid of ``columns``, each with a thumbnail box and lines of text."""
+    """Dimensions of the image, in pixels: a grid of tiles, each with a box for the thumbnail and lines of text."""
 
     columns: int
     rows: int
@@ -32,27 +32,28 @@ class _Layout:
 
     @property
     def cell(self) -> tuple[int, int]:
-        """What a tile takes, with the gap after it."""
+        """Width and height of a tile, including the gap after it."""
         return self.box[0] + self.gap, self.box[1] + (self.prompt_lines + 1) * self.line + 8 + self.gap
 
     @property
     def size(self) -> tuple[int, int]:
+        """Width and height of the whole image."""
         columns = max(self.columns, 2)  # room for the heading
         return (
             2 * self.margin - self.gap + columns * self.cell[0],
             2 * self.margin - self.gap + self.head + self.rows * self.cell[1],
         )
 
-    def place(self, index: int) -> tuple[int, int]:
-        """Return the left upper corner of a tile."""
+    def corner(self, index: int) -> tuple[int, int]:
+        """Return the upper left corner of a tile."""
         row, column = divmod(index, self.columns)
         return self.margin + column * self.cell[0], self.margin + self.head + row * self.cell[1]
 
 
 def _layout(count: int, ratio: float) -> _Layout:
-    """Return the layout for ``count`` tiles: as large as MAX_SHEET_PIXELS allows, a bit wider than high.
+    """Return the layout for ``count`` tiles: the largest that MAX_SHEET_PIXELS allows, slightly wider than high.
 
-    From some 1000 tiles on it takes what the smallest thumbnails need.
+    From about 1000 tiles on, the smallest thumbnails are used, and the image may exceed that limit.
     """
     layout = _Layout(1, 0, (THUMBNAIL_SIZE, round(THUMBNAIL_SIZE * ratio)), 2)
     for width in (320, 280, 240, 200, 160, 120, 80):
@@ -75,7 +76,7 @@ def draw_picture(tiles: Sequence[Tile], title: str, headline: str) -> bytes:
     large, medium, small = (ImageFont.load_default(size) for size in (30, 14, 12))
 
     def write(left: int, top: int, text: str, font: Any, fill: str, width: int, lines: int = 1) -> int:
-        """Write lines of text and return where the next one would be."""
+        """Draw lines of text, and return the top of the line that would follow."""
         # The font has no multiplication sign.
         for line in _wrap(text.replace("\u00d7", "x"), font, width, lines):
             draw.text((left, top), line, fill=fill, font=font)
@@ -88,7 +89,7 @@ def draw_picture(tiles: Sequence[Tile], title: str, headline: str) -> bytes:
     write(margin, margin + 36, headline, medium, MUTED, inner)
     draw.line((margin, margin + 64, margin + inner - 1, margin + 64), fill=LINE)
     for index, tile in enumerate(tiles):
-        left, top = layout.place(index)
+        left, top = layout.corner(index)
         draw.rectangle(
             (left, top, left + width - 1, top + height - 1),
             fill={"missing": PAGE, "other": PANEL}.get(tile.kind, WELL),
@@ -110,9 +111,9 @@ def draw_picture(tiles: Sequence[Tile], title: str, headline: str) -> bytes:
 
 
 def _wrap(text: str, font: Any, width: int, lines: int) -> list[str]:
-    """Break text into at most ``lines`` lines of ``width`` pixels; what does not fit becomes an ellipsis.
+    """Break text into at most ``lines`` lines of ``width`` pixels; the rest is cut off with an ellipsis.
 
-    Characters that do not print become blanks: they would end the line, or turn its direction.
+    Unprintable characters become spaces: they could end the line or reverse its direction.
     """
     rest = " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split())
     wrapped: list[str] = []

@@ -1,4 +1,4 @@
-"""Reading result dicts, whatever is in them, and finding the one that answers a prompt."""
+"""Read result dicts, whatever is in them, and find the one of a prompt."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kie_provider.client.plain import storable
 
 
 def result_dicts(results: Iterable[Any] | Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the dicts in ``results``, however nested, as plain JSON; anything else in it is left out."""
+    """Return the dicts in ``results``, however nested, as plain JSON values; anything else is left out."""
     found = [dict(item) for item in flat(results) if isinstance(item, Mapping)]
     return list(storable(json.loads(json.dumps(found, default=str, skipkeys=True))))
 
 
 def flat(value: Any) -> Iterator[Any]:
-    """Yield what is in ``value`` and in the sequences within; text and mappings count as one item."""
+    """Yield the items of ``value`` and of the iterables in it; a text or a mapping is one item."""
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         for item in value:
             yield from flat(item)
@@ -26,7 +26,7 @@ def flat(value: Any) -> Iterator[Any]:
 
 
 def match_prompts(results: Sequence[dict[str, Any]], prompts: Sequence[str]) -> list[tuple[str, dict[str, Any] | None]]:
-    """Pair every prompt with its result, or None; results that answer no prompt follow with their own."""
+    """Pair every prompt with its result, or None; results of other prompts follow, with their own prompt."""
     waiting: dict[str, deque[int]] = {}
     for index, result in enumerate(results):
         waiting.setdefault(prompt_of(result), deque()).append(index)
@@ -37,21 +37,21 @@ def match_prompts(results: Sequence[dict[str, Any]], prompts: Sequence[str]) -> 
 
 
 def prompt_of(result: Mapping[str, Any]) -> str:
-    """Return the prompt of a result, or nothing."""
+    """Return the prompt of a result dict, or ``""``."""
     task_input = result.get("input")
     return text_of(task_input.get("prompt")).strip() if isinstance(task_input, dict) else ""
 
 
 def text_of(value: Any) -> str:
-    """Return text, or nothing."""
+    """Return ``value`` if it is a text, else ``""``."""
     return value if isinstance(value, str) else ""
 
 
 def number_of(value: Any) -> float | None:
-    """Return a number, or None."""
+    """Return ``value`` if it is a number, else None."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def list_of(value: Any) -> list[Any]:
-    """Return a list, or an empty one."""
+    """Return ``value`` if it is a list, else an empty one."""
     return value if isinstance(value, list) else []

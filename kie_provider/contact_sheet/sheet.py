@@ -1,4 +1,4 @@
-"""From results to a sheet in a folder."""
+"""Write the contact sheet of results into a folder."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def write_contact_sheet(
 ) -> dict[str, Any]:
     """Show results and gaps as ``<name>.html``, ``<name>.png`` and ``<name>.json`` in ``folder``; needs Pillow.
 
-    The page holds its thumbnails, so it can be moved and mailed; only its links to the full images are relative. The
-    JSON has ``title``, ``results``, ``prompts_without_result`` and ``totals`` (``images``, ``missing``, ``not_found``,
-    ``unreadable``, ``other``, ``credits``, ``usd``). Each file appears only when it is complete.
+    The thumbnails are embedded in the page, so it can be moved or mailed; only its links to the full images are
+    relative. The JSON has ``title``, ``results``, ``prompts_without_result`` and ``totals`` (``images``, ``missing``,
+    ``not_found``, ``unreadable``, ``other``, ``credits``, ``usd``). Each file appears only when it is complete.
 
-    :param results: result dicts, also nested in lists, or a single one; what is not a dict is left out: Airflow 3.1
-        fills the places of failed mapped tasks with such things. Saved images are those of ``files``.
-    :param folder: where the three files go, as ObjectStoragePath or its text: a local folder, which is created, or
+    :param results: result dicts, possibly nested in lists, or a single one. Anything that is not a dict is left out:
+        Airflow 3.1 has such values in place of failed mapped tasks. Saved images are those in ``files``.
+    :param folder: where the three files go, as ObjectStoragePath or text: a local folder, which is created, or
         ``s3://conn@bucket/prefix``.
-    :param prompts: all prompts that were asked for, in the order to show them; those that no result answers
-        (``result["input"]["prompt"]``; white space around it does not count, each result answers one) show as gaps.
-        Results that answer none of them come last. Default: no gaps.
-    :param title: heading of the page and the picture.
+    :param prompts: all requested prompts, in the order to show them. Each is matched with one result by
+        ``result["input"]["prompt"]``, without surrounding white space; a prompt without a result is shown as a gap.
+        Results of other prompts come last. Default: no gaps.
+    :param title: heading of the page and of the PNG.
     :param name: file name without suffix.
-    :param prices: what results cost where Kie does not say, and US dollars per credit; default: Kie's list prices.
-    :return: ``html``, ``png``, ``manifest`` (paths as text), ``images`` (those shown), ``missing`` (prompts without
-        an image), ``not_found`` (files that results name, but that are not there) and ``credits`` (sum over all
-        results).
+    :param prices: the cost of results where Kie does not say, and US dollars per credit; default: Kie's list.
+    :return: ``html``, ``png``, ``manifest`` (paths as text), ``images`` (how many are shown), ``missing`` (how many
+        prompts have no image), ``not_found`` (how many files of results do not exist) and ``credits`` (of all results;
+        one of unknown cost counts as 0).
     :raises KieTargetError: ``name`` or ``folder`` cannot be used, or Pillow is not installed.
     :raises KieStorageError: the storage failed.
     """
@@ -69,22 +69,22 @@ def write_contact_sheet(
     totals = _totals(tiles, made, prices)
     headline = _headline(totals)
     manifest = {"title": title, "results": made, "prompts_without_result": without_result, "totals": totals}
-    # The page comes last: who sees it, sees the others too.
+    # The page is stored last: when it is visible, the others are too.
     contents = {
         folder / f"{name}.json": json.dumps(manifest, ensure_ascii=False, indent=2).encode(),
         folder / f"{name}.png": draw_picture(tiles, title, headline),
         folder / f"{name}.html": draw_page(tiles, title, headline, prices).encode(),
     }
-    with storage.storage_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="kie-sheet-") as scratch:
-        local = Path(scratch, "file")
+    with storage.storage_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="kie-sheet-") as temporary:
+        local = Path(temporary, "file")
         for target, content in contents.items():
             local.write_bytes(content)
             storage.put(local, target)
-    listing, picture, page = map(str, contents)
+    manifest_path, png, page = map(str, contents)
     return {
         "html": page,
-        "png": picture,
-        "manifest": listing,
+        "png": png,
+        "manifest": manifest_path,
         "images": totals["images"],
         "missing": totals["missing"],
         "not_found": totals["not_found"],

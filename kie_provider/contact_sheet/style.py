@@ -36,14 +36,15 @@ def count(number: float, noun: str) -> str:
 
 
 def dollars(amount: float) -> str:
-    """Return dollars and cents, and half a cent if it is there: an image may cost that."""
+    """Return dollars and cents, with a third decimal if it is not 0: an image may cost half a cent."""
     return f"${amount:,.3f}".removesuffix("0")
 
 
 def colours(*, has_light: bool) -> str:
-    """Return the colours as CSS variables: dark ones, or those of the reader's theme.
+    """Return the colours as CSS variables.
 
-    ``data-theme="light"`` or ``"dark"`` of the root element chooses one of the two themes.
+    :param has_light: follow the reader's theme, or ``data-theme="light"`` or ``"dark"`` of the root element; otherwise
+        always dark.
     """
     if not has_light:
         names = " ".join(f"--{name}: {dark};" for name, dark in DARK.items())

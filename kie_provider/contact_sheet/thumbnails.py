@@ -1,4 +1,4 @@
-"""Small versions of images that nobody has looked at yet."""
+"""Thumbnails for the tiles of a sheet, made from the saved images."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from kie_provider.files.thumbnails import TooLargeError, shrink
 
 log = logging.getLogger(__name__)
 
-#: Decoding uses a core per thread and one decoded image of memory.
+#: Each thread uses a core, and the memory of one decoded image.
 THREADS = 2
 
-#: What stands in place of an image whose file is not there.
+#: Shown instead of an image whose file does not exist.
 NOT_FOUND = "file not found"
 
 _READ_BLOCK = 4 * 2**20
 
 
 def with_thumbnails(tiles: Sequence[Tile]) -> list[Tile]:
-    """Read the images, in threads; what cannot be read becomes a tile that says so, and a warning."""
-    # Looked up here: a task's connections are asked for by its main thread.
-    systems = [_file_system(tile) for tile in tiles]
+    """Read the images, in threads; one that cannot be read gets a tile that says so, and a warning in the log."""
+    # Looked up here: only the main thread of a task asks Airflow for connections.
+    file_systems = [_file_system(tile) for tile in tiles]
     with ThreadPoolExecutor(THREADS, thread_name_prefix="kie-sheet") as pool:
-        done = list(pool.map(_with_thumbnail, tiles, systems))
+        done = list(pool.map(_with_thumbnail, tiles, file_systems))
     for tile in done:
         if tile.kind == "unreadable":
             log.warning("The contact sheet cannot show %s: %s", tile.where or "a file without path", tile.problem)
@@ -37,42 +37,42 @@ def with_thumbnails(tiles: Sequence[Tile]) -> list[Tile]:
 
 
 def _file_system(tile: Tile) -> Any:
-    """Return the fsspec file system of a tile's image, or the error that came instead."""
+    """Return the fsspec file system of a tile's image, or the error of looking it up."""
     if tile.kind != "image" or tile.file is None:
         return None
     try:
         return tile.file.fs
-    except Exception as error:  # noqa: BLE001  # a missing connection, package or permission: the tile says so
+    except Exception as error:  # noqa: BLE001  # missing connection, package, permission: the tile shows it
         return error
 
 
-def _with_thumbnail(tile: Tile, system: Any) -> Tile:
+def _with_thumbnail(tile: Tile, file_system: Any) -> Tile:
     if tile.kind != "image":
         return tile
     try:
-        if isinstance(system, Exception):
-            raise system
-        with _open(tile, system) as stream:
+        if isinstance(file_system, Exception):
+            raise file_system
+        with _open(tile, file_system) as stream:
             thumbnail, size = shrink(stream)
-    except Exception as error:  # noqa: BLE001  # decoders raise anything; it is this tile's matter only
+    except Exception as error:  # noqa: BLE001  # decoders raise anything; only this tile is affected
         problem = f"{type(error).__name__}: {error}"
         return replace(tile, kind="unreadable", note=_why(error), problem=clean_text(problem))
     return replace(tile, thumbnail=thumbnail, size=size)
 
 
-def _open(tile: Tile, system: Any) -> IO[bytes]:
+def _open(tile: Tile, file_system: Any) -> IO[bytes]:
     from kie_provider.files import storage
 
     if tile.file is None:
         raise ValueError("not a path of a known storage")
     if storage.is_local(tile.file):
         return storage.open_regular(Path(tile.file.path))
-    stream: IO[bytes] = system.open(tile.file.path, "rb", block_size=_READ_BLOCK)
+    stream: IO[bytes] = file_system.open(tile.file.path, "rb", block_size=_READ_BLOCK)
     return stream
 
 
 def _why(error: Exception) -> str:
-    """Say in a few words why an image is not shown."""
+    """Say in a few words why an image cannot be shown."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, TooLargeError | Image.DecompressionBombError | Image.DecompressionBombWarning):

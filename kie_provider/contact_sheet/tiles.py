@@ -1,4 +1,4 @@
-"""The places of a sheet: what is known of each image, and where a link to it leads."""
+"""The tiles of a sheet: what is known of each image, and the links to it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tile:
-    """One place of the sheet.
+    """One image, or gap, of the sheet.
 
-    :param kind: ``image``; ``missing`` (there is none), ``unreadable`` (there is a file, but it cannot be shown) or
-        ``other`` (not saved, or not an image).
-    :param note: what stands in place of the thumbnail.
-    :param problem: why the file cannot be shown, in full: for the log, a sheet may be mailed to anybody.
-    :param credits: what its result cost; only with the first file of a result.
+    :param kind: ``image``; ``missing`` (no image), ``unreadable`` (a file that cannot be shown) or ``other`` (not
+        saved, or not an image).
+    :param note: shown instead of the thumbnail.
+    :param problem: why the file cannot be shown, in full; only for the log, as a sheet may be mailed to anybody.
+    :param credits: cost of the result; only of its first file. None: not known.
+    :param seconds: that the Kie task took.
+    :param number: which file of several it is, such as ``1 of 3``.
+    :param size: width and height of the image, in pixels.
     :param file: the saved file.
     :param where: path or URL of the full image, as text.
-    :param link: the same for a browser, if one can follow it; ``sidecar`` likewise, for the JSON.
+    :param link: URL of the full image that a browser can follow; None: there is none.
+    :param sidecar: likewise, of the JSON file.
     :param thumbnail: JPEG.
     """
 
@@ -66,7 +70,7 @@ class Tile:
 def tiles_of(
     prompt: str, result: Mapping[str, Any] | None, folder: ObjectStoragePath, prices: PriceTable
 ) -> list[Tile]:
-    """Return a tile for every file of a result, or every URL if none was saved; one tile if there is neither."""
+    """Return a tile for every file of a result, or for every URL if no file was saved; one tile if it has neither."""
     if result is None:
         return [Tile(prompt)]
     base = Tile(
@@ -108,26 +112,26 @@ def _file_tile(base: Tile, file: Mapping[str, Any], folder: ObjectStoragePath) -
 
 
 def _link(path: str, file: ObjectStoragePath | None, folder: ObjectStoragePath) -> str | None:
-    """Return the link from a page in ``folder``: relative for what is below it, else a URL or local path, or None."""
+    """Return a link from a page in ``folder``: relative if the file is below it, else a URL, a local path or None."""
     if is_http_url(path):
         return path
     if file is None or _store(file) != _store(folder):
         return None
     below = PurePosixPath(file.path)
     if below.is_relative_to(folder.path):
-        # With the dot, and colons quoted, no file name is taken for a scheme.
+        # With the dot, and with colons quoted, no file name can be taken for a scheme.
         return f"./{quote(below.relative_to(folder.path).as_posix())}"
-    # Two slashes would start the name of a host.
+    # Two slashes would begin a host name.
     return f"/{quote(file.path.lstrip('/'))}" if _store(file) == _LOCAL else None
 
 
 def _stored_file(path: str) -> ObjectStoragePath | None:
-    """Return the file that a result names; None if it names none. Its connection is not looked up."""
+    """Return the path of a file that a result names; None: it names none. The connection is not looked up."""
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     try:
         return ObjectStoragePath(path if "://" in path else str(Path(path).absolute())) if path else None
-    except Exception:  # noqa: BLE001  # an unknown scheme, or text that is no path
+    except Exception:  # noqa: BLE001  # an unknown scheme, or text that is not a path
         return None
 
 
@@ -135,13 +139,13 @@ _LOCAL = ("file", None)
 
 
 def _store(path: ObjectStoragePath) -> tuple[str, str | None]:
-    """Return what paths of one storage have in common: how it is reached, and with which connection."""
+    """Return what identifies the storage of a path: protocol and connection."""
     from kie_provider.files import storage
 
     return _LOCAL if storage.is_local(path) else (path.protocol, storage.conn_id_of(path))
 
 
 def height_ratio(tiles: Sequence[Tile]) -> float:
-    """Return height / width that suits most images, within reason."""
+    """Return a height / width that suits most images, between 0.5 and 1.25."""
     ratios = [tile.size[1] / tile.size[0] for tile in tiles if tile.kind == "image" and tile.size]
     return min(max(statistics.median(ratios or [0.75]), 0.5), 1.25)

@@ -1,6 +1,6 @@
-"""A Kie.ai on loopback: try and test DAGs without paying.
+"""An emulated Kie.ai on loopback, to try and test DAGs without paying.
 
-``with KieEmulator() as kie:`` serves it from a thread; ``python -m kie_provider.emulator`` in the foreground.
+``with KieEmulator() as kie:`` serves it in a thread, ``python -m kie_provider.emulator`` in the foreground.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ def main(arguments: list[str] | None = None) -> None:
     defaults = Settings()
     parser = argparse.ArgumentParser(prog="python -m kie_provider.emulator", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8787, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--api-key", default=defaults.api_key, help="key that is let in (default: %(default)s)")
-    text = "signs callbacks; empty: they are not signed (default: %(default)s)"
+    parser.add_argument("--port", type=int, default=8787, help="0 chooses a free one (default: %(default)s)")
+    parser.add_argument("--api-key", default=defaults.api_key, help="key that is accepted (default: %(default)s)")
+    text = "key that signs callbacks; empty: they are not signed (default: %(default)s)"
     parser.add_argument("--webhook-hmac-key", default=defaults.webhook_hmac_key, help=text)
     parser.add_argument("--credits", type=float, default=defaults.credits, help="balance (default: %(default)s)")
     for state in ("waiting", "queuing", "generating"):

@@ -1,4 +1,4 @@
-"""One Kie account: who may come in, how often, what is running and what it cost."""
+"""One Kie account: its key, its rate limit, its tasks and what they cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kie_provider.emulator.tasks import Outcome, Task, cost_at, iso, state_at
 
 
 class Account:
-    """The tasks of an account. Balance and states are computed from the tasks and the time, never stored.
+    """An account and its tasks. Balance and states are computed from the tasks and the time, never stored.
 
     :param settings: its key, credits, limits and durations.
     """
@@ -20,27 +20,27 @@ class Account:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.tasks: dict[str, Task] = {}
-        self._let_in: list[float] = []
+        self._admitted: list[float] = []
 
-    def knows(self, authorization: str | None) -> bool:
-        """Tell whether an Authorization header carries this account's key."""
+    def accepts(self, authorization: str | None) -> bool:
+        """Whether an Authorization header has this account's key."""
         expected = f"Bearer {self.settings.api_key}"
         return hmac.compare_digest((authorization or "").encode(errors="replace"), expected.encode())
 
     def count_create(self, now: float) -> None:
         """Count one createTask request.
 
-        :raises Refusal: 429, too many in the window; such a request is not counted and creates nothing.
+        :raises Refusal: 429: too many in the window; such a request is not counted.
         """
-        self._let_in = [at for at in self._let_in if now - at < self.settings.create_window_seconds]
-        if len(self._let_in) >= self.settings.create_limit:
+        self._admitted = [at for at in self._admitted if now - at < self.settings.create_window_seconds]
+        if len(self._admitted) >= self.settings.create_limit:
             raise Refusal(429)
-        self._let_in.append(now)
+        self._admitted.append(now)
 
     def create(self, request: TaskRequest, outcome: Outcome, now: float) -> Task:
-        """Hold the price of a task and start its task.
+        """Create a task and hold its price.
 
-        :raises Refusal: 402, the balance is too short.
+        :raises Refusal: 402: the balance is too low.
         """
         if self.credits_left(now) < request.price:
             raise Refusal(402)
@@ -51,7 +51,7 @@ class Account:
     def task(self, task_id: str) -> Task:
         """Return a task.
 
-        :raises Refusal: 422, as Kie answers for an id it does not know; 404 is documented but never sent.
+        :raises Refusal: 422, Kie's answer to an id it does not know; 404 is documented but never sent.
         """
         try:
             return self.tasks[task_id]
@@ -59,11 +59,11 @@ class Account:
             raise Refusal(422, "recordInfo is null") from None
 
     def credits_left(self, now: float) -> float:
-        """Return the balance: the credits at the start less what is held or charged."""
+        """Return the balance: the initial credits less what is held or charged."""
         return self.settings.credits - self._charged(list(self.tasks.values()), now)
 
     def bill(self, now: float) -> dict[str, Any]:
-        """Return what was charged for which task, oldest first; what is still held counts as charged."""
+        """Return what each task was charged, oldest first; credits still held count as charged."""
         tasks = list(self.tasks.values())
         charged = self._charged(tasks, now)
         return {

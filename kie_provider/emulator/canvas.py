@@ -1,4 +1,4 @@
-"""What every scene is painted with, and the last touch of a picture: grain and caption. Pillow alone."""
+"""The canvas that scenes are painted on, and the finish of every image: grain and caption. Needs Pillow alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BILINEAR = Image.Resampling.BILINEAR
 
 
 def mix(first: Color, second: Color, share: float) -> Color:
-    """Return the colour ``share`` (0 to 1) of the way from ``first`` to ``second``."""
+    """Interpolate between two colours; ``share`` is 0 for ``first``, 1 for ``second``."""
     t = min(max(share, 0.0), 1.0)
     red, green, blue = (round(a + (b - a) * t) for a, b in zip(first, second, strict=True))
     return red, green, blue
@@ -29,7 +29,7 @@ def vertical(colors: Sequence[Color], size: tuple[int, int]) -> Image.Image:
 
 
 class Canvas:
-    """A picture being painted, with its palette and its random numbers."""
+    """An image being painted, with its palette and its random number generator."""
 
     def __init__(self, size: tuple[int, int], rng: random.Random, palette: list[Color]) -> None:
         self.image = Image.new("RGB", size)
@@ -45,7 +45,7 @@ class Canvas:
         return mix(self.palette[low], self.palette[low + 1], place - low)
 
     def wash(self, colors: Sequence[Color], top: float = 0, bottom: float = 1) -> None:
-        """Fill the rows between two shares of the height with a gradient."""
+        """Fill the rows between two fractions of the height with a gradient."""
         y = round(top * self.h)
         self.image.paste(vertical(colors, (self.w, round(bottom * self.h) - y)), (0, y))
 
@@ -57,7 +57,7 @@ class Canvas:
         self.image.paste(small.resize((self.w, self.h), BILINEAR))
 
     def glow(self, x: float, y: float, radius: float, color: Color, strength: float) -> None:
-        """Let light fall off from a point."""
+        """Draw light that fades with the distance from a point."""
         curve = [round(255 * strength * max(0.0, 1 - v / 181) ** 2) for v in range(256)]
         mask = Image.radial_gradient("L").point(curve).resize((round(2 * radius), round(2 * radius)), BILINEAR)
         self.image.paste(color, (round(x - radius), round(y - radius)), mask)
@@ -67,7 +67,7 @@ class Canvas:
         self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
 
     def stars(self, count: int, below: float) -> None:
-        """Sprinkle stars on the upper share of the picture; they fade towards its lower end."""
+        """Scatter stars over the upper part of the image; they fade downwards."""
         for _ in range(count):
             t, x = self.rng.random() ** 1.5, self.rng.randrange(self.w)
             sky = cast("Color", self.image.getpixel((x, int(t * below * self.h))))
@@ -75,7 +75,7 @@ class Canvas:
             self.disc(x, t * below * self.h, self.u * self.rng.uniform(4e-4, 13e-4), color)
 
     def silhouette(self, outline: Sequence[Point], top: Color, bottom: Color) -> None:
-        """Fill an outline with a gradient from its highest point to the lower edge of the picture."""
+        """Fill an outline with a gradient from its highest point to the bottom of the image."""
         y0 = max(0, math.floor(min(y for _, y in outline)))
         if y0 < self.h:
             mask = Image.new("L", (self.w, self.h - y0))
@@ -92,14 +92,14 @@ class Canvas:
         return [*crest, (self.w + 32.0, float(self.h)), (-16.0, float(self.h))]
 
     def leaf(self, x: float, y: float, length: float, angle: float, width: float, color: Color) -> None:
-        """Draw a leaf or petal that grows from a point in the direction ``angle`` (degrees, 0 is to the right)."""
+        """Draw a leaf or petal from a point in the direction ``angle`` (degrees; 0 points right)."""
         cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
         sides = [(n / 12, width) for n in range(13)] + [(n / 12, -width) for n in range(12, -1, -1)]
         shape = [(length * t, length * half * math.sin(math.pi * t**0.8)) for t, half in sides]
         self.draw.polygon([(x + a * cos - b * sin, y + a * sin + b * cos) for a, b in shape], fill=color)
 
     def birds(self, x: float, y: float) -> None:
-        """Draw a few birds about a point."""
+        """Draw a few birds around a point."""
         for _ in range(self.rng.randint(3, 6)):
             bx, by = self.rng.gauss(x, 0.06 * self.u), self.rng.gauss(y, 0.03 * self.u)
             s = self.u * self.rng.uniform(0.008, 0.016)
@@ -108,7 +108,7 @@ class Canvas:
 
 
 def grain(image: Image.Image, seed: int) -> Image.Image:
-    """Return the picture with a breath of film grain, which hides the bands of 8-bit gradients."""
+    """Return the image with faint film grain, which hides the banding of 8-bit gradients."""
     tile = Image.frombytes("L", (512, 512), random.Random(seed).randbytes(512 * 512))
     tile = tile.point([v * 5 // 256 for v in range(256)])
     noise = Image.new("L", image.size)
@@ -119,14 +119,14 @@ def grain(image: Image.Image, seed: int) -> Image.Image:
 
 
 def caption(image: Image.Image, prompt: str) -> None:
-    """Write the prompt on a dark band at the bottom, in place, and that the picture is emulated."""
+    """Write the prompt, and that the image is emulated, on a dark band at the bottom; the image is changed in place."""
     width, height = image.size
     band = round(min(width, height) * 0.046)
     strip = image.crop((0, height - band, width, height))
     image.paste(Image.blend(strip, Image.new("RGB", strip.size, (12, 12, 16)), 0.62), (0, height - band))
     font, draw, middle = ImageFont.load_default(band * 0.46), ImageDraw.Draw(image), height - band / 2
     draw.text((width - band / 2, middle), "emulated", font=font, anchor="rm", fill=(186, 186, 194))
-    # Pillow's built-in font knows little more than ASCII; other letters would all be the same empty box.
+    # Pillow's built-in font has little more than ASCII; other letters would all be the same empty box.
     text = " ".join("".join(letter if letter.isascii() and letter.isprintable() else " " for letter in prompt).split())
     room, kept = width - band * 1.5 - font.getlength("emulated"), len(text[:300])
     while kept and font.getlength(text[:kept] + "...") > room:

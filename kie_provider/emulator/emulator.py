@@ -1,4 +1,4 @@
-"""Running the emulator: in a thread of a Python program, or in the foreground."""
+"""Run the emulator: in a thread of a Python program, or in the foreground."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kie_provider.emulator.settings import Settings
 
 
 def connection(url: str, api_key: str) -> dict[str, Any]:
-    """Return the Airflow connection to an emulator; its JSON goes into ``AIRFLOW_CONN_KIE_DEFAULT``."""
+    """Return the Airflow connection to an emulator, as in the JSON of ``AIRFLOW_CONN_KIE_DEFAULT``."""
     return {"conn_type": "kie", "host": url, "password": api_key, "extra": {"upload_host": url}}
 
 
@@ -24,7 +24,7 @@ async def serve(server: Server, host: str, port: int, on_start: Callable[[str], 
     """Serve until ``stop`` is set.
 
     :param on_start: called with the base URL once connections are accepted.
-    :raises OSError: the address cannot be had.
+    :raises OSError: it cannot listen on the address.
     """
     runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
@@ -40,13 +40,13 @@ async def serve(server: Server, host: str, port: int, on_start: Callable[[str], 
 
 
 class KieEmulator:
-    """A Kie.ai on loopback, in a thread with an event loop of its own.
+    """An emulated Kie.ai on loopback, in a thread with its own event loop.
 
     Use it as a context manager, or call ``start()`` and ``stop()``; its methods may be called from any thread.
 
-    :param port: 0 takes a free one.
+    :param port: 0 chooses a free one.
     :param host: address to listen on.
-    :param clock: returns epoch seconds; give another one to jump ahead.
+    :param clock: returns epoch seconds; pass another one to jump ahead.
     :param settings: fields of :class:`~kie_provider.emulator.settings.Settings`: ``api_key``, ``credits``,
         ``waiting_seconds``, ``generating_seconds`` and others.
 
@@ -67,7 +67,7 @@ class KieEmulator:
 
     @property
     def api_key(self) -> str:
-        """The key that is let in."""
+        """The key that is accepted."""
         return self.settings.api_key
 
     @property
@@ -78,7 +78,8 @@ class KieEmulator:
     def start(self) -> KieEmulator:
         """Start serving and return when connections are accepted.
 
-        :raises OSError: the address cannot be had; OverflowError: there is no such port.
+        :raises OSError: it cannot listen on the address.
+        :raises OverflowError: the port does not exist.
         """
         if self._thread is not None:
             raise RuntimeError("the emulator is running already")
@@ -94,7 +95,7 @@ class KieEmulator:
         return self
 
     def stop(self) -> None:
-        """Stop serving: held answers are sent, callbacks dropped, then all connections closed; the thread ends."""
+        """Stop serving: held responses are sent, callbacks dropped, all connections closed; then the thread ends."""
         if self._thread is None or self._loop is None or self._stop is None:
             return
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -102,23 +103,23 @@ class KieEmulator:
         self._thread = self._loop = self._stop = None
 
     def bill(self) -> dict[str, Any]:
-        """Return what was charged for which task, as ``GET /_emulator/bill``."""
+        """Return what each task was charged, as ``GET /_emulator/bill``."""
         return self._server.bill()
 
     def requests(self) -> list[dict[str, Any]]:
         """Return the recorded requests to the API and the file host, oldest first.
 
         Each has ``method``, ``path``, ``query``, ``headers`` (names in lower case; ``authorization`` is "valid",
-        "invalid" or None), ``json`` (the body, or None) and ``fault`` (what the request met, or None).
+        "invalid" or None), ``json`` (the body, or None) and ``fault`` (the ``do`` of the fault it met, or None).
         """
         return self._server.requests()
 
     def callbacks(self) -> list[dict[str, Any]]:
         """Return the callbacks of ended tasks, oldest first, as ``GET /_emulator/callbacks``.
 
-        Each has ``taskId``, ``url``, ``headers`` (the signature), ``json`` (the body), ``fault`` (what it met, or
-        None), ``http_status`` (the receiver's answer, or None) and ``error`` (why there is none). What is not on
-        loopback is never called, only listed here.
+        Each has ``taskId``, ``url``, ``headers`` (the signature), ``json`` (the body), ``fault`` (the
+        ``do`` of the fault it met, or None), ``http_status`` (of the receiver's response, or None) and ``error`` (why
+        there is none). URLs that are not on loopback are only listed here, never called.
         """
         return self._server.callbacks()
 
@@ -130,12 +131,12 @@ class KieEmulator:
         self._server.arm(fault)
 
     def release(self) -> None:
-        """Let go what a ``hold``, ``slow`` or ``late`` fault keeps back."""
+        """Send what a ``hold``, ``slow`` or ``late`` fault holds back."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._server.release)
 
     def reset(self) -> None:
-        """Forget tasks, files, faults, bill, requests and callbacks; all credits are back. Held answers are let go."""
+        """Forget tasks, files, faults, bill, requests and callbacks, restore all credits, and send held responses."""
         old = self._server.reset()
         if self._loop is not None:
             self._loop.call_soon_threadsafe(old.released.set)
@@ -159,7 +160,7 @@ class KieEmulator:
 
         try:
             asyncio.run(main())
-        except (OSError, OverflowError) as error:  # OverflowError: no such port
+        except (OSError, OverflowError) as error:  # OverflowError: the port does not exist
             self._error = error
         finally:
             ready.set()

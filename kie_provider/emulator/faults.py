@@ -1,8 +1,8 @@
-"""Scripted faults: which request is to go wrong, and how (pure).
+"""Scripted faults: which request goes wrong, and how (pure).
 
 A fault is a JSON object: ``on`` names the endpoint, ``do`` what happens; ``skip``, ``times`` and ``match`` choose the
 requests. Faults are tried in the order in which they were armed, and a request meets at most one. ``callback`` is the
-one request that the emulator sends itself.
+request that the emulator itself sends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HTTP_ANSWER = {
 
 @dataclass(frozen=True)
 class Action:
-    """What a fault can do: on which endpoints, and with which fields of its own (True: the field is required)."""
+    """An action: the endpoints that it works on, and its fields (type, and whether the field is required)."""
 
     on: tuple[str, ...] = ANSWERED
     fields: Mapping[str, tuple[type | tuple[type, ...], bool]] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Action:
 
 # A new kind of fault is one line here and one branch where the server applies it.
 ACTIONS: Mapping[str, Action] = {
-    # instead of doing anything
+    # instead of the work of the endpoint
     "answer": Action(fields=_HTTP_ANSWER),
     "code": Action(
         ENVELOPES,
@@ -46,7 +46,7 @@ ACTIONS: Mapping[str, Action] = {
     "fail": Action(("createTask",), {"failCode": (str, False), "failMsg": (str, False)}),
     "no_urls": Action(("createTask",)),
     "stuck": Action(("createTask",)),
-    # the work is done, and then
+    # after the work was done
     "lost_answer": Action(),
     "swap": Action(fields=_HTTP_ANSWER),
     "slow": Action(fields={"delay_seconds": (_NUMBER, True)}),
@@ -64,7 +64,7 @@ ACTIONS: Mapping[str, Action] = {
 }
 INSTEAD = frozenset({"answer", "code", "reset", "not_visible"})
 
-# Which facts about a request a fault can be narrowed to; a task has no id before createTask has answered.
+# What ``match`` can compare, by endpoint; a task has no id until createTask has responded.
 MATCHES = {
     "createTask": ("prompt",),
     "recordInfo": ("prompt", "taskId"),
@@ -78,10 +78,12 @@ MATCHES = {
 class Fault:
     """One fault.
 
+    :param on: the endpoint.
+    :param do: the action; see :data:`ACTIONS`.
     :param times: how many requests meet it; None: all, until a reset.
-    :param skip: how many matching requests pass unharmed first.
+    :param skip: how many matching requests are spared first.
     :param match: ``prompt``: a part of the prompt; ``taskId``: the whole id.
-    :param details: the action's own fields.
+    :param details: the fields of the action.
     """
 
     on: str
@@ -92,7 +94,7 @@ class Fault:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def fits(self, on: str, subject: Mapping[str, str]) -> bool:
-        """Tell whether a request to ``on`` about ``subject`` (its prompt and taskId, where known) is meant."""
+        """Whether this is for a request to ``on`` about ``subject`` (its prompt and taskId, where known)."""
         return on == self.on and all(
             (wanted in subject.get(name, "")) if name == "prompt" else (wanted == subject.get(name))
             for name, wanted in self.match.items()
@@ -100,7 +102,7 @@ class Fault:
 
 
 def parse(body: Any) -> Fault:
-    """Read a fault.
+    """Parse a fault.
 
     :raises ValueError: names the field that is unknown, missing or wrong.
     """
@@ -156,7 +158,7 @@ class FaultBook:
         self._armed: list[_Armed] = []
 
     def arm(self, fault: Fault) -> None:
-        """Add a fault behind those that are there."""
+        """Add a fault after the existing ones."""
         self._armed.append(_Armed(fault))
 
     def take(self, on: str, subject: Mapping[str, str], *, is_early: bool = False) -> Fault | None:
@@ -177,7 +179,7 @@ class FaultBook:
         return None
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return every fault since the last reset, in order, with how many requests met it."""
+        """Return every fault since the last reset, oldest first, with the number of requests that met it."""
         return [
             {"on": a.fault.on, "do": a.fault.do, "times": a.fault.times, "skip": a.fault.skip, "match": a.fault.match}
             | dict(a.fault.details)

@@ -65,7 +65,7 @@ class FileHost:
         return web.Response(body=picture, content_type=f"image/{self._settings.image_format}")
 
     def find(self, call: Call, path: str, seconds: float) -> Task | Upload | None:
-        """Return what is at a path: an upload, or the task whose result ended at most ``seconds`` ago."""
+        """Return what is at a path: an upload, or a task that ended at most ``seconds`` ago with a result there."""
         behind = call.world.files.behind(path, call.now)
         if behind is not None:
             return self.find(call, behind, RETENTION_SECONDS)
@@ -77,7 +77,7 @@ class FileHost:
         return task if there and end is not None and call.now < end + seconds else None
 
     def task_behind(self, call: Call, path: str | None) -> Task | None:
-        """Return the task whose result file, or a direct link to it, is at a path."""
+        """Return the task whose result file is at a path, possibly by a direct link."""
         path = call.world.files.behind(path or "", call.now) or path or ""
         task = call.world.account.tasks.get(path.removeprefix("/h/").partition("_")[0])
         return task if task and path == result_path(task, self._settings) else None
@@ -89,7 +89,7 @@ class FileHost:
         return found.content if found else None
 
     async def picture(self, call: Call, task: Task) -> bytes:
-        """Draw a task's result; image-to-image starts from its first input image if that is one of ours."""
+        """Draw a task's result; image-to-image starts from its first input image if the emulator serves it."""
         request, source = task.request, None
         if request.input_urls:
             own = own_path(call.base_url, request.input_urls[0])

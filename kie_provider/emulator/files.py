@@ -1,4 +1,4 @@
-"""Uploaded files and the short-lived links to files."""
+"""Uploaded files, and short-lived links to files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from kie_provider.emulator.tasks import iso
 
 ACCOUNT_NUMBER = "100001"
 """Kie puts the number of the account into every upload's path."""
-_TYPES = mimetypes.MimeTypes()  # reads the system's table now, so that the event loop never does
+_TYPES = mimetypes.MimeTypes()  # reads the system's table now rather than in the event loop
 _MAGIC = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file somebody uploaded; ``at`` is epoch seconds."""
+    """An uploaded file.
+
+    :param path: of its URL.
+    :param at: time of the upload, epoch seconds.
+    """
 
     path: str
     content: bytes
@@ -30,7 +34,7 @@ class Upload:
     at: float
 
     def as_data(self, base_url: str) -> dict[str, Any]:
-        """Return ``data`` of an upload's answer, as recorded from the real service."""
+        """Return ``data`` of the response to an upload, as recorded from the real service."""
         return {
             "success": True,
             "fileName": self.path.rpartition("/")[2],
@@ -43,19 +47,19 @@ class Upload:
 
 
 class Files:
-    """The uploads of an account, by path, and the links that ``download-url`` handed out."""
+    """The uploads of an account, by path, and the links that ``download-url`` returned."""
 
     def __init__(self) -> None:
         self._uploads: dict[str, Upload] = {}
         self._links: dict[str, tuple[str, float]] = {}
 
     def add(self, content: bytes, folder: Any, name: Any, media_type: str | None, now: float) -> Upload:
-        """Keep a file; one of the same name is replaced.
+        """Store a file; one of the same name is replaced.
 
-        :param folder: ``uploadPath``: required, no slash at either end.
+        :param folder: ``uploadPath``: required, without a slash at either end.
         :param name: ``fileName``; random when empty.
-        :param media_type: as the sender said; guessed from the name and the content when empty.
-        :raises Refusal: 400, the folder is missing or wrong.
+        :param media_type: as declared by the sender; if empty, guessed from name and content.
+        :raises Refusal: 400: the folder is missing or invalid.
         """
         if not folder:
             raise Refusal(400, "uploadPath is required")
@@ -68,7 +72,7 @@ class Files:
         return upload
 
     def upload(self, path: str, now: float) -> Upload | None:
-        """Return an upload that is still there."""
+        """Return an upload; None: there is none, or it has expired."""
         found = self._uploads.get(path)
         return found if found and now < found.at + UPLOAD_SECONDS else None
 
@@ -79,15 +83,15 @@ class Files:
         return link
 
     def behind(self, link: str, now: float) -> str | None:
-        """Return the path behind a direct link that still works."""
+        """Return the path that a direct link leads to; None: it is none, or has expired."""
         path, until = self._links.get(link, (None, 0.0))
         return path if now < until else None
 
 
 def decode(data: Any) -> tuple[bytes, str | None]:
-    """Return the bytes, and the media type if it says so, of ``base64Data``: plain base64 or a data URL.
+    """Decode ``base64Data``, plain base64 or a data URL; return the bytes and the data URL's media type, if any.
 
-    :raises Refusal: 400, it is missing or no base64.
+    :raises Refusal: 400: it is missing or not base64.
     """
     if not data or not isinstance(data, str):
         raise Refusal(400, "base64Data is required")

@@ -1,4 +1,4 @@
-"""The image files of the emulator: size, bytes and media type of a result."""
+"""The image files that the emulator generates."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def size_of(ratio: str, resolution: str) -> tuple[int, int]:
 
 
 def nearest_ratio(width: int, height: int) -> str:
-    """Return the named ratio that is nearest to a picture's: what ``auto`` chooses."""
+    """Return the named ratio nearest to an image's: what ``auto`` chooses."""
     return min(SIZES, key=lambda name: abs(SIZES[name][0] / SIZES[name][1] - width / height))
 
 
 def ratio_of(content: bytes) -> str:
-    """Return the nearest ratio of an image file; a file that is no image counts as square."""
+    """Return the named ratio nearest to that of an image file; square if the file is not an image."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
@@ -53,10 +53,10 @@ def ratio_of(content: bytes) -> str:
 def render(
     prompt: str, ratio: str, resolution: str, image_format: str, source: bytes | None = None, kie_task_id: str = ""
 ) -> bytes:
-    """Draw what a task makes of its prompt: the same arguments give the same bytes.
+    """Draw the result of a task; the same arguments always give the same bytes.
 
-    Two tasks with one prompt show the same subject, but never the same picture, as at Kie. Takes about 0.3 s of one
-    core at 1K, so call it outside the event loop; the last 32 pictures are kept.
+    Two tasks with the same prompt get the same subject but different images, as at Kie. It takes about 0.3 s of one
+    core at 1K, so call it outside the event loop; the last 32 images are cached.
 
     :param image_format: ``png`` or ``jpeg``.
     :param source: the first input image, for image-to-image.
@@ -69,7 +69,7 @@ def render(
     except ImportError:
         raise PillowMissingError from None
     width, height = size_of(ratio, "1K")
-    # A prompt can hold half a surrogate pair (JSON allows it), which no encoding takes as it is.
+    # JSON allows lone surrogates in a prompt; UTF-8 does not.
     text = prompt.encode("utf-8", "replace").decode()
     seed = _seed(f"{kie_task_id}:{text}")
     picture = None
@@ -95,7 +95,7 @@ def _seed(text: str) -> int:
 
 
 def thumbnail(content: bytes) -> bytes:
-    """Return a picture as a JPEG of at most 480 pixels, for the page."""
+    """Return an image as a JPEG of at most 480 pixels, for the page."""
     from PIL import Image
 
     out = io.BytesIO()

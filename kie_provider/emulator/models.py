@@ -1,4 +1,4 @@
-"""Which models the emulator knows, what they cost, and which createTask bodies are refused (pure)."""
+"""The models that the emulator knows, their prices, and the checks of a createTask body (pure)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
 RESOLUTIONS = ("1K", "2K")
 MAX_INPUT_URLS = 8
 MESSAGES: Mapping[int, str] = {
-    401: "Unauthorized – Authentication failed. "  # noqa: RUF001 - the vendor's dash
+    401: "Unauthorized – Authentication failed. "  # noqa: RUF001 - Kie's dash
     "Please check that your Authorization and Content-Type headers are correctly set.",
     402: "Credits insufficient : Your current balance isn't enough to run this request. Please top up to continue.",
     422: "The model name you specified is not supported. "
@@ -21,14 +21,14 @@ MESSAGES: Mapping[int, str] = {
     433: "The current number of points used by apiKey has exceeded the daily limit",
     500: "Server exception, please try again later",
 }
-"""The usual text of a code, as seen on the wire."""
+"""The usual ``msg`` of each code, as seen on the wire."""
 
 
-class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault of the emulator
-    """An answer other than success.
+class Refusal(Exception):  # noqa: N818 - a response, not an error of the emulator
+    """A response other than success.
 
-    :param code: code in the envelope; the HTTP status stays 200.
-    :param msg: text in the envelope; the usual one of the code by default.
+    :param code: ``code`` in the envelope; the HTTP status stays 200.
+    :param msg: ``msg`` in the envelope; default: the usual one of the code.
     """
 
     def __init__(self, code: int, msg: str | None = None) -> None:
@@ -38,9 +38,9 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault of
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the market.
+    """A model of Kie's market.
 
-    :param required: fields of ``input`` that must be there. The server fills in no defaults.
+    :param required: fields of ``input`` that must be present. The server fills in no defaults.
     :param options: allowed values by field.
     :param prices: credits by resolution; a model without resolutions has its one price under ``1K``.
     """
@@ -55,9 +55,9 @@ class Model:
 class TaskRequest:
     """A createTask body that was accepted.
 
-    :param input: as it came, foreign fields included: Flux-2 is known to accept them.
-    :param callback_url: ``callBackUrl``; it is shown in the record and called when the task has ended.
-    :param price: credits.
+    :param input: as received, with unknown fields, which Flux-2 is known to accept.
+    :param callback_url: ``callBackUrl``; it is shown in the record, and called when the task has ended.
+    :param price: in credits.
     """
 
     model: str
@@ -67,13 +67,13 @@ class TaskRequest:
 
     @property
     def prompt(self) -> str:
-        """The prompt; empty for a model that has none."""
+        """The prompt; empty if the model takes none."""
         prompt = self.input.get("prompt")
         return prompt if isinstance(prompt, str) else ""
 
     @property
     def ratio(self) -> str:
-        """The ratio asked for; ``auto`` is the one of the first input image."""
+        """The requested ratio; ``auto`` means that of the first input image."""
         return str(self.input.get("aspect_ratio") or self.input.get("image_size") or "1:1")
 
     @property
@@ -83,13 +83,13 @@ class TaskRequest:
 
     @property
     def input_urls(self) -> tuple[str, ...]:
-        """The images of image-to-image."""
+        """The input images of image-to-image."""
         urls = self.input.get("input_urls")
         return tuple(map(str, urls)) if isinstance(urls, list) else ()
 
 
 def _flux2(prices: Mapping[str, float], *, from_images: bool) -> Model:
-    # "auto" takes the ratio of an input image; for text-to-image the vendor removed it in 2026.
+    # "auto" means the ratio of an input image; for text-to-image Kie removed it in 2026.
     ratios = (*RATIOS, "auto") if from_images else RATIOS
     required = ("prompt", *(("input_urls",) if from_images else ()), "aspect_ratio", "resolution")
     return Model(required, prices, {"aspect_ratio": ratios, "resolution": RESOLUTIONS})
@@ -97,7 +97,7 @@ def _flux2(prices: Mapping[str, float], *, from_images: bool) -> Model:
 
 MODELS: Mapping[str, Model] = {
     **{model: _flux2(prices, from_images="image-to-image" in model) for model, prices in LIST_PRICES.items()},
-    # One other image model and one that answers with an object, for what is written for any model.
+    # Another image model, and one whose result is an object, for what works with any model.
     "google/nano-banana": Model(("prompt",), {"1K": 4.0}),
     "elevenlabs/speech-to-text": Model(("audio_url",), {"1K": 3.5}, result="text"),
 }
@@ -106,8 +106,8 @@ MODELS: Mapping[str, Model] = {
 def accept(body: Any) -> TaskRequest:
     """Check a createTask body.
 
-    :raises Refusal: with the codes and texts that were seen on the wire; only the texts for a body that is no object,
-        for a prompt of the wrong type or below 3 characters, and for bad ``input_urls`` are the emulator's own.
+    :raises Refusal: with a code and text seen on the wire. Only the texts for a body that is not an object, for a
+        prompt of the wrong type or of fewer than 3 characters, and for wrong ``input_urls`` are the emulator's own.
     """
     if not isinstance(body, dict):
         raise Refusal(422, "The request body must be a JSON object")

@@ -1,4 +1,4 @@
-"""The page a person sees at the emulator's address."""
+"""The page that a browser shows at the emulator's URL."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ from kie_provider.emulator.world import Call, World
 
 
 def envelope(code: int, msg: str, data: Any = None, *, upload: bool = False, http_status: int = 200) -> web.Response:
-    """Return an answer as Kie wraps it: HTTP 200 whatever happened, ``code`` tells."""
+    """Return a response in Kie's envelope: HTTP 200 whatever happened; ``code`` says what."""
     body: dict[str, Any] = {"success": code == 200} if upload and code != 401 else {}
     body |= {"code": code, "msg": msg}
-    if code != 401:  # recorded: an answer to a bad key has no data at all
+    if code != 401:  # as recorded: the response to a wrong key has no data at all
         body["data"] = data
     return web.Response(
         text=json.dumps(body, separators=(",", ":")),
@@ -32,7 +32,7 @@ def envelope(code: int, msg: str, data: Any = None, *, upload: bool = False, htt
 
 
 def instead(fault: Fault, request: web.Request) -> web.Response:
-    """Answer without doing anything."""
+    """Return the response of a fault that replaces the work of the endpoint."""
     details = fault.details
     if fault.do == "reset":
         return _hang_up(request, reset=True)
@@ -57,7 +57,7 @@ def _scripted(details: Mapping[str, Any]) -> web.Response:
 
 
 async def deliver(call: Call, response: web.Response) -> web.StreamResponse:
-    """Send the answer of work that was done, unless a fault has other plans for it."""
+    """Send the response after the work was done, or what a fault makes of it."""
     do = call.fault.do if call.fault else ""
     if call.fault and do in ("slow", "hold"):
         await until_released(call.world, call.fault)
@@ -80,13 +80,13 @@ async def deliver(call: Call, response: web.Response) -> web.StreamResponse:
 
 
 async def until_released(world: World, fault: Fault) -> None:
-    """Wait for a release, at most as long as the fault says."""
+    """Wait for a release, at most for the fault's ``delay_seconds``."""
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(world.released.wait(), fault.details.get("delay_seconds"))
 
 
 def _hang_up(request: web.Request, *, reset: bool = False) -> web.Response:
-    """Close the connection: with TCP reset, or after sending what was written."""
+    """Close the connection, after sending what was written or, with ``reset``, at once with a TCP RST."""
     transport = request.transport
     if transport is not None and reset:
         linger = struct.pack("ii", 1, 0)  # on, 0 s: the kernel sends RST instead of FIN
@@ -94,4 +94,4 @@ def _hang_up(request: web.Request, *, reset: bool = False) -> web.Response:
         transport.abort()
     elif transport is not None:
         transport.close()
-    return web.Response()  # reaches nobody
+    return web.Response()  # is never received

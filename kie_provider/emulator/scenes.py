@@ -1,9 +1,9 @@
-"""What the emulator paints: a composition and a palette, chosen by the words and the hash of a prompt.
+"""What the emulator paints: a scene and a palette, chosen by the words or the hash of a prompt.
 
-Everything is drawn with Pillow alone on a canvas of twice the 1K size: halving it smooths the edges, and it is the 2K
-picture as it is. Random numbers come from two generators: the prompt's decides on scene and palette, the task's on all
-else, so a prompt always gives the same kind of picture, and each task one of its own.
-Lengths are shares of ``u``, the shorter side.
+Everything is drawn with Pillow alone, on a canvas of twice the 1K size: as it is, that is the 2K image; halved, which
+smooths the edges, the 1K image. Random numbers come from two generators: the prompt's chooses scene and palette, the
+task's everything else, so a prompt always gives the same kind of image, and every task a different one.
+Lengths are fractions of ``u``, the shorter side.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from kie_provider.emulator.canvas import BILINEAR, Canvas, Color, Point, mix, vertical
 
-# Six colours each, from dark to light: ink, deep, middle, warm, glow, paper; then the words that call for them.
+# Six colours from dark to light (ink, deep, middle, warm, glow, paper) -> the words of a prompt that choose them.
 PALETTES = {
     "1b1036 43206f 8e3a8c e8627a ffb36b fff1d0": "sunset dusk evening purple violet",
     "04202f 0b4f6c 1f8a9e 6cc5c1 f5d9a8 fff8ea": "sea ocean beach underwater turquoise teal whale",
@@ -33,7 +33,7 @@ PALETTES = {
 
 
 def hills(c: Canvas) -> None:
-    """Paint a sun behind hazy hills."""
+    """Paint the sun behind hazy hills."""
     ink, deep, middle, warm, glow, paper = c.palette
     c.wash((deep, middle, warm, glow, paper), 0, 0.85)
     c.stars(90, 0.3)
@@ -75,7 +75,7 @@ def sea(c: Canvas) -> None:
 
 
 def city(c: Canvas) -> None:
-    """Paint a skyline at night and its mirror in the water."""
+    """Paint a skyline at night, mirrored in water."""
     ink, deep, middle, warm, glow, paper = c.palette
     shore, x, y = round(0.74 * c.h), c.rng.uniform(0.2, 0.8) * c.w, c.rng.uniform(0.16, 0.3) * c.h
     c.wash((ink, deep, middle, warm), 0, 0.74)
@@ -111,7 +111,7 @@ def _towers(c: Canvas, base: float, height: float, color: Color, row: int) -> No
 
 
 def forest(c: Canvas) -> None:
-    """Paint rows of firs in the mist."""
+    """Paint rows of firs in mist."""
     ink, deep, middle, warm, glow, paper = c.palette
     c.wash((mix(middle, warm, 0.5), glow, paper, mix(paper, warm, 0.4)))
     x, y, haze = c.rng.uniform(0.3, 0.7) * c.w, c.h * 0.3, mix(paper, warm, 0.55)
@@ -139,7 +139,7 @@ def _fir(x: float, y: float, tall: float) -> list[Point]:
 
 
 def portrait(c: Canvas) -> None:
-    """Paint a head and shoulders in the flat manner of a poster."""
+    """Paint a head and shoulders in the flat style of a poster."""
     ink, deep, middle, warm, glow, paper = c.palette
     rng, draw, r, x, y = c.rng, c.draw, c.u * 0.135, c.w / 2, c.h * 0.44
     c.clouds(0.55, 0.85)
@@ -230,7 +230,7 @@ def bauhaus(c: Canvas) -> None:
 
 
 def ribbons(c: Canvas) -> None:
-    """Paint threads that follow a field of currents."""
+    """Paint threads along a flow field."""
     rng, dark, step = c.rng, c.rng.random() < 0.6, c.u * 0.014
     c.clouds(*((0.0, 0.22) if dark else (0.86, 1.0)))
     fx, fy, p, q = (rng.uniform(*span) for span in ((1.5, 3.2), (1.5, 3.2), (0, 6.3), (0, 6.3)))
@@ -269,7 +269,7 @@ def bokeh(c: Canvas) -> None:
 
 
 def waves(c: Canvas) -> None:
-    """Paint layers of cut paper, each with its shadow on the one behind."""
+    """Paint layers of cut paper, each casting a shadow on the one behind."""
     count, up = c.rng.randint(7, 10), c.rng.random() < 0.5
     tones = [c.shade(n / count if up else 1 - n / count) for n in range(count + 1)]
     c.wash((tones[0], tones[1]))
@@ -293,25 +293,27 @@ SCENES: dict[Callable[[Canvas], None], str] = {
     ribbons: "flow silk music ribbon smoke wind fabric galaxy",
     waves: "paper abstract wallpaper gradient background layers",
 }
-"""The scenes and the words that call for them; a prompt without such a word gets one by its hash."""
+"""Scene -> the words of a prompt that choose it; a prompt without such a word gets one by its hash."""
 
 
 def choose(prompt: str, rng: random.Random) -> tuple[Callable[[Canvas], None], list[Color]]:
-    """Return the scene and the palette of a prompt: the first ones its words call for, else any."""
+    """Return the scene and the palette of a prompt: the first that its words choose, else random ones."""
     words = "".join(letter if letter.isalnum() else " " for letter in prompt.lower()).split()
     any_scene, any_colors = rng.choice(list(SCENES)), rng.choice(list(PALETTES))
-    scene = next((s for word in words for s, calls in SCENES.items() if word in calls.split()), any_scene)
-    colors = next((p for word in words for p, calls in PALETTES.items() if word in calls.split()), any_colors)
+    scene = next((s for word in words for s, names in SCENES.items() if word in names.split()), any_scene)
+    colors = next((p for word in words for p, names in PALETTES.items() if word in names.split()), any_colors)
     return scene, [(int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for c in colors.split()]
 
 
 def paint(
     prompt: str, size: tuple[int, int], prompt_seed: int, task_seed: int, source: Image.Image | None = None
 ) -> Image.Image:
-    """Paint what a task makes of a prompt.
+    """Paint the image of a task.
 
-    :param size: pixels of the canvas, width and height.
-    :param source: the first input image of image-to-image: it comes back in the colours of the prompt.
+    :param size: width and height of the canvas, in pixels.
+    :param prompt_seed: chooses scene and palette where the words do not.
+    :param task_seed: decides everything else.
+    :param source: the first input image of image-to-image: it is recoloured with the prompt's palette.
     """
     scene, palette = choose(prompt, random.Random(prompt_seed))
     rng = random.Random(task_seed)

@@ -26,8 +26,8 @@ from kie_provider.emulator.world import Call, World
 
 MAX_BODY_BYTES = 140 * 2**20
 """100 MB, the largest upload Kie advises, fits in base64."""
-CLOCK_LOOK_SECONDS = 0.05
-"""How often a callback that is not due looks at the clock, which may have jumped."""
+CLOCK_POLL_SECONDS = 0.05
+"""How often a callback that is not due reads the clock, which may have jumped."""
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -37,8 +37,8 @@ Work = Callable[[Call], Awaitable[web.Response]]
 class Server:
     """Kie.ai, its upload service and its file host under one address.
 
-    The event loop of the server is the only one to change a world. Other threads may read it, arm faults and replace
-    it: each of these is one step of the interpreter, so no lock is needed (and no event loop ever waits for one).
+    Only the server's event loop changes a world. Other threads may read it, arm faults and replace it: each of these is
+    atomic in the interpreter, so no lock is needed, and the event loop never waits for one.
 
     :param clock: returns epoch seconds.
     """
@@ -76,10 +76,10 @@ class Server:
         )
         return app
 
-    # ---- control: also called from other threads by KieEmulator
+    # ---- control; KieEmulator calls these from other threads, too
 
     def bill(self) -> dict[str, Any]:
-        """Return what was charged for which task."""
+        """Return what each task was charged."""
         return self.world.account.bill(self.clock())
 
     def requests(self) -> list[dict[str, Any]]:
@@ -87,25 +87,28 @@ class Server:
         return list(self.world.requests)
 
     def callbacks(self) -> list[dict[str, Any]]:
-        """Return the last 10,000 callbacks that were delivered or should have been, oldest first."""
+        """Return the last 10,000 callbacks, sent or not, oldest first."""
         return list(self.world.callbacks)
 
     def arm(self, body: Any) -> None:
-        """Arm a fault; ValueError names what is wrong with it."""
+        """Arm a fault.
+
+        :raises ValueError: names the field that is wrong.
+        """
         self.world.faults.arm(faults.parse(body))
 
     def reset(self) -> World:
-        """Start from nothing, and return the old world, in which answers may still be held."""
+        """Start over, and return the old world, in which responses may still be held."""
         old, self.world = self.world, World(self.settings)
         return old
 
     def release(self) -> None:
-        """Let all answers go that are held or slow (only from the event loop)."""
+        """Send all responses that are held or slow (only from the event loop)."""
         self.world.released.set()
         self.world.released = asyncio.Event()
 
     def drop_callbacks(self) -> None:
-        """Give up all callbacks that are not yet delivered (only from the event loop)."""
+        """Cancel all callbacks that are not yet delivered (only from the event loop)."""
         for delivery in self._deliveries:
             delivery.cancel()
 
@@ -127,7 +130,7 @@ class Server:
         return web.Response(text=page.render(self.bill()), content_type="text/html")
 
     async def _thumbnail(self, request: web.Request) -> web.Response:
-        # Not the result URL: looking at the page must not be recorded, or meet a fault.
+        # Not the result URL: viewing the page must neither be recorded nor meet a fault.
         world = self.world
         task = world.account.tasks.get(request.match_info["task_id"])
         if task is None or not task.outcome.urls:
@@ -136,7 +139,7 @@ class Server:
         small = await asyncio.to_thread(images.thumbnail, picture)
         return web.Response(body=small, content_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
 
-    # ---- one request, from arrival to answer
+    # ---- one request, from arrival to response
 
     def _endpoint(self, on: str, work: Work) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -144,7 +147,7 @@ class Server:
             body = await _read_json(request)
             call = Call(request, world, body, None, now)
             call = replace(call, fault=world.faults.take(on, self._subject(on, call)))
-            key_is_valid = world.account.knows(request.headers.get("Authorization"))
+            key_is_valid = world.account.accepts(request.headers.get("Authorization"))
             world.requests.append(_recorded(call, key_is_valid=key_is_valid))
             if call.fault and call.fault.do in faults.INSTEAD:
                 return instead(call.fault, request)
@@ -159,7 +162,7 @@ class Server:
         return handle
 
     def _subject(self, on: str, call: Call) -> Mapping[str, str]:
-        """Return what a fault can be narrowed to: prompt and task id of the request, where there are such."""
+        """Return what ``match`` of a fault is compared with: prompt and task id of the request, where it has them."""
         if on == "createTask":
             fields = call.field("input")
             prompt = fields.get("prompt") if isinstance(fields, dict) else None
@@ -181,7 +184,7 @@ class Server:
         task = account.create(accept(call.body), _outcome(call.fault), call.now)
         if task.request.callback_url:
             delivery = asyncio.create_task(self._call_back(task, task.request.callback_url, call.world, call.base_url))
-            self._deliveries.add(delivery)  # the event loop itself would let it be collected
+            self._deliveries.add(delivery)  # the event loop alone keeps only a weak reference
             delivery.add_done_callback(self._deliveries.discard)
         return envelope(200, "success", {"taskId": task.id, "recordId": task.id})
 
@@ -210,7 +213,7 @@ class Server:
         if end is None:
             return
         while not fault and world is self.world and (left := end - self.clock()) > 0:  # noqa: ASYNC110 - it may jump
-            await asyncio.sleep(min(left, CLOCK_LOOK_SECONDS))
+            await asyncio.sleep(min(left, CLOCK_POLL_SECONDS))
         fault = fault or world.faults.take("callback", subject)
         do = fault.do if fault else None
         if fault and do == "late":
@@ -231,7 +234,7 @@ class Server:
         """Wait until another callback has been delivered."""
         before, released = len(world.callbacks), world.released
         while world is self.world and len(world.callbacks) == before and not released.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(CLOCK_LOOK_SECONDS)
+            await asyncio.sleep(CLOCK_POLL_SECONDS)
 
     async def _post(self, task: Task, url: str, base_url: str, fault: str | None) -> dict[str, Any]:
         """Send a callback and return what is kept of it. Only loopback is called: no test reaches out by accident."""
@@ -267,7 +270,7 @@ async def _read_json(request: web.Request) -> Any:
 
 
 def _recorded(call: Call, *, key_is_valid: bool) -> dict[str, Any]:
-    """Return a request as it is kept: of the key only whether it was the right one."""
+    """Return a request in the form in which it is kept, with ``valid`` or ``invalid`` instead of the key."""
     headers: dict[str, str | None] = {name.lower(): value for name, value in call.request.headers.items()}
     sent = "authorization" in headers
     headers["authorization"] = ("valid" if key_is_valid else "invalid") if sent else None
@@ -282,7 +285,7 @@ def _recorded(call: Call, *, key_is_valid: bool) -> dict[str, Any]:
 
 
 def _outcome(fault: Fault | None) -> Outcome:
-    """Return how the task will end that a createTask with this fault makes."""
+    """Return how a task will end whose createTask met this fault."""
     if fault is None:
         return Outcome()
     if fault.do == "fail":

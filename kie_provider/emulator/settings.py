@@ -1,4 +1,4 @@
-"""What can be set about the emulator."""
+"""The emulator's settings."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 UPLOAD_SECONDS = 86_400.0
-"""How long uploads are kept: the vendor's newest text says 24 hours, an older page 3 days."""
+"""How long uploads are kept: Kie's newest documentation says 24 hours, an older page 3 days."""
 RETENTION_SECONDS = 14 * 86_400.0
-"""How long results are kept: a fresh link can be had that long, even when the first URL has expired."""
+"""How long results are kept: until then ``download-url`` returns a fresh link, even if the first URL has expired."""
 DIRECT_LINK_SECONDS = 20 * 60.0
-"""How long the answer of ``download-url`` works."""
+"""How long a link of ``download-url`` works."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One emulated Kie account and how it behaves; all durations are seconds.
+    """One emulated Kie account and how it behaves; all durations are in seconds.
 
-    :param api_key: the only key that is let in.
-    :param webhook_hmac_key: signs callbacks, as if set on the vendor's settings page; empty: they are not signed.
+    :param api_key: the only key that is accepted.
+    :param webhook_hmac_key: signs callbacks, as if set on Kie's settings page; empty: they are not signed.
     :param credits: balance at the start and after a reset; 1 credit is 0.005 USD.
     :param waiting_seconds: time a task spends in state ``waiting``.
     :param queuing_seconds: then in ``queuing``.
     :param generating_seconds: then in ``generating``, before it ends.
-    :param result_seconds: how long a result URL works, then it is HTTP 404. The vendor says 24 hours.
-    :param create_limit: createTask requests let through per window; the vendor's limit is 20 per 10 s and account.
+    :param result_seconds: how long a result URL works; after that it gives HTTP 404. Kie says 24 hours.
+    :param create_limit: createTask requests allowed per window; Kie's limit is 20 per 10 s and account.
     :param create_window_seconds: length of that window.
-    :param image_format: ``png`` (what Flux-2 gives) or ``jpeg`` (what it gave earlier).
-    :param record_shape: ``2026-09`` as recorded then, or ``2026-04``: without ``response``, ``successFlag``,
-        ``creditsConsumed``, ``operationType`` and ``paramJson``.
+    :param image_format: ``png`` (as Flux-2 delivers) or ``jpeg`` (as it did before).
+    :param record_shape: of recordInfo: ``2026-09`` as recorded then, or ``2026-04``, which has no ``response``,
+        ``successFlag``, ``creditsConsumed``, ``operationType`` and ``paramJson``.
     """
 
     api_key: str = field(default="emulator-key", repr=False)

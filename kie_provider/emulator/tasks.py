@@ -1,4 +1,4 @@
-"""The life of a task: a pure function of when it was created and what time it is."""
+"""The states of a task: pure functions of its creation time and the current time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SUCCESS_FLAGS = {"success": 1, "fail": 3}
 class Outcome:
     """How a task will end.
 
-    :param end: ``success``, ``fail``, or None: it waits for ever.
-    :param fail_code: as in ``failCode``: a numeric string for most models.
-    :param urls: False for a success without any URL.
+    :param end: ``success``, ``fail``, or None: it stays in ``waiting`` for ever.
+    :param fail_code: ``failCode``: a numeric string for most models.
+    :param fail_msg: ``failMsg``.
+    :param urls: False: a success without any URL.
     """
 
     end: Literal["success", "fail"] | None = "success"
@@ -31,7 +32,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """A task that was accepted.
+    """A task.
 
     :param id: 32 lower-case hexadecimal characters.
     :param created_at: epoch seconds.
@@ -44,7 +45,7 @@ class Task:
 
 
 def ends_at(task: Task, settings: Settings) -> float | None:
-    """Return when the task ends (epoch seconds; also when its callback falls due), or None if it never does."""
+    """Return when the task ends and its callback is due (epoch seconds); None: never."""
     if task.outcome.end is None:
         return None
     return task.created_at + settings.waiting_seconds + settings.queuing_seconds + settings.generating_seconds
@@ -61,7 +62,7 @@ def state_at(task: Task, settings: Settings, now: float) -> State:
 
 
 def cost_at(task: Task, settings: Settings, now: float) -> float:
-    """Return the credits held or charged at ``now``: held from the start, given back when the task fails."""
+    """Return the credits held or charged at ``now``: held from the start, released when the task fails."""
     return 0.0 if state_at(task, settings, now) == "fail" else task.request.price
 
 
@@ -72,9 +73,9 @@ def result_path(task: Task, settings: Settings) -> str:
 
 
 def record(task: Task, settings: Settings, now: float, base_url: str) -> dict[str, Any]:
-    """Return ``data`` of recordInfo, field by field as it was recorded from the real API.
+    """Return ``data`` of recordInfo, field by field as recorded from the real API.
 
-    ``param`` is JSON whose ``input`` is itself a JSON string; ``costTime`` counts whole seconds although the
+    ``param`` is JSON whose ``input`` is itself a JSON string; ``costTime`` is in whole seconds although the
     documentation says milliseconds; ``updateTime`` and ``progress`` are documented but never sent.
     """
     state = state_at(task, settings, now)

@@ -18,7 +18,7 @@ KEPT_REQUESTS = 10_000
 
 
 class World:
-    """All that a reset forgets."""
+    """Everything that a reset forgets."""
 
     def __init__(self, settings: Settings) -> None:
         self.account = Account(settings)
@@ -26,15 +26,16 @@ class World:
         self.faults = FaultBook()
         self.requests: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
         self.callbacks: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
-        self.released = asyncio.Event()  # answers that are held or slow wait for it
+        self.released = asyncio.Event()  # held and slow responses wait for it
 
 
 @dataclass(frozen=True)
 class Call:
     """One request to an endpoint.
 
-    :param body: parsed JSON, or None.
-    :param now: epoch seconds.
+    :param body: parsed JSON; None: there is none.
+    :param fault: the fault that the request meets; None: none.
+    :param now: time of arrival, epoch seconds.
     """
 
     request: web.Request
@@ -45,9 +46,9 @@ class Call:
 
     @property
     def base_url(self) -> str:
-        """The emulator's address as the client wrote it, so that URLs work from wherever the client is."""
+        """The emulator's URL as the client addressed it, so that URLs in responses work for the client."""
         return f"http://{self.request.host}"
 
     def field(self, name: str) -> Any:
-        """Return a field of the JSON body, None when it is not there."""
+        """Return a field of the JSON body; None: it is missing."""
         return self.body.get(name) if isinstance(self.body, dict) else None

@@ -1,1 +1,1 @@
-"""What happens to the image files themselves."""
+"""Image files: inputs that are uploaded, results that are checked and saved."""

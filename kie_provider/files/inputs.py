@@ -1,4 +1,4 @@
-"""Input images of image-to-image: what the author has -> URLs that Kie can fetch."""
+"""Input images of image-to-image: from URLs, paths and results to URLs that Kie can fetch."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Kie's limit on an input image.
 MAX_BYTES = 10_000_000
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
-#: Kie keeps uploads for at least 24 hours; the task that uses one may wait in Kie's queue for a while.
+#: An upload is used again for this long. Kie keeps it for at least 24 hours, but a task may wait in Kie's queue.
 REUSE_SECONDS = 20 * 3600.0
 _UNREADABLE = upload_reference("0" * 64)
 
@@ -41,10 +42,10 @@ _UNREADABLE = upload_reference("0" * 64)
 class InputImage:
     """One input image.
 
-    :param reference: its URL, or for a file that has to be uploaded the sha256 of its content, by which a retry knows
-        it again.
-    :param path: of the file; None for a URL.
-    :param name: file name at Kie.
+    :param reference: its URL or, for a file to upload, a reference made of the sha256 of its content, by which a retry
+        recognises it.
+    :param path: of the file; None: it is a URL.
+    :param name: the file name that Kie gets.
     """
 
     reference: str
@@ -53,11 +54,11 @@ class InputImage:
 
 
 def read_input_images(value: Any) -> tuple[list[InputImage], list[str]]:
-    """Read the input images and look at those that are files.
+    """Read the input images, and check those that are files.
 
-    :param value: a URL, a path, a result dict, or a list of these; a template may have turned any of it into text.
-    :return: the images, and what is wrong with them.
-    :raises KieStorageError: the storage failed; it may work later.
+    :param value: a URL, a path, a result dict, or a list of these; any of them may be text that a template rendered.
+    :return: the images, and what is wrong with them, one message each.
+    :raises KieStorageError: the storage failed; a retry may help.
     """
     images: list[InputImage] = []
     problems: list[str] = []
@@ -78,7 +79,7 @@ def read_input_images(value: Any) -> tuple[list[InputImage], list[str]]:
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every URL or path with its place; of a result dict the saved files, which outlive Kie's links."""
+    """Yield each URL or path with its name for messages; of a result dict the files or, if it has none, the URLs."""
     value = from_text(value)
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     for index, item in enumerate(value if is_list else [value]):
@@ -93,9 +94,10 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _read_file(where: str, item: Any) -> InputImage:
-    """Look at a file.
+    """Read an image file.
 
-    :raises ValueError: it is not there, or not what Kie takes.
+    :raises ValueError: it does not exist, or Kie does not accept it.
+    :raises KieTargetError: Airflow cannot open such a path.
     """
     if not isinstance(item, str | os.PathLike | ObjectStoragePath):
         raise ValueError(f"must be a URL, a path or a result with files or urls, {got(item)}")  # noqa: TRY004
@@ -106,29 +108,29 @@ def _read_file(where: str, item: Any) -> InputImage:
         raise ValueError(f"{shorten(str(path), 200)} {problem}")
     content = storage.read_bytes(path, MAX_BYTES + 1)
     if content is None:
-        raise ValueError(f"{shorten(str(path), 200)} is not there")
+        raise ValueError(f"{shorten(str(path), 200)} does not exist")
     media_type = media_type_of(content)
     if media_type not in MEDIA_TYPES:
         raise ValueError(
-            f"{shorten(str(path), 200)} is {media_type or 'text, or empty'}; Kie takes {', '.join(MEDIA_TYPES)}"
+            f"{shorten(str(path), 200)} is {media_type or 'text, or empty'}; Kie accepts {', '.join(MEDIA_TYPES)}"
         )
     if len(content) > MAX_BYTES:
-        raise ValueError(f"{shorten(str(path), 200)} has more than the {MAX_BYTES} bytes that Kie takes")
+        raise ValueError(f"{shorten(str(path), 200)} has more than the {MAX_BYTES} bytes that Kie accepts")
     digest = hashlib.sha256(content).hexdigest()
     return InputImage(upload_reference(digest), path, f"{digest[:32]}.{EXTENSIONS[media_type]}")
 
 
 def upload(image: InputImage, hook: KieHook) -> str:
-    """Return a URL of the image that Kie can fetch: uploaded, unless this machine has done so lately.
+    """Return a URL of the image that Kie can fetch; a file is uploaded, unless this machine did so recently.
 
-    :raises KieError: the upload failed, or the file has changed since it was looked at.
+    :raises KieError: the upload failed, or the file has changed since it was read.
     """
     if image.path is None:
         return image.reference
-    with _note(f"{hook.get_conn().endpoint.upload_host} {image.reference}") as note:
-        url = _read_note(note)
+    with _cache_entry(f"{hook.get_conn().endpoint.upload_host} {image.reference}") as entry:
+        url = _cached_url(entry)
         if url is not None and is_there(url):
-            log.info("%s was uploaded before: %s", image.path, url)
+            log.info("%s was uploaded recently: %s", image.path, url)
             return url
         content = storage.read_bytes(image.path, MAX_BYTES) or b""
         if upload_reference(hashlib.sha256(content).hexdigest()) != image.reference:
@@ -138,32 +140,35 @@ def upload(image: InputImage, hook: KieHook) -> str:
             local.write_bytes(content)
             url = hook.upload_file(local)
         log.info("Uploaded %s: %s", image.path, url)
-        note.seek(0)
-        note.truncate()
-        json.dump({"url": url, "at": time.time()}, note)
+        entry.seek(0)
+        entry.truncate()
+        json.dump({"url": url, "at": time.time()}, entry)
     return url
 
 
 @contextlib.contextmanager
-def _note(subject: str) -> Iterator[TextIO]:
-    """Open the note about an upload, for this task alone: others that want the same image wait for it.
+def _cache_entry(key: str) -> Iterator[TextIO]:
+    """Open and lock the file that caches the URL of an upload: other tasks that need the same image wait.
 
-    The folder is this user's own. The notes hold public URLs only; what clears the temporary folder clears them.
+    The files are in a folder of this user's own, below the folder for temporary files, and hold public URLs only.
+
+    :raises KieStorageError: the folder belongs to another user.
     """
     folder = Path(tempfile.gettempdir(), f"airflow-provider-kie-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-        raise KieStorageError(f"{folder} belongs to somebody else")
-    with Path(folder, hashlib.sha256(subject.encode()).hexdigest()).open("a+", encoding="utf-8") as note:
-        fcntl.flock(note, fcntl.LOCK_EX)  # until it is closed
-        yield note
+        raise KieStorageError(f"{folder} belongs to another user")
+    with Path(folder, hashlib.sha256(key.encode()).hexdigest()).open("a+", encoding="utf-8") as entry:
+        fcntl.flock(entry, fcntl.LOCK_EX)  # until it is closed
+        yield entry
 
 
-def _read_note(note: TextIO) -> str | None:
-    note.seek(0)
+def _cached_url(entry: TextIO) -> str | None:
+    """Return the URL of an upload that is recent enough to be used again."""
+    entry.seek(0)
     try:
-        facts = json.load(note)
-        url, age = facts["url"], time.time() - facts["at"]
+        upload = json.load(entry)
+        url, age = upload["url"], time.time() - upload["at"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return url if is_http_url(url) and 0 <= age < REUSE_SECONDS else None

@@ -1,4 +1,4 @@
-"""What a file really is: its type by its first bytes, its size in pixels, and whether all of it decodes."""
+"""What a file really is: its media type by content, its size in pixels, and whether all of it decodes."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ EXTENSIONS: Mapping[str, str] = {
     "audio/mp4": "m4a",
     "application/octet-stream": "bin",
 }
-#: Longer side in pixels that a resolution stands for. Kie does not publish the exact sizes; those seen are 1024 to
-#: 1360 pixels at 1K, and twice that at 2K.
+#: Longer side, in pixels, of each resolution: shortest and longest. Kie does not publish exact sizes; those seen are
+#: 1024 to 1360 pixels at 1K, and twice that at 2K.
 _LONGER_SIDE = {"1K": (900, 1700), "2K": (1800, 3400)}
 _RATIO_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Media:
-    """A file that is sound.
+    """A file that was checked.
 
-    :param media_type: by its content, such as ``image/png``.
-    :param width: pixels, as the image is shown: its EXIF orientation counts. None if it is no image, or one that is not
+    :param media_type: by content, such as ``image/png``.
+    :param width: in pixels, as displayed (with the EXIF orientation applied). None: not an image, or one that is not
         decoded here.
-    :param height: pixels; likewise.
+    :param height: likewise.
     """
 
     media_type: str
@@ -58,19 +58,19 @@ class Media:
 
 
 def inspect(path: Path, *, max_pixels: int, must_be_image: bool = False) -> Media:
-    """Look at a file: its type, and for an image its size, decoding all of it.
+    """Find out what a file is; an image is decoded to the last pixel.
 
-    :param max_pixels: refuse an image with more; each takes four bytes of memory.
+    :param max_pixels: refuse an image with more; each pixel takes four bytes of memory.
     :param must_be_image: refuse anything but an image that was decoded.
-    :raises KieFileError: it is a web page, JSON or other text, or an image that does not decode to the end.
-    :raises KieResultError: the image has more than ``max_pixels``, or takes more work than any sensible one.
+    :raises KieFileError: it is a web page, JSON or other text, or an image that is damaged or truncated.
+    :raises KieResultError: the image has more than ``max_pixels``, or takes far more work to decode than others do.
     :raises KieTargetError: it is an image, and Pillow is not installed.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     media_type = media_type_of(head)
     if media_type is None:
-        raise KieFileError(f"it is no image, video or audio file; it begins with {_excerpt(head)}")
+        raise KieFileError(f"it is not an image, video or audio file; it begins with {_excerpt(head)}")
     if media_type in DECODED_TYPES:
         require_pillow()
         return Media(media_type, *decode(path, media_type, max_pixels))
@@ -81,7 +81,7 @@ def inspect(path: Path, *, max_pixels: int, must_be_image: bool = False) -> Medi
 
 
 def media_type_of(head: bytes) -> str | None:
-    """Return the media type that the first bytes of a file tell; None for text, or for nothing."""
+    """Return the media type that the first bytes of a file show; None for text or an empty file."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if head.startswith(b"\xff\xd8\xff"):
@@ -90,7 +90,7 @@ def media_type_of(head: bytes) -> str | None:
         return "image/gif"
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "image/webp"
-    if _is_text(head[:_HEAD_BYTES]):  # what follows is not decoded, and text can begin with such words
+    if _is_text(head[:_HEAD_BYTES]):  # the types below are not decoded, and text can begin with their signatures
         return None
     if head.startswith(b"RIFF") and head[8:12] == b"WAVE":
         return "audio/wav"
@@ -121,13 +121,14 @@ _OTHER_MAGIC = {
 }
 
 
-# What no text has in an encoding that extends ASCII, such as UTF-8, Latin-1, GBK or Shift JIS. Some use ESC, SO and SI.
+# Bytes that no text has in an encoding that extends ASCII, such as UTF-8, Latin-1, GBK or Shift JIS. Some of these
+# encodings use ESC, SO and SI.
 _NOT_TEXT = re.compile(rb"[\x00-\x08\x10-\x1a\x1c-\x1f\x7f]")
 _OTHER_ENCODINGS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "cp500")
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether this is text, of which no result file is made: error pages of file hosts come in all encodings."""
+    """Whether this is text, and so not a result file: file hosts send error pages in all sorts of encodings."""
     return not _NOT_TEXT.search(head) or any(_is_text_in(encoding, head) for encoding in _OTHER_ENCODINGS)
 
 
@@ -135,7 +136,7 @@ def _is_text_in(encoding: str, head: bytes) -> bool:
     try:
         text = head[: len(head) // 4 * 4 or None].decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # not just a character that was cut at the end
+        if error.start < len(head) - 3:  # not just a character cut off at the end
             return False
         text = head[: error.start].decode(encoding).lstrip("\ufeff")
     return all(character.isprintable() or character.isspace() for character in text)
@@ -147,7 +148,7 @@ def _excerpt(head: bytes) -> str:
 
 
 def require_pillow() -> None:
-    """Make sure that images can be decoded.
+    """Check that images can be decoded.
 
     :raises KieTargetError: Pillow is not installed.
     """
@@ -156,10 +157,10 @@ def require_pillow() -> None:
 
 
 def size_problem(width: int, height: int, aspect_ratio: Any, resolution: Any) -> str | None:
-    """Say how an image differs from what was ordered; None: it does not, or nobody can tell.
+    """Say how an image differs from the size that was requested; None: it does not, or that cannot be known.
 
-    :param aspect_ratio: as ``16:9``; anything else: any.
-    :param resolution: ``1K`` or ``2K``; anything else: any.
+    :param aspect_ratio: such as ``16:9``; anything else matches every image.
+    :param resolution: ``1K`` or ``2K``; anything else matches every image.
     """
     if isinstance(aspect_ratio, str) and (ratio := re.fullmatch("([1-9][0-9]{0,4}):([1-9][0-9]{0,4})", aspect_ratio)):
         wanted = int(ratio[1]) / int(ratio[2])

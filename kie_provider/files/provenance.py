@@ -1,4 +1,4 @@
-"""Where a file comes from: the JSON file beside it."""
+"""Where a file comes from: the content of the JSON file (sidecar) beside it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _DEEPEST = 50
 
 @dataclass(frozen=True)
 class SavedFile:
-    """One stored result, as it stands in the result dict's ``files``.
+    """One saved file, as in ``files`` of the result dict.
 
-    :param path: as Airflow's ``ObjectStoragePath`` reads it.
-    :param sha256: of the bytes as Kie delivered them, in hexadecimal.
-    :param stored_sha256: of the bytes as stored; the same, unless provenance was embedded.
+    :param path: in the form that Airflow's ``ObjectStoragePath`` reads.
+    :param sha256: of the bytes that Kie delivered, in hexadecimal.
+    :param stored_sha256: of the bytes that were stored; differs only if provenance was embedded.
     :param bytes: size as stored.
     :param media_type: by content.
-    :param width: pixels, as it is shown; None if it is no image.
-    :param height: pixels; likewise.
+    :param width: in pixels, as displayed; None: not a decoded image.
+    :param height: likewise.
     :param sidecar: path of the JSON file beside it.
-    :param thumbnail: path of a small JPEG of it; None if it is no image, or none could be made.
+    :param thumbnail: path of a small JPEG; None: not a decoded image, or the thumbnail could not be made.
     """
 
     path: str
@@ -49,20 +49,20 @@ class SavedFile:
 
     @classmethod
     def from_json(cls, value: Any) -> SavedFile | None:
-        """Read back what :meth:`to_json` gave, and anybody may have changed since; None: it makes no sense."""
+        """Read back what :meth:`to_json` returned and anybody may have changed since; None: it is not valid."""
         if not isinstance(value, Mapping):
             return None
-        told: dict[str, Any] = {field.name: value.get(field.name) for field in fields(cls)}
-        file = cls(**told)
+        values: dict[str, Any] = {field.name: value.get(field.name) for field in fields(cls)}
+        file = cls(**values)
         texts = (file.path, file.sha256, file.stored_sha256, file.media_type, file.sidecar, file.thumbnail or "")
         numbers = [file.bytes, *(each for each in (file.width, file.height) if each is not None)]
-        makes_sense = all(isinstance(each, str) for each in texts) and all(type(each) is int for each in numbers)
-        return file if makes_sense else None
+        is_valid = all(isinstance(each, str) for each in texts) and all(type(each) is int for each in numbers)
+        return file if is_valid else None
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The task instance that saves."""
+    """The task instance that saves a file."""
 
     dag_id: str
     run_id: str
@@ -77,13 +77,13 @@ class RunFacts:
 
 
 def input_of(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the input that Kie says it was given; empty if it says nothing of the kind."""
+    """Return the ``input`` of a result dict, as Kie recorded it; empty if there is none."""
     task_input = result.get("input")
     return task_input if isinstance(task_input, Mapping) else {}
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` as JSON that can be written, read and stored anywhere, whatever is in it and how deep."""
+    """Return ``value`` as plain JSON values that can be stored anywhere, whatever its content and depth."""
     return storable(_plain(value, _DEEPEST))
 
 
@@ -108,9 +108,9 @@ def sidecar(
     """Return the content of the JSON file beside a result.
 
     :param result: the result dict.
-    :param index: which of its URLs this is.
-    :param redact_prompt: give the prompt's sha256 in place of the prompt.
-    :param embedded: whether the file itself carries provenance too.
+    :param index: of the file among the result's URLs.
+    :param redact_prompt: write the prompt's sha256 instead of the prompt.
+    :param embedded: whether provenance was also embedded in the file itself.
     """
     task_input = dict(input_of(result))
     prompt = task_input.get("prompt")
@@ -143,5 +143,5 @@ def sidecar(
 
 
 def prompt_sha256(prompt: Any) -> str | None:
-    """Return what stands for a redacted prompt: enough to compare, not to read."""
+    """Return the hash that replaces a redacted prompt, in hexadecimal; None: there is no prompt."""
     return hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest() if isinstance(prompt, str) else None

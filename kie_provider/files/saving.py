@@ -1,4 +1,4 @@
-"""From a result dict to trusted files: download, look, store, and write down where they come from."""
+"""From a result dict to trusted files: download, check, store, and record where they come from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Results of one task that are downloaded at the same time.
+#: Files of one result that are downloaded in parallel.
 PARALLEL_DOWNLOADS = 4
 WRONG_SIZE_CHOICES = ("warn", "fail")
 _LARGEST_SIDECAR = 2**20
@@ -39,7 +39,7 @@ _LARGEST_SIDECAR = 2**20
 
 @dataclass(frozen=True)
 class SaveOptions:
-    """How results are saved; see :class:`~kie_provider.operators.results.KieSaveResultOperator` for the fields."""
+    """How results are saved; :class:`~kie_provider.operators.results.KieSaveResultOperator` describes the fields."""
 
     target: Any
     file_name: str
@@ -51,9 +51,9 @@ class SaveOptions:
     max_pixels: int
 
     def check(self) -> None:
-        """Check what can be checked without touching anything.
+        """Check what can be checked without the target.
 
-        :raises KieTargetError: names every option that is wrong, its value, and what is allowed.
+        :raises KieTargetError: names every wrong option, its value and what is allowed.
         """
         problems = []
         if problem := naming.pattern_problem(self.file_name):
@@ -79,9 +79,8 @@ class ResultSaver:
     """Saves the results of one task instance.
 
     :param hook: downloads, and asks for fresh links.
-    :param images_only: whatever else a link delivers is not the result. Of Flux-2 results that is so anyway.
-    :raises KieTargetError: an option makes no sense, Airflow cannot reach the target, or no file there can have such a
-        name.
+    :param images_only: refuse anything but an image; of Flux-2 models anything else is always refused.
+    :raises KieTargetError: an option is wrong, Airflow cannot open the target, or files there cannot have such names.
     """
 
     def __init__(self, options: SaveOptions, hook: KieHook, prices: PriceTable, *, images_only: bool = False) -> None:
@@ -94,15 +93,16 @@ class ResultSaver:
         self._check_name(naming.file_name(options.file_name, "0" * 32, 0, "jpeg"))
 
     def named(self, file_name: str) -> ResultSaver:
-        """Return one that saves in the same way under another, checked, name."""
+        """Return a saver with the same options and another file name, which was checked before."""
         other = copy(self)
         other._options = replace(self._options, file_name=file_name)  # noqa: SLF001  # a copy of this one
         return other
 
     def check_target(self) -> None:
-        """Find out whether the results of a new task could be saved, before it is paid for.
+        """Check, before a new task is paid for, that its results can be saved.
 
-        :raises KieTargetError: they could not; also when their name is taken, where the pattern tells it in advance.
+        :raises KieTargetError: they cannot, or a file of their name exists; that is only known in
+            advance of names without ``{kie_task_id}``.
         """
         require_pillow()
         storage.check_writable(self._folder)
@@ -115,12 +115,12 @@ class ResultSaver:
                 is_taken = path.fs.exists(path.path)
             if is_taken:
                 raise KieTargetError(
-                    f"{path} exists, and file_name={pattern!r} gives every image that name. Nothing was ordered. Put "
-                    "{kie_task_id} or something of the run into the name, or set overwrite=True"
+                    f"{path} exists, and file_name={pattern!r} gives every image that name. No Kie task was created. "
+                    "Put {kie_task_id} or something unique to the run into the name, or set overwrite=True"
                 )
 
     def _check_name(self, name: str) -> None:
-        """Make sure that a file can have this name, and that its path leads to it again: some are taken for URLs.
+        """Check that a file can have this name, and that its path can be parsed again: some names are taken for URLs.
 
         :raises KieTargetError: it cannot.
         """
@@ -138,7 +138,7 @@ class ResultSaver:
         """Save every file of a result that is not saved yet, and return the result with ``files``.
 
         :param run: the task instance, for the JSON files.
-        :raises KieError: of the first file that could not be saved; the others are.
+        :raises KieError: the error of the first file that could not be saved; the others are saved all the same.
         """
         kie_task_id, urls = result["kie_task_id"], result["urls"]
         if not urls:
@@ -147,39 +147,42 @@ class ResultSaver:
         if len(set(names)) < len(names):
             pattern = self._options.file_name
             raise KieTargetError(
-                f"file_name={pattern!r} gives the same name to {len(urls)} results; put {{index}} into it",
+                f"file_name={pattern!r} gives {len(urls)} files the same name; put {{index}} into it",
                 kie_task_id=kie_task_id,
             )
         files: dict[int, SavedFile | KieError | None] = {
             index: self._saved_before(result, index, name) for index, name in enumerate(names)
         }
         if None in files.values():
-            self._hook.get_conn()  # read in the main thread, which alone talks to Airflow
-        with storage.storage_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="kie-") as spool:
+            self._hook.get_conn()  # reads the connection now: only the main thread talks to Airflow
+        with storage.storage_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="kie-") as folder:
             pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS)
             try:
                 downloads = {
-                    index: pool.submit(self._download, urls[index], Path(spool, str(index)))
+                    index: pool.submit(self._download, urls[index], Path(folder, str(index)))
                     for index, file in files.items()
                     if file is None
                 }
                 for index, download in downloads.items():
                     files[index] = self._save_one(result, index, download, run)
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow hosts
+                pool.shutdown(wait=False, cancel_futures=True)  # a timeout must not wait for slow hosts
         _raise_first_error(kie_task_id, files.values())
         return {**result, "files": [file.to_json() for file in files.values() if isinstance(file, SavedFile)]}
 
     def could_have_saved(self, result: Mapping[str, Any]) -> bool:
-        """Whether a result, which anybody may have changed, names the files that :meth:`save` gives it. Reads none."""
+        """Whether the ``files`` of a result, which anybody may have changed, are as :meth:`save` returns them.
+
+        The files themselves are not read.
+        """
         urls, files = result.get("urls"), result.get("files")
         if not (isinstance(urls, list) and isinstance(files, list) and 0 < len(urls) == len(files)):
             return False
-        told = zip(map(SavedFile.from_json, files), self._sidecar_names(result), strict=True)
-        return all(file is not None and file == self._as_named(file, name) for file, name in told)
+        named = zip(map(SavedFile.from_json, files), self._sidecar_names(result), strict=True)
+        return all(file is not None and file == self._as_named(file, name) for file, name in named)
 
     def saved(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the result with ``files``, if each is there with its sidecar and its hash is right; else None.
+        """Return the result with ``files`` if each of them exists with its sidecar and has the right hash; else None.
 
         :raises KieError: the storage failed.
         """
@@ -219,9 +222,9 @@ class ResultSaver:
             return
         problem = size_problem(media.width, media.height, task_input.get("aspect_ratio"), task_input.get("resolution"))
         if problem and self._options.on_wrong_size == "fail":
-            raise KieResultError(f"the image is not what was ordered: {problem}; it was not saved")
+            raise KieResultError(f"the image does not have the requested size: {problem}; it was not saved")
         if problem:
-            log.warning("The image is not what was ordered: %s; it is saved all the same", problem)
+            log.warning("The image does not have the requested size: %s; it is saved all the same", problem)
 
     def _store(
         self, result: Mapping[str, Any], index: int, delivered: DownloadedFile, media: Media, run: RunFacts
@@ -239,8 +242,8 @@ class ResultSaver:
             if stored != digest:
                 if stored is not None and not options.overwrite:
                     raise KieTargetError(
-                        f"{path} exists and is another file (sha256 {stored}, this one has {digest}). It was not "
-                        "touched; choose another file_name, or set overwrite=True"
+                        f"{path} exists with other content (sha256 {stored}, not {digest}). It was not changed; "
+                        "choose another file_name, or set overwrite=True"
                     )
                 storage.put(local, path)
             thumbnail = self._store_thumbnail(path, kie_task_id, index, local, media)
@@ -268,13 +271,13 @@ class ResultSaver:
             storage.put(local, self._path(naming.sidecar_name(options.file_name, kie_task_id, index)))
             return file
         finally:
-            for spooled in (delivered.path, local):
-                spooled.unlink(missing_ok=True)
+            for temporary in (delivered.path, local):
+                temporary.unlink(missing_ok=True)
 
     def _store_thumbnail(
         self, image: ObjectStoragePath, kie_task_id: str, index: int, local: Path, media: Media
     ) -> str | None:
-        """Put a small version beside an image and return its path. Whatever goes wrong with it fails nothing."""
+        """Store a thumbnail beside an image and return its path; None: there is none. A failure is only logged."""
         if media.media_type not in DECODED_TYPES:
             return None
         path = self._path(naming.thumbnail_name(self._options.file_name, kie_task_id, index))
@@ -285,11 +288,11 @@ class ResultSaver:
             stored = storage.sha256_of(path)
             if stored != hashlib.sha256(content).hexdigest():
                 if stored is not None and not self._options.overwrite:
-                    raise KieTargetError(f"{path} exists and is another file; it was not touched")
+                    raise KieTargetError(f"{path} exists with other content; it was not changed")
                 small.write_bytes(content)
                 storage.put(small, path)
-        except Exception as error:  # noqa: BLE001  # decoders and storages raise anything; the image is what counts
-            log.warning("There is no thumbnail of %s: %s", image, error)
+        except Exception as error:  # noqa: BLE001  # decoders and storage libraries raise anything; only the image matters
+            log.warning("No thumbnail of %s was stored: %s", image, error)
             return None
         finally:
             small.unlink(missing_ok=True)
@@ -307,12 +310,12 @@ class ResultSaver:
             embed(source, local, media.media_type, facts)
         except EmbeddingRefusedError as error:
             raise KieResultError(
-                f"embed_provenance: {error}. It was not saved; set embed_provenance=False and clear this task: nothing "
-                "is paid again"
+                f"embed_provenance: {error}. The file was not saved; set embed_provenance=False and clear this task: "
+                "nothing is paid again"
             ) from None
 
     def _saved_before(self, result: Mapping[str, Any], index: int, name: str) -> SavedFile | None:
-        """Return the file that an earlier try has saved in the same way; its sidecar was written after it."""
+        """Return the file if an earlier try saved it with the same options; its sidecar was written last."""
         content = storage.read_bytes(self._path(name), _LARGEST_SIDECAR)
         try:
             facts = json.loads(content or b"{}")
@@ -335,7 +338,7 @@ class ResultSaver:
         return self._as_named(file, name)
 
     def _as_named(self, file: SavedFile, sidecar_name: str) -> SavedFile:
-        """Return a file under the only paths that it may have: what a sidecar or manifest says of them is not asked."""
+        """Return a file with the paths that these options give it, whatever paths a sidecar or manifest claims."""
         path = self._image_path(sidecar_name, file.media_type)
         thumbnail = self._path(f"{sidecar_name.removesuffix('json')}thumb.jpg")
         return replace(

@@ -1,4 +1,4 @@
-"""Airflow's object storage as results need it: complete files only, and errors that say what to do."""
+"""Airflow's object storage, with what saving results needs: complete files only, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kie_provider.client.plain import got, is_blank, shorten
 from kie_provider.execution_timeout import held
 from kie_provider.files.naming import text_problem
 
-#: What brings a scheme to Airflow.
+#: The package that adds a URL scheme to Airflow.
 PACKAGES = {
     "s3": "apache-airflow-providers-amazon[s3fs]",
     "s3a": "apache-airflow-providers-amazon[s3fs]",
@@ -38,23 +38,24 @@ PACKAGES = {
     "adl": "apache-airflow-providers-microsoft-azure",
 }
 _BLOCK = 4 * 2**20
-#: Large files go up in parts; the storage libraries' defaults hold hundreds of megabytes in memory.
+#: Large files are uploaded in parts; with the storage libraries' defaults these take hundreds of megabytes of memory.
 _UPLOAD_LIMITS = {"chunksize": 8 * 2**20, "max_concurrency": 2}
-#: What only a mistake in a program raises; storage libraries may derive their own errors from these.
-_MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
+#: What only a programming error raises; storage libraries may derive their own errors from these.
+_PROGRAMMING_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
 _PASSWORD = re.compile(r"(://[^/@:]*):.*@")
 _FILE_URL = re.compile(r"(?:file|local):(?:///+|//localhost/+|/(?!/))", re.IGNORECASE)
-#: Bytes: of a local path, of one part of it, and of a key. A file is written under a longer name first.
+#: Bytes: of a local path, of one component of it, and of a key. Temporary names are longer than final ones.
 _LONGEST_PATH, _LONGEST_PART, _LONGEST_KEY = 4096 - 32, 255, 1024
 
 
 def storage_path(field: str, value: Any) -> ObjectStoragePath:
-    """Read a path: a local one, where ``~`` is the home folder, or one of an object store.
+    """Parse a path: a local one, in which ``~`` is the home folder, or one of an object store.
 
     :param field: the operator's parameter, for messages.
-    :param value: ``/data/x``, ``file:///data/x``, ``~/x``, ``s3://conn_id@bucket/prefix``. A local one comes back as a
-        plain path.
-    :raises KieTargetError: Airflow cannot reach such a path: the scheme, its provider or the connection is missing.
+    :param value: ``/data/x``, ``file:///data/x``, ``~/x``, ``s3://conn_id@bucket/prefix``.
+    :return: a local path is plain and absolute, without a scheme.
+    :raises KieTargetError: it is not a path, or Airflow cannot open it: the scheme, its provider package or the
+        connection is missing.
     """
     if is_blank(value) or not isinstance(value, str | os.PathLike | ObjectStoragePath):
         raise KieTargetError(
@@ -67,7 +68,7 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
     if problem := text_problem(text) or _url_problem(text):
         raise KieTargetError(f"{field}: {shown} {problem}")
     if text.startswith("~") and (text := os.path.expanduser(text)).startswith("~"):  # noqa: PTH111  # "./~" is no home
-        raise KieTargetError(f"{field}: {shown} names the home folder of a user who is not known here")
+        raise KieTargetError(f"{field}: {shown} names the home folder of a user unknown on this machine")
     scheme = text.partition("://")[0] if "://" in text else ""
     try:
         with held():
@@ -76,12 +77,12 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
                 BaseHook.get_connection(conn_id)
             if is_local(path):
                 path = ObjectStoragePath(path.path)
-            path.fs  # noqa: B018  # found now, not when the first file is there, and in the main thread
+            path.fs  # noqa: B018  # looked up now, in the main thread, rather than when the first file is to be stored
     except AirflowNotFoundException:
         raise KieTargetError(f"{field}: {shown} names a connection that Airflow does not have") from None
     except (ValueError, ImportError, AttributeError) as error:
         package = PACKAGES.get(scheme)
-        advice = f"pip install '{package}'" if package else "is the scheme right? Known: file, s3, gs, abfs"
+        advice = f"pip install '{package}'" if package else "check the scheme; known are file, s3, gs, abfs"
         if isinstance(error, AttributeError):  # Airflow 3.1.0 beside a newer universal-pathlib
             advice = "Airflow 3.1.0 needs universal-pathlib below 0.3 for any path"
         raise KieTargetError(f"{field}: Airflow cannot open {shown} ({error}); {advice}") from None
@@ -91,35 +92,35 @@ def storage_path(field: str, value: Any) -> ObjectStoragePath:
 
 
 def _url_problem(text: str) -> str | None:
-    """Say what makes this look like more than a local path, and yet is no URL; None: nothing."""
+    """Say what is wrong with a text that is neither a local path nor a complete URL; None: nothing."""
     scheme, colon, rest = text.partition(":")
     scheme = scheme.lower()
-    if colon and scheme in ("file", "local"):  # what is one has become a path
-        return "is not a URL of a file of this machine, as file:///data/images is"
+    if colon and scheme in ("file", "local"):  # well-formed file URLs were turned into paths before
+        return "is not a URL of a local file, such as file:///data/images"
     if colon and not rest.startswith("//") and scheme in PACKAGES:
-        return f"begins like a URL, which would be {scheme}://conn_id@bucket/prefix"
+        return f"begins like a URL; write {scheme}://conn_id@bucket/prefix"
     if re.match(r"[A-Za-z]:[\\/]|\\\\", text):
-        return "is a path of Windows, where no worker of Airflow runs"
+        return "is a Windows path; Airflow workers do not run on Windows"
     return "names no bucket" if text.endswith("://") else None
 
 
 def is_local(path: ObjectStoragePath) -> bool:
-    """Whether this is a file of this machine."""
+    """Whether this is a path in the local file system."""
     return path.protocol in ("", "file", "local")
 
 
 def conn_id_of(path: ObjectStoragePath) -> str | None:
-    """Return the connection that a path names; Airflow 3.1 has it among the path's options only."""
+    """Return the connection id in a path; Airflow 3.1 has it among the path's storage options only."""
     conn_id: str | None = getattr(path, "conn_id", None) or path.storage_options.get("conn_id")
     return conn_id
 
 
 @contextlib.contextmanager
 def storage_errors(path: Any) -> Iterator[None]:
-    """Turn what storage libraries raise into Kie errors that name the path. Mistakes in a program stay what they are.
+    """Turn the errors of storage libraries into Kie errors that name the path. Programming errors pass unchanged.
 
-    :raises KieTargetError: no retry can help: no permission, no such bucket, a file in the way of a folder.
-    :raises KieStorageError: anything else, as a full disk.
+    :raises KieTargetError: a retry cannot help: no permission, no such bucket, a file where a folder should be.
+    :raises KieStorageError: anything else, such as a full disk.
     """
     try:
         yield
@@ -128,13 +129,13 @@ def storage_errors(path: Any) -> Iterator[None]:
     except OSError as error:
         raise storage_error(path, error) from error
     except Exception as error:  # botocore's, Google's and Azure's errors have no common base
-        if isinstance(error, (*_MISTAKES, RecursionError)) and type(error).__module__ == "builtins":
+        if isinstance(error, (*_PROGRAMMING_ERRORS, RecursionError)) and type(error).__module__ == "builtins":
             raise
         raise KieStorageError(f"{path}: {error} ({type(error).__name__})") from error
 
 
 def length_problem(path: ObjectStoragePath) -> str | None:
-    """Say why no file can have a path, for its length; None: it can."""
+    """Say by how much a path is too long for a file; None: it is not."""
     if not is_local(path):
         key = path.path.lstrip("/").partition("/")[2]
         size = len(key.encode())
@@ -142,32 +143,32 @@ def length_problem(path: ObjectStoragePath) -> str | None:
     if (size := len(path.path.encode())) > _LONGEST_PATH:
         return f"has {size} bytes; {_LONGEST_PATH} are allowed"
     if (size := max(len(part.encode()) for part in path.path.split("/"))) > _LONGEST_PART:
-        return f"has a part of {size} bytes; {_LONGEST_PART} are allowed"
+        return f"has a component of {size} bytes; {_LONGEST_PART} are allowed"
     return None
 
 
 def check_writable(folder: ObjectStoragePath) -> None:
-    """Find out, without leaving anything there, whether results can be saved in a folder that may not exist yet.
+    """Check, without leaving a trace, that results can be saved in a folder, which need not exist yet.
 
-    An object store is asked for the bucket only: whether it takes files shows when the first one comes.
+    Of an object store only the bucket is checked: whether it accepts files shows when the first one is stored.
 
-    :raises KieTargetError: they cannot.
+    :raises KieTargetError: they cannot be saved there.
     """
     with storage_errors(f"target {folder}"):
         if is_local(folder):
             existing = Path(folder.path)
-            while not os.path.lexists(existing):  # a link that leads nowhere is in the way
+            while not os.path.lexists(existing):  # true of a dangling link too, which would be in the way
                 existing = existing.parent
             with tempfile.TemporaryFile(dir=existing):
                 return
         bucket = folder.path.strip("/").partition("/")[0]
         if not folder.fs.exists(bucket):
-            with contextlib.suppress(PermissionError):  # a key that may write need not be allowed to look
+            with contextlib.suppress(PermissionError):  # a key that may write need not be allowed to list
                 folder.fs.ls(bucket)
 
 
 def sha256_of(path: ObjectStoragePath) -> str | None:
-    """Return the sha256 of a stored file, in hexadecimal; None: there is no such file."""
+    """Return the sha256 of a stored file, in hexadecimal; None: it does not exist."""
     digest = hashlib.sha256()
     with storage_errors(path):
         try:
@@ -180,7 +181,7 @@ def sha256_of(path: ObjectStoragePath) -> str | None:
 
 
 def read_bytes(path: ObjectStoragePath, limit: int) -> bytes | None:
-    """Return a stored file, or its first ``limit`` bytes; None: there is no such file."""
+    """Return the content of a stored file, at most its first ``limit`` bytes; None: it does not exist."""
     with storage_errors(path):
         try:
             with _open(path) as file:
@@ -190,7 +191,7 @@ def read_bytes(path: ObjectStoragePath, limit: int) -> bytes | None:
 
 
 def _open(path: ObjectStoragePath) -> Any:
-    # Not path.open(): that would report an input to Airflow's lineage.
+    # Not path.open(), which would report the file as an input to Airflow's lineage.
     if is_local(path):
         return open_regular(Path(path.path))
     return path.fs.open(path.path, "rb", block_size=_BLOCK)
@@ -199,15 +200,15 @@ def _open(path: ObjectStoragePath) -> Any:
 def open_regular(path: Path) -> IO[bytes]:
     """Open a local file for reading.
 
-    :raises KieTargetError: it is a folder, a FIFO, a socket or a device: reading one could take for ever.
+    :raises KieTargetError: it is a folder, a FIFO, a socket or a device, which could block for ever.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise KieTargetError(f"{path} is there, but not as a regular file; remove it, or choose another name")
+        raise KieTargetError(f"{path} exists, but is not a regular file; remove it, or choose another name")
     return path.open("rb")
 
 
 def put(local: Path, target: ObjectStoragePath) -> None:
-    """Store a local file under its final name, where nobody ever sees a part of it, and report it as lineage.
+    """Store a local file under its final name, where it appears only once complete, and report it to Airflow's lineage.
 
     :raises KieTargetError: it cannot be stored there.
     :raises KieStorageError: the storage failed.
@@ -236,6 +237,7 @@ def _put_locally(local: Path, final: Path) -> None:
 
 
 def _asset_uri(path: ObjectStoragePath) -> str:
+    """Return the URI that names a file in lineage: without the connection id."""
     if is_local(path):
         return Path(path.path).as_uri()
     scheme, _, rest = str(path).partition("://")

@@ -1,4 +1,4 @@
-"""Small versions of images."""
+"""Thumbnails."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from kie_provider.files.metadata.exif import orientation
 
 #: Longest side of a thumbnail, in pixels.
 THUMBNAIL_SIZE = 320
-#: Images with more pixels are not decoded: one may take 4 bytes per pixel, in each thread.
+#: Images with more pixels are not decoded; each pixel takes 4 bytes of memory, in every thread.
 MAX_IMAGE_PIXELS = 64_000_000
-#: What shows through transparent pixels, for JPEG has none.
+#: What shows through transparent pixels; JPEG has none.
 BACKGROUND = "#0c0d10"
 
 _JPEG_QUALITY = 80
-# Pillow knows more formats, but some of them start other programs (EPS) or are attacked often.
+# Pillow knows more formats, but some start other programs (EPS), and some are frequent targets of attacks.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
-#: EXIF orientation -> what shows the image as it is meant.
+#: EXIF orientation -> the transposition that displays the image as intended.
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -30,13 +30,14 @@ _TURNS = {
 
 
 class TooLargeError(Exception):
-    """An image has more pixels than are decoded."""
+    """An image has more than MAX_IMAGE_PIXELS."""
 
 
 def shrink(stream: IO[bytes]) -> tuple[bytes, tuple[int, int]]:
-    """Return an image's thumbnail as JPEG, and the size of the image, both as its EXIF orientation has it.
+    """Return an image's thumbnail as JPEG and the size of the image, both with its EXIF orientation applied.
 
-    :raises Exception: it is too large, or no image that can be decoded.
+    :raises TooLargeError: it has more than MAX_IMAGE_PIXELS.
+    :raises Exception: it cannot be decoded; Pillow raises all sorts of errors.
     """
     from PIL import Image
 
@@ -46,14 +47,14 @@ def shrink(stream: IO[bytes]) -> tuple[bytes, tuple[int, int]]:
         if width * height > MAX_IMAGE_PIXELS:
             raise TooLargeError(f"{width} \u00d7 {height} pixels")
         small: Image.Image = image
-        if image.mode not in ("RGB", "RGBA", "L", "LA", "CMYK", "YCbCr"):  # others shrink badly, or not at all
+        if image.mode not in ("RGB", "RGBA", "L", "LA", "CMYK", "YCbCr"):  # other modes scale badly or not at all
             small = image.convert("RGBA" if "transparency" in image.info else "RGB")
-        # The gap lets JPEG decode at reduced size and averages whole pixels of the others first: a third of the time.
+        # reducing_gap decodes JPEGs at reduced size and box-averages other formats first: a third of the time.
         small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BICUBIC, reducing_gap=1.0)
         turned = orientation(image.info.get("exif", b""))
         if turned > 1:
             small = small.transpose(Image.Transpose[_TURNS[turned]])
-        canvas = Image.new("RGB", small.size, BACKGROUND)  # takes no metadata along
+        canvas = Image.new("RGB", small.size, BACKGROUND)  # copies no metadata
         canvas.paste(small, mask=small.getchannel("A") if small.mode in ("RGBA", "LA") else None)
     buffer = BytesIO()
     canvas.save(buffer, "JPEG", quality=_JPEG_QUALITY)

@@ -1,7 +1,7 @@
 """What Airflow's API server gets from this provider: a page of images, and where Kie calls back.
 
-Airflow loads plugins in every process, workers and DAG processors too. So nothing but the names is here; the rest is
-imported when the API server asks for its applications.
+Airflow loads plugins in every process, workers and DAG processors included. So this module only declares names; the
+rest is imported when the API server asks for the plugin's applications.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The image page's addresses. Every one asks who it is; what belongs to a DAG, whether he may read its XComs."""
+"""The routes of the image page. Each requires a user; those of a DAG require the right to read its XComs."""
 
 # No "from __future__ import annotations": FastAPI reads the annotations.
 
@@ -17,7 +17,7 @@ from kie_provider.files.media import EXTENSIONS
 from kie_provider.plugin import page, query, stored
 from kie_provider.plugin.pictures import STATES, file_of, pictures_of
 
-#: Task instances that a page looks at; it says if there are more.
+#: Task instances that a page shows at most; it says if there are more.
 MOST = 5000
 _POLICY = "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'; img-src 'self'"
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "private, no-cache"}
@@ -40,7 +40,7 @@ def show_all(
     q: Text = "",
     page_number: PageNumber = 1,
 ) -> Response:
-    """Show the latest images of all DAGs that the user may read."""
+    """Show the latest images of all DAGs whose XComs the user may read."""
     days = min(max(days, 1), max(page.DAYS))
     view = page.View(dag, state if state in STATES else "", days, q, page_number)
     since = datetime.now(timezone.utc) - timedelta(days=days)
@@ -62,7 +62,7 @@ def show_run(
 ) -> Response:
     """Show the images of a run, or of one task instance in it."""
     outputs = query.of_run(dag_id, run_id, task_id, map_index, limit=MOST)
-    if not outputs and " " in run_id:  # Airflow 3.1 does not encode the plus sign of a run id
+    if not outputs and " " in run_id:  # Airflow 3.1 does not encode the plus sign in a run id
         run_id = run_id.replace(" ", "+")
         outputs = query.of_run(dag_id, run_id, task_id, map_index, limit=MOST)
     pictures = pictures_of(outputs, _manifests.read, shown_prices())
@@ -112,7 +112,7 @@ def send_file(
 
 
 def _may_read(request: Request, user: Any) -> Callable[[str], bool]:
-    """Return what tells whether the user may read the XComs of a DAG, as Airflow's own addresses do."""
+    """Return a function that says whether the user may read the XComs of a DAG, checked as by Airflow's own routes."""
 
     def may_read(dag_id: str) -> bool:
         try:

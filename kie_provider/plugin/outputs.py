@@ -1,4 +1,4 @@
-"""What a task instance leaves in Airflow's database."""
+"""What the image page reads of a task instance in Airflow's database."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from kie_provider.failures import FAILURE_KEY
 
-#: The XCom that tells what a task instance has made, and those that say what is known without it.
+#: The XCom of the result, and those that are read where there is no result.
 RESULT_KEY = "return_value"
 MORE_KEYS = ("progress", "kie_task_id", FAILURE_KEY)
-#: Operators that order images; of each there is a picture or a gap. The names are those in Airflow's database.
+#: Operators that create Kie tasks; each task instance is shown as an image or a gap. The names are class names.
 CREATORS = frozenset(
     {
         "Flux2BatchOperator",
@@ -22,7 +22,7 @@ CREATORS = frozenset(
         "KieCreateTaskOperator",
     }
 )
-#: Operators that take over from one of those.
+#: Operators that wait for or save the results of those.
 FOLLOWERS = frozenset({"Flux2TaskSensor", "KieSaveResultOperator", "KieTaskSensor"})
 
 Key = tuple[str, str, str, int]
@@ -30,11 +30,11 @@ Key = tuple[str, str, str, int]
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """A task instance and what it has left in Airflow's database.
+    """A task instance: its state, its XComs and its rendered template fields.
 
-    :param at: when it last said something; None: that was not asked for.
-    :param values: XComs by key, as they are stored.
-    :param rendered: its template fields, if there is no result.
+    :param at: when it was last updated; None: not known.
+    :param values: XComs by key, as stored.
+    :param rendered: its rendered template fields; read only if there is no result.
     """
 
     dag_id: str
@@ -49,5 +49,5 @@ class TaskOutput:
 
     @property
     def key(self) -> Key:
-        """What tells it from all others."""
+        """What identifies the task instance."""
         return self.dag_id, self.run_id, self.task_id, self.map_index

@@ -1,4 +1,4 @@
-"""The image page as HTML. Pure: whatever comes in is text, and nothing of it becomes markup or script."""
+"""The image page as HTML. Pure: every input is text and escaped, so none of it becomes markup or script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kie_provider.contact_sheet.style import SEPARATOR, STYLE, colours, count
 from kie_provider.contact_sheet.tiles import height_ratio
 from kie_provider.plugin.pictures import STATES, Picture
 
-#: Pictures of one page.
+#: Images per page.
 PAGE_SIZE = 60
 DAYS = (1, 7, 30, 90, 365)
 _STATE_NAMES = {"": "all", "image": "images", "failed": "failures", "running": "running"}
@@ -22,12 +22,12 @@ _STATE_NAMES = {"": "all", "image": "images", "failed": "failures", "running": "
 
 @dataclass(frozen=True)
 class View:
-    """Which pictures are asked for; the fields are those of the query.
+    """Which images are requested; the fields are the parameters of the query string.
 
-    :param dag: only of this DAG; empty: of all.
+    :param dag: only images of this DAG; empty: of all.
     :param state: one of STATES; empty: all.
-    :param days: of the last so many days.
-    :param q: text in the prompt, or a Kie task id.
+    :param days: only images of this many days.
+    :param q: a text in the prompt, or a Kie task id.
     :param page: from 1.
     """
 
@@ -38,7 +38,7 @@ class View:
     page: int = 1
 
     def chosen(self, pictures: Iterable[Picture]) -> list[Picture]:
-        """Return the pictures of all pages."""
+        """Return the pictures that match, of all pages."""
         text = self.q.strip().casefold()
         return [
             picture
@@ -52,8 +52,9 @@ def all_page(
 ) -> str:
     """Return the page of all DAGs.
 
-    :param pictures: those of all its pages.
-    :param limit: only so many task instances were looked at, there are more.
+    :param pictures: of all pages; the view chooses among them.
+    :param nonce: for the script, as in the Content-Security-Policy.
+    :param limit: how many task instances were read, if there are more.
     """
     chosen = view.chosen(pictures)
     options = {
@@ -160,7 +161,7 @@ def _document(
 
 
 def headline(pictures: Iterable[Picture]) -> str:
-    """Return how many images, failures and credits there are."""
+    """Return the number of images and failures, and their cost in credits."""
     pictures = list(pictures)
     numbers = {state: sum(picture.state == state for picture in pictures) for state in STATES}
     credits_used = sum(picture.credits or 0 for picture in pictures)
@@ -175,7 +176,7 @@ def headline(pictures: Iterable[Picture]) -> str:
 
 
 def placeholder(reason: str) -> str:
-    """Return a picture, as SVG, that says why there is no other one."""
+    """Return an image, as SVG, that says why the requested one is not shown."""
     words, lines = clean_text(reason).split(), [""]
     for word in words:
         for start in range(0, len(word), 36):
@@ -299,8 +300,8 @@ _STYLE = """\
   @media (max-width: 500px) { dl { grid-template-columns: 1fr; } dt { margin-top: .4rem; } }
 """
 
-# Airflow's frame lets a page neither open windows nor leave the frame, and up to 3.2 not download. Its window may do
-# so, and is of the same origin: a link that leads out is clicked there.
+# Airflow shows the page in a frame that may neither open windows nor navigate its parent and, up to 3.2, not download.
+# The parent may, and has the same origin: links that lead out of the frame are clicked there.
 _SCRIPT = """
 (() => {
   const root = document.documentElement;

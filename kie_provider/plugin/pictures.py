@@ -1,4 +1,4 @@
-"""From what task instances have left to what the page shows: a picture or a gap for every image. Pure."""
+"""From the output of task instances to what the page shows: a picture or a gap for every image. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from kie_provider.contact_sheet.tiles import Tile
 from kie_provider.failures import FAILURE_KEY
 from kie_provider.plugin.outputs import FOLLOWERS, RESULT_KEY, TaskOutput
 
-#: Kie's links can die sooner, but not much later.
-_LINK_LIVES = timedelta(hours=24)
+#: How long a link of Kie's is shown; it can expire sooner, but not much later.
+_LINK_LIFETIME = timedelta(hours=24)
 
 State = Literal["image", "failed", "running"]
 STATES: tuple[State, ...] = ("image", "failed", "running")
-#: Which of several tiles of one Kie task is shown: creating, waiting and saving may be three task instances.
+#: Ranks: of several pictures of one Kie task the highest is shown. Creating, waiting and saving may be three task
+#: instances.
 _RUNNING, _LINKED, _FAILED, _SAVED = range(4)
 UNFINISHED = frozenset(
     {
@@ -35,13 +36,15 @@ ReadItems = Callable[[TaskOutput, str], "Sequence[Mapping[str, Any]] | str"]
 
 @dataclass
 class Picture:
-    """A place of the page; there may be thousands, of which few are shown.
+    """An image or a gap on the page. There may be thousands, of which few are shown.
 
-    :param kind: as that of a tile; so are ``note`` and ``credits``.
-    :param item: which item of a batch it is; -1: it is from no batch.
-    :param number: which file or URL of its result, from 0; -1: there is none; ``count``: how many it has.
-    :param file: what the result says of the file; None: it is not saved.
-    :param link: Kie's own link, if it may still live; ``where``: path or URL, as text.
+    :param kind: as in :class:`~kie_provider.contact_sheet.tiles.Tile`; likewise ``note``, ``credits`` and ``seconds``.
+    :param item: index in its batch; -1: not from a batch.
+    :param number: index among the files or URLs of its result; -1: it has none.
+    :param count: number of files or URLs of its result.
+    :param file: the entry in the result's ``files``; None: it is not saved.
+    :param link: Kie's own link, unless it has expired.
+    :param where: path or URL, as text.
     """
 
     output: TaskOutput
@@ -62,21 +65,21 @@ class Picture:
     where: Any = ""
 
     def matches(self, text: str) -> bool:
-        """Whether a text is in the prompt, or is the Kie task id."""
+        """Whether a text (case-folded) is in the prompt, or is the Kie task id."""
         return text in self.prompt.casefold() or text == self.kie_task_id.casefold()
 
     @property
     def version(self) -> str:
-        """What changes when the file does."""
+        """A text that changes when the file does."""
         return version_of(self.file) if self.file else ""
 
     @property
     def has_thumbnail(self) -> bool:
-        """Whether there is a small version of the file."""
+        """Whether the file has a thumbnail."""
         return self.file is not None and bool(text_of(self.file.get("thumbnail")))
 
     def tile(self) -> Tile:
-        """Return what is shown."""
+        """Return the tile that shows it."""
         file = self.file or {}
         width, height = number_of(file.get("width")), number_of(file.get("height"))
         return Tile(
@@ -96,9 +99,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class File:
-    """A saved file, as a result names it.
+    """A saved file, as named in a result.
 
-    :param path: of the image; ``thumbnail`` of its small version.
+    :param path: of the image.
+    :param thumbnail: path of its thumbnail; empty: there is none.
+    :param version: a text that changes when the file does.
     """
 
     kie_task_id: str
@@ -110,7 +115,10 @@ class File:
 def pictures_of(outputs: Iterable[TaskOutput], read_items: ReadItems, prices: PriceTable) -> list[Picture]:
     """Return the pictures and gaps of task instances, in their order.
 
-    Of a Kie task that several of them speak of, the one that knows most is shown.
+    If several task instances are about one Kie task, the one furthest along is shown.
+
+    :param read_items: reads the manifest of a batch.
+    :param prices: what results cost where Kie does not say.
     """
     found = [picture for output in outputs for picture in _pictures(output, read_items, prices)]
     best: dict[str, int] = {}
@@ -121,7 +129,11 @@ def pictures_of(outputs: Iterable[TaskOutput], read_items: ReadItems, prices: Pr
 
 
 def file_of(output: TaskOutput, item: int, number: int, read_items: ReadItems) -> File | None:
-    """Return a saved file of a task instance; None: there is none."""
+    """Return a saved file of a task instance; None: it has no such file.
+
+    :param item: index in a batch; -1: not a batch.
+    :param number: index among the files of the result.
+    """
     result = output.values.get(RESULT_KEY)
     if item >= 0:
         items = read_items(output, manifest_of(output) or "")
@@ -143,7 +155,7 @@ def file_of(output: TaskOutput, item: int, number: int, read_items: ReadItems) -
 
 
 def manifest_of(output: TaskOutput) -> str | None:
-    """Return the path of a batch's manifest; None: it is no batch, or has none yet."""
+    """Return the path of a batch's manifest; None: not a batch, or no manifest yet."""
     for key in (RESULT_KEY, "progress"):
         told = output.values.get(key)
         if isinstance(told, Mapping) and (path := text_of(told.get("manifest"))):
@@ -152,7 +164,7 @@ def manifest_of(output: TaskOutput) -> str | None:
 
 
 def version_of(file: Mapping[str, Any]) -> str:
-    """Return what changes when a file does."""
+    """Return a text that changes when a file does."""
     return re.sub(r"\W", "", text_of(file.get("stored_sha256")), flags=re.ASCII)[:16]
 
 
@@ -169,7 +181,7 @@ def _pictures(output: TaskOutput, read_items: ReadItems, prices: PriceTable) -> 
 
 
 def _of_result(output: TaskOutput, result: Mapping[str, Any], prices: PriceTable, item: int = -1) -> Iterator[Picture]:
-    """Yield a picture for every file, or URL if none was saved."""
+    """Yield a picture for every file, or for every URL if no file was saved."""
     common: dict[str, Any] = {
         "prompt": prompt_of(result),
         "model": result.get("model"),
@@ -195,8 +207,8 @@ def _of_result(output: TaskOutput, result: Mapping[str, Any], prices: PriceTable
         )
     if files:
         return
-    is_alive = _age(result.get("completed_at")) < _LINK_LIVES
-    note = "not saved; Kie's own link lives for a day" if is_alive else "not saved, link expired"
+    is_alive = _age(result.get("completed_at")) < _LINK_LIFETIME
+    note = "not saved; Kie's own link works for a day" if is_alive else "not saved, link expired"
     urls = [url for url in list_of(result.get("urls")) if is_http_url(url)]
     for number, url in enumerate(urls):
         yield Picture(
@@ -212,11 +224,11 @@ def _of_result(output: TaskOutput, result: Mapping[str, Any], prices: PriceTable
             **common,
         )
     if not urls:
-        yield Picture(output, kind="other", note="no image, but another result", rank=_LINKED, credits=cost, **common)
+        yield Picture(output, kind="other", note="the result is not an image", rank=_LINKED, credits=cost, **common)
 
 
 def _age(moment: Any) -> timedelta:
-    """Return how long ago a moment of a result is; what is no moment is now."""
+    """Return the age of an ISO 8601 time; 0 if the text is not one."""
     try:
         return datetime.now(timezone.utc) - datetime.fromisoformat(text_of(moment).replace("Z", "+00:00"))
     except (ValueError, TypeError):
@@ -231,7 +243,7 @@ def _of_batch(output: TaskOutput, path: str, read_items: ReadItems, prices: Pric
         if output.state in UNFINISHED:
             yield _gap(output, f"{', '.join(counts)} so far", "running", model=_model(output))
         else:
-            note = f"The list of this batch ({', '.join(counts)}) cannot be shown: {items}"
+            note = f"The manifest of this batch ({', '.join(counts)}) cannot be shown: {items}"
             yield Picture(output, kind="unreadable", note=note, state="failed", where=path)
         return
     for item in items:
@@ -254,17 +266,17 @@ def _of_batch(output: TaskOutput, path: str, read_items: ReadItems, prices: Pric
 
 
 def _of_unknown(output: TaskOutput, result: Any) -> Iterator[Picture]:
-    """Yield what stands for a value that is no result: a Kie task id, or what another XCom backend has stored."""
+    """Yield a gap for a value that is not a result: a Kie task id, or a reference of a custom XCom backend."""
     told: dict[str, Any] = {"prompt": _prompt(output), "model": _model(output)}
     if output.operator not in FOLLOWERS and isinstance(result, str) and result.isalnum():
-        yield _gap(output, "created; nothing here waits for it", "running", kie_task_id=result, **told)
-    elif not isinstance(result, Mapping) or "html" not in result:  # a contact sheet is no image of its own
-        note = "The result is kept by a custom XCom backend, which this page cannot read"
+        yield _gap(output, "created; no task here waits for it yet", "running", kie_task_id=result, **told)
+    elif not isinstance(result, Mapping) or "html" not in result:  # a contact sheet is not an image of a Kie task
+        note = "The result is stored by a custom XCom backend, which this page cannot read"
         yield Picture(output, kind="other", note=note, **told)
 
 
 def _without_result(output: TaskOutput) -> Iterator[Picture]:
-    """Yield a gap: the task instance is at work, or has failed."""
+    """Yield a gap: the task instance has not finished, or has failed."""
     told = output.values.get(FAILURE_KEY)
     failure = told if isinstance(told, Mapping) else {}
     reason, state = text_of(failure.get("reason")), output.state or "to come"
@@ -272,9 +284,9 @@ def _without_result(output: TaskOutput) -> Iterator[Picture]:
         return
     note = state.replace("_", " ")
     if state == "up_for_retry" and reason:
-        note = f"to be tried again: {reason}"
+        note = f"waiting for a retry: {reason}"
     elif state == "failed":
-        note = reason or "failed; the log says why"
+        note = reason or "failed; see the log"
     yield _gap(
         output,
         note,

@@ -26,7 +26,7 @@ _KEYS_AT_ONCE = 200  # SQLite takes a limited number of parameters
 
 
 def readable_dags(user: Any, since: datetime, may_read: Callable[[str], bool]) -> list[str]:
-    """Return the DAGs with images since a moment that a user may read, XComs included.
+    """Return the DAGs with images since a time whose XComs the user may read.
 
     :param may_read: whether the user may read the XComs of a DAG.
     """
@@ -38,7 +38,7 @@ def readable_dags(user: Any, since: datetime, may_read: Callable[[str], bool]) -
 
 
 def latest(dag_ids: Collection[str], since: datetime, limit: int) -> list[TaskOutput]:
-    """Return what the task instances of these DAGs have made since a moment, the latest first."""
+    """Return the output of the task instances of these DAGs since a time, latest first."""
     marked = (
         select(XComModel.dag_run_id, *_columns(XComModel), XComModel.timestamp.label("at"))
         .where(XComModel.key == IMAGES_XCOM_KEY, XComModel.timestamp >= since, XComModel.dag_id.in_(dag_ids))
@@ -68,7 +68,7 @@ def latest(dag_ids: Collection[str], since: datetime, limit: int) -> list[TaskOu
 def of_run(
     dag_id: str, run_id: str, task_id: str | None = None, map_index: int | None = None, *, limit: int
 ) -> list[TaskOutput]:
-    """Return what the task instances of a run have made, and those that may still do, by task and map index."""
+    """Return the output of the task instances of a run, unfinished ones included, by task id and map index."""
     wanted = [TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id]
     wanted += [] if task_id is None else [TaskInstance.task_id == task_id]
     wanted += [] if map_index is None else [TaskInstance.map_index == map_index]
@@ -101,7 +101,7 @@ def of_run(
 
 
 def one(key: Key) -> TaskOutput | None:
-    """Return what one task instance has made, with its template fields."""
+    """Return the output of one task instance, with its rendered template fields; None: there is no such one."""
     dag_id, run_id, task_id, map_index = key
     found = of_run(dag_id, run_id, task_id, map_index, limit=1)
     if not found or found[0].rendered:
@@ -121,7 +121,7 @@ def _output(row: Any) -> TaskOutput:
 
 
 def _complete(session: Any, outputs: list[TaskOutput]) -> list[TaskOutput]:
-    """Add to those that have no result of their own the template fields, which tell the prompt, and other XComs."""
+    """Add other XComs and the rendered template fields, which hold the prompt, to outputs without a result."""
     keys = [output.key for output in outputs if not _is_result(output.values.get(RESULT_KEY))]
     rendered, more = _rendered(session, keys), _more_values(session, keys)
     return [
@@ -150,7 +150,7 @@ def _more_values(session: Any, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]
 
 
 def _rows(session: Any, keys: Sequence[Key], model: Any, *columns: Any) -> Iterator[tuple[Any, ...]]:
-    """Yield the key and some columns of what a table has for these task instances."""
+    """Yield key and columns of a table's rows for these task instances."""
     key_columns = _columns(model)
     for start in range(0, len(keys), _KEYS_AT_ONCE):
         wanted = tuple_(*key_columns).in_(keys[start : start + _KEYS_AT_ONCE])

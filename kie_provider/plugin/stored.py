@@ -1,8 +1,8 @@
-"""Saved files, as the API server may show them: only what a task instance has saved itself, and only images.
+"""Saved files that the API server may send: only those that the task instance itself saved.
 
-A path comes from an XCom, which whoever may edit XComs can change. So it counts for nothing alone: the file must be
-below the target that Airflow has recorded, no link may lead to it, and the JSON file beside it, which was written
-with it, must say that this DAG has saved it for this Kie task.
+A path comes from an XCom, which anybody who may edit XComs can change, so the path alone proves nothing: the file must
+be below the target that Airflow recorded, must not be reached through a symbolic link, and the JSON file beside it,
+written with it, must say that this DAG saved it for this Kie task.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from kie_provider.plugin.pictures import File
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-#: What browsers show, and what cannot carry a script.
+#: Media types that browsers display, and that cannot contain scripts.
 SHOWN_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/avif")
 _BLOCK = 2**18
 _LARGEST_SIDECAR = 2**20
 _LARGEST_MANIFEST = 2**26
-#: Seconds that a manifest is kept in memory: a page of pictures asks for the same one many times.
-_KEPT_FOR = 10.0
-_KEPT = 4
+#: Seconds that a manifest is cached: the images of a page ask for the same one many times.
+_CACHE_SECONDS = 10.0
+_CACHE_SIZE = 4
 
 
 class NotShownError(Exception):
-    """A file cannot be shown; the text says why, to people."""
+    """A file cannot be shown; the message is meant for the user."""
 
 
 def open_file(file: File, path: str, output: TaskOutput) -> tuple[IO[bytes], str]:
     """Open an image or its thumbnail, and return it with its media type.
 
-    :param path: that of the image, or of the thumbnail.
-    :raises NotShownError: it is not there, out of reach from here, no image, or nothing that this task has saved.
+    :param path: of the image or of the thumbnail.
+    :raises NotShownError: the file does not exist, cannot be read from here, or was not saved by this task.
     """
     try:
         located = _locate(path, output)
@@ -55,44 +55,44 @@ def open_file(file: File, path: str, output: TaskOutput) -> tuple[IO[bytes], str
     except NotShownError:
         raise
     except FileNotFoundError:
-        raise NotShownError(f"There is no such file, or none that Airflow's API server can reach: {path}") from None
+        raise NotShownError(f"The file does not exist, or Airflow's API server cannot reach it: {path}") from None
     except KieError as error:
         raise NotShownError(f"Airflow's API server cannot read {path}: {error.message}") from None
     except Exception as error:  # noqa: BLE001  # storage libraries' errors have no common base
         raise NotShownError(f"Airflow's API server cannot read {path}: {type(error).__name__}: {error}") from None
     if media_type is None:
         stream.close()
-        raise NotShownError(f"This is no image, video or audio file: {path}")
+        raise NotShownError(f"This is not an image, video or audio file: {path}")
     return stream, media_type
 
 
 def blocks(stream: IO[bytes]) -> Iterator[bytes]:
-    """Yield a file in pieces, and close it."""
+    """Yield the content of a file in blocks, then close it."""
     with stream:
         while block := stream.read(_BLOCK):
             yield block
 
 
 class Manifests:
-    """Reads the manifests of batches, and keeps the last few for some seconds."""
+    """Reads the manifests of batches, and caches the last few for some seconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[tuple[Key, str], tuple[float, Sequence[Mapping[str, Any]] | str]] = {}
+        self._cached: dict[tuple[Key, str], tuple[float, Sequence[Mapping[str, Any]] | str]] = {}
 
     def read(self, output: TaskOutput, path: str) -> Sequence[Mapping[str, Any]] | str:
-        """Return the items of a batch, or a text that says why there are none."""
+        """Return the items of a batch, or a text that says why they cannot be shown."""
         with self._lock:
             now, name = time.monotonic(), (output.key, path)
-            if name in self._kept and self._kept[name][0] > now - _KEPT_FOR:
-                return self._kept[name][1]
+            if name in self._cached and self._cached[name][0] > now - _CACHE_SECONDS:
+                return self._cached[name][1]
             try:
                 items: Sequence[Mapping[str, Any]] | str = _read_manifest(output, path)
             except NotShownError as error:
                 items = str(error)
-            self._kept[name] = (now, items)
-            while len(self._kept) > _KEPT:
-                self._kept.pop(min(self._kept, key=lambda each: self._kept[each][0]))
+            self._cached[name] = (now, items)
+            while len(self._cached) > _CACHE_SIZE:
+                self._cached.pop(min(self._cached, key=lambda each: self._cached[each][0]))
             return items
 
 
@@ -108,22 +108,22 @@ def _read_manifest(output: TaskOutput, path: str) -> list[Mapping[str, Any]]:
     except Exception as error:  # noqa: BLE001  # broken JSON, or any error of a storage library
         raise NotShownError(f"Airflow's API server cannot read {path}: {type(error).__name__}") from None
     if told is None:
-        raise NotShownError(f"There is no such file, or none that Airflow's API server can reach: {path}")
+        raise NotShownError(f"The file does not exist, or Airflow's API server cannot reach it: {path}")
     run = told.get("airflow") if isinstance(told, dict) else None
     is_ours = isinstance(run, dict) and output.key == tuple(
         run.get(name) for name in ("dag_id", "run_id", "task_id", "map_index")
     )
     items = told.get("items") if is_ours else None
     if not isinstance(items, list):
-        raise NotShownError(f"This is no list that this task has written: {path}")
+        raise NotShownError(f"This is not a manifest that this task has written: {path}")
     return [item for item in items if isinstance(item, dict)]
 
 
 def _locate(text: str, output: TaskOutput) -> ObjectStoragePath:
-    """Return a path below the recorded target, with no link in it below that.
+    """Parse a path, and check that it is below the recorded target, with links resolved, and not itself a link.
 
-    Airflow keeps the rendered target of the last 30 runs or so; without one, only the folder itself counts. A target
-    that means something else on another machine counts as none.
+    Airflow keeps the rendered target of about the last 30 runs. Without one, or with one that depends on the machine
+    (a relative path, ``~``), it is only checked that the path is not a link.
 
     :raises NotShownError: it is elsewhere.
     """
@@ -134,7 +134,10 @@ def _locate(text: str, output: TaskOutput) -> ObjectStoragePath:
         if folder is not None and not storage.is_local(folder):
             raise refused
         named = Path(path.path)
-        real, parent = named.resolve(), named.parent.resolve()  # whether it exists is told below the target only
+        real, parent = (
+            named.resolve(),
+            named.parent.resolve(),
+        )  # so that a path elsewhere does not reveal whether it exists
         top = Path(folder.path).resolve() if folder is not None else parent
         if real != parent / named.name or not real.is_relative_to(top):
             raise refused
@@ -153,7 +156,7 @@ def _is_absolute(target: Any) -> bool:
 
 
 def _check_origin(path: ObjectStoragePath, file: File, output: TaskOutput) -> None:
-    """Make sure that the JSON file beside an image tells of this DAG and Kie task.
+    """Check that the JSON file beside an image names this DAG and this Kie task.
 
     :raises NotShownError: it does not.
     """
@@ -167,7 +170,7 @@ def _check_origin(path: ObjectStoragePath, file: File, output: TaskOutput) -> No
     run = told.get("airflow") if isinstance(told, dict) else None
     is_ours = isinstance(run, dict) and run.get("dag_id") == output.dag_id and told["kie_task_id"] == file.kie_task_id
     if not is_ours:
-        raise NotShownError(f"No JSON file beside it says that this DAG has saved it, so it is not shown: {path}")
+        raise NotShownError(f"No JSON file beside it says that this DAG saved it, so it is not shown: {path}")
 
 
 def _open(path: ObjectStoragePath) -> IO[bytes]:
@@ -175,7 +178,7 @@ def _open(path: ObjectStoragePath) -> IO[bytes]:
         file = os.fdopen(os.open(path.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
-            raise NotShownError(f"This is no regular file: {path}")
+            raise NotShownError(f"This is not a regular file: {path}")
         return file
     stream: IO[bytes] = path.fs.open(path.path, "rb", block_size=_BLOCK)
     return stream

@@ -105,9 +105,9 @@ def shown(sheet: dict, count: int, at: float = 0.5) -> list[tuple[int, int, int]
     with Image.open(sheet["png"]) as image:
         layout = drawing._layout(count, 0.75)
         assert image.size == layout.size
-        places = [layout.place(n) for n in range(count)]
+        corners = [layout.corner(n) for n in range(count)]
         right, down = (round(at * (length - 1)) for length in layout.box)
-        return [image.getpixel((x + right, y + down)) for x, y in places]
+        return [image.getpixel((x + right, y + down)) for x, y in corners]
 
 
 def test_page_shows_what_is_known_of_every_image(tmp_path):

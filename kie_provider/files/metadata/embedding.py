@@ -1,19 +1,19 @@
-"""Write into an image file how it was made, without touching a pixel.
+"""Write into an image file how it was made, without changing a pixel.
 
-Only the container is edited: PNG chunks, JPEG segments, WebP (RIFF) chunks. All other bytes are copied as they are, in
-pieces, so that memory stays small however large the file is. The same file and facts always give the same bytes; no
-imaging library takes part, whose next version might write others.
+Only the container is edited: PNG chunks, JPEG segments, WebP (RIFF) chunks. All other bytes are copied unchanged, in
+blocks, so memory use is small however large the file is. The same file and provenance always give the same bytes: no
+imaging library takes part, whose next version might write different ones.
 
-What the file already says stays:
+Existing metadata is kept:
 
-* EXIF is merged. Its block is only appended to, so offsets in it (thumbnail, maker notes) stay right; a tag that is
-  there keeps its value, and the fact is then in the XMP alone.
-* An XMP packet is not merged: a file with another packet than the one to be written is refused. A file with exactly
-  this packet has been through here before and is copied unchanged, so embedding twice equals embedding once.
+* EXIF is merged. Its block is only appended to, so offsets in it (thumbnail, maker notes) stay valid; an existing tag
+  keeps its value, and the new value is then in the XMP alone.
+* XMP is not merged: a file with a different XMP packet is refused. A file with exactly the packet to be written was
+  processed before and is copied unchanged, so embedding is idempotent.
 * PNG text chunks are added; the format allows a keyword more than once.
 
-Sources: XMP specification part 3 (places and headers), PNG third edition, JFIF 1.02, RFC 9649 (WebP), C2PA 2.1
-appendix A (where manifests are).
+Sources: XMP specification part 3 (locations and headers), PNG third edition, JFIF 1.02, RFC 9649 (WebP), C2PA 2.1
+appendix A (location of manifests).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from kie_provider.files.metadata import xmp
 from kie_provider.files.metadata.exif import PREFIX as EXIF_PREFIX
 from kie_provider.files.metadata.exif import merged
 
-#: Bytes copied at once.
-PIECE = 1 << 20
-#: A larger EXIF block (bytes) is not an EXIF block: JPEG, where it comes from, allows 64 KiB.
+#: Bytes that are copied at a time.
+BLOCK = 1 << 20
+#: Bytes; a larger EXIF block is refused. JPEG, the origin of the format, allows 64 KiB.
 LARGEST_EXIF = 1 << 20
 
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -41,9 +41,9 @@ _JPEG_MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_XMP = b"XML:com.adobe.xmp"
 
-# What XML 1.0 (production 2) cannot hold, not even escaped.
+# Characters that XML 1.0 (production 2) does not allow, not even escaped.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# What PNG's tEXt, which is Latin-1, gives a meaning to.
+# Characters that PNG's tEXt, which is Latin-1, defines.
 _LATIN_1 = re.compile("[\n\x20-\x7e\xa0-\xff]*")
 
 
@@ -64,11 +64,11 @@ class Provenance:
 
 
 class EmbeddingRefusedError(ValueError):
-    """The file cannot be edited safely; the message says why. Nothing was written."""
+    """The file cannot be edited safely; the message says why. Nothing is written."""
 
 
 class _Part(NamedTuple):
-    """A chunk or segment: bytes ``start`` to ``end`` of the file, of which ``data`` to ``data_end`` are its content."""
+    """A chunk or segment: bytes ``start`` to ``end`` of the file; ``data`` to ``data_end`` are its content."""
 
     kind: str
     start: int
@@ -78,30 +78,32 @@ class _Part(NamedTuple):
 
 
 class _Splice(NamedTuple):
-    """Bytes ``start`` to ``end`` of the file give way to ``new``."""
+    """An edit: ``new`` replaces bytes ``start`` to ``end`` of the file."""
 
     start: int
     end: int
     new: bytes
 
 
-def embed(source: Path, target: Path, media_type: str, facts: Provenance) -> None:
-    """Write ``source`` with ``facts`` in it to ``target``, which appears complete or not at all; both may be one file.
+def embed(source: Path, target: Path, media_type: str, provenance: Provenance) -> None:
+    """Copy ``source`` to ``target`` with its provenance embedded; the two may be the same file.
+
+    ``target`` appears complete or not at all.
 
     :param media_type: ``image/png``, ``image/jpeg`` or ``image/webp``.
-    :raises EmbeddingRefusedError: another type; a C2PA manifest, whose signature any edit would break; other XMP; a
-        file that is truncated, or otherwise not as its format says.
+    :raises EmbeddingRefusedError: the media type is another one; the file has a C2PA manifest, whose signature any edit
+        would break, or other XMP; it is truncated or malformed.
     :raises OSError: a file cannot be read or written.
     """
     plan = _PLANS.get(media_type)
     if plan is None:
         raise EmbeddingRefusedError(f"{media_type} is not supported; supported are {', '.join(_PLANS)}")
-    part = target.with_name(f".{secrets.token_hex(8)}.part")  # random: two tries may overlap
+    part = target.with_name(f".{secrets.token_hex(8)}.part")  # random: two attempts may overlap
     with source.open("rb") as file:
         try:
-            splices = plan(file, file.seek(0, 2), _cleaned(facts))
+            splices = plan(file, file.seek(0, 2), _cleaned(provenance))
         except struct.error as error:
-            raise EmbeddingRefusedError(f"a field of the file does not hold what it should: {error}") from error
+            raise EmbeddingRefusedError(f"a field of the file is malformed: {error}") from error
         try:
             _write(file, sorted(splices), part)
             part.replace(target)
@@ -113,17 +115,17 @@ def _write(file: BinaryIO, splices: Iterable[_Splice], target: Path) -> None:
     with target.open("xb") as out:
         position = 0
         for splice in splices:
-            for piece in _pieces(file, position, splice.start):
-                out.write(piece)
+            for block in _blocks(file, position, splice.start):
+                out.write(block)
             out.write(splice.new)
             position = splice.end
-        for piece in _pieces(file, position, file.seek(0, 2)):
-            out.write(piece)
+        for block in _blocks(file, position, file.seek(0, 2)):
+            out.write(block)
 
 
-def _pieces(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
-    for position in range(start, end, PIECE):
-        yield _read(file, position, min(PIECE, end - position))
+def _blocks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    for position in range(start, end, BLOCK):
+        yield _read(file, position, min(BLOCK, end - position))
 
 
 def _read(file: BinaryIO, position: int, length: int) -> bytes:
@@ -135,9 +137,9 @@ def _read(file: BinaryIO, position: int, length: int) -> bytes:
 
 
 def _survey(file: BinaryIO, parts: Iterable[_Part], packet: bytes) -> tuple[_Part | None, bool]:
-    """Return the EXIF part, and whether ``packet``, the XMP part to be written, is already there.
+    """Return the EXIF part, and whether the file already has ``packet``, the XMP part to be written.
 
-    :raises EmbeddingRefusedError: something is there that must not be edited.
+    :raises EmbeddingRefusedError: the file has a part that must not be edited.
     """
     exif, done = None, False
     for part in parts:
@@ -158,15 +160,19 @@ def _survey(file: BinaryIO, parts: Iterable[_Part], packet: bytes) -> tuple[_Par
 # --- PNG ---
 
 
-def _png_plan(file: BinaryIO, size: int, facts: Provenance) -> list[_Splice]:
+def _png_plan(file: BinaryIO, size: int, provenance: Provenance) -> list[_Splice]:
     if _read(file, 0, 8) != _PNG_SIGNATURE:
         raise EmbeddingRefusedError("it is not a PNG file")
-    packet = _png_text(_PNG_XMP, _xmp(facts), force_utf8=True)
+    packet = _png_text(_PNG_XMP, _xmp(provenance), force_utf8=True)
     exif, done = _survey(file, _png_parts(file, size), packet)
     if done:
         return []
-    texts = {b"Software": facts.model, b"Source": f"{facts.service} task {facts.task_id}", b"Description": facts.prompt}
-    new = _png_chunk(b"eXIf", _merged_exif(file, exif, facts)) + packet
+    texts = {
+        b"Software": provenance.model,
+        b"Source": f"{provenance.service} task {provenance.task_id}",
+        b"Description": provenance.prompt,
+    }
+    new = _png_chunk(b"eXIf", _merged_exif(file, exif, provenance)) + packet
     new += b"".join(_png_text(keyword, text) for keyword, text in texts.items() if text is not None)
     after_ihdr = 8 + 12 + 13
     return [_Splice(after_ihdr, after_ihdr, new), *_dropped(exif)]
@@ -184,7 +190,7 @@ def _png_parts(file: BinaryIO, size: int) -> Iterator[_Part]:
         if name in (b"tEXt", b"zTXt", b"iTXt"):
             keyword = _read(file, data, min(length, 80)).partition(b"\0")[0]
             kind = "XMP" if keyword == _PNG_XMP else kind
-            # ImageMagick's places for EXIF and XMP, from before there were chunks for them.
+            # Where ImageMagick kept EXIF and XMP before PNG had chunks for them.
             if keyword in (b"Raw profile type exif", b"Raw profile type APP1", b"Raw profile type xmp"):
                 raise EmbeddingRefusedError(f"it carries metadata as {keyword.decode()!r}, which cannot be merged")
         yield _Part(kind, position, end, data, end - 4)
@@ -208,24 +214,24 @@ def _png_text(keyword: bytes, text: str, *, force_utf8: bool = False) -> bytes:
 # --- JPEG ---
 
 
-def _jpeg_plan(file: BinaryIO, size: int, facts: Provenance) -> list[_Splice]:
+def _jpeg_plan(file: BinaryIO, size: int, provenance: Provenance) -> list[_Splice]:
     if _read(file, 0, 2) != b"\xff\xd8":
         raise EmbeddingRefusedError("it is not a JPEG file")
-    packet = _jpeg_app1(_JPEG_XMP + _xmp(facts).encode())
+    packet = _jpeg_app1(_JPEG_XMP + _xmp(provenance).encode())
     exif, done = _survey(file, _jpeg_parts(file, size), packet)
     if done:
         return []
-    place = 2
+    position = 2
     for part in _jpeg_parts(file, size):
-        if part.kind != "JFIF":  # JFIF wants to be first, and its extension next to it; EXIF comes after them
+        if part.kind != "JFIF":  # JFIF must come first, its extension right after it, then EXIF
             break
-        place = part.end
-    new = _jpeg_app1(EXIF_PREFIX + _merged_exif(file, exif, facts)) + packet
-    return [_Splice(place, place, new), *_dropped(exif)]
+        position = part.end
+    new = _jpeg_app1(EXIF_PREFIX + _merged_exif(file, exif, provenance)) + packet
+    return [_Splice(position, position, new), *_dropped(exif)]
 
 
 def _jpeg_parts(file: BinaryIO, size: int) -> Iterator[_Part]:
-    """Yield the segments before the image data; then see that the image data has an end."""
+    """Yield the segments before the image data; then check that the image data has an end."""
     position, marker = 2, 0
     while marker != 0xFFDA:
         marker, length = struct.unpack(">HH", _read(file, position, 4))
@@ -244,40 +250,40 @@ def _jpeg_parts(file: BinaryIO, size: int) -> Iterator[_Part]:
         elif marker == 0xFFE1 and content.startswith((_JPEG_XMP, _JPEG_MORE_XMP)):
             kind = "XMP"
         elif marker == 0xFFE2 and content.startswith(b"MPF\0"):
-            raise EmbeddingRefusedError("it holds several pictures (MPF), whose index would become wrong")
+            raise EmbeddingRefusedError("it holds several images (MPF), whose index would become wrong")
         elif marker == 0xFFEB and content.startswith(b"JP") and b"c2pa" in content:
             kind = "C2PA"  # JUMBF; both the type and the label of its box begin with these four letters
         yield _Part(kind, position, end, data, end)
         position = end
     tail = b""
-    for piece in _pieces(file, position, size):
-        if b"\xff\xd9" in tail + piece:  # image data never holds this pair
+    for block in _blocks(file, position, size):
+        if b"\xff\xd9" in tail + block:  # the end marker, which image data never contains
             return
-        tail = piece[-1:]
+        tail = block[-1:]
     raise EmbeddingRefusedError("the JPEG file is truncated: its image data has no end")
 
 
 def _jpeg_app1(content: bytes) -> bytes:
     if len(content) > 65533:
-        raise EmbeddingRefusedError(f"the facts take {len(content)} bytes, a JPEG segment holds 65533")
+        raise EmbeddingRefusedError(f"the metadata takes {len(content)} bytes; a JPEG segment holds 65533")
     return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
 
 
 # --- WebP ---
 
 
-def _webp_plan(file: BinaryIO, size: int, facts: Provenance) -> list[_Splice]:
+def _webp_plan(file: BinaryIO, size: int, provenance: Provenance) -> list[_Splice]:
     magic, length, form = struct.unpack("<4sI4s", _read(file, 0, 12))
     if (magic, form) != (b"RIFF", b"WEBP"):
         raise EmbeddingRefusedError("it is not a WebP file")
     end = 8 + length
     if end > size:
         raise EmbeddingRefusedError(f"the WebP file is truncated: by its header it has {end} bytes, in fact {size}")
-    packet = _riff_chunk(b"XMP ", _xmp(facts).encode())
+    packet = _riff_chunk(b"XMP ", _xmp(provenance).encode())
     exif, done = _survey(file, _webp_parts(file, end), packet)
     if done:
         return []
-    new = _riff_chunk(b"EXIF", _merged_exif(file, exif, facts)) + packet
+    new = _riff_chunk(b"EXIF", _merged_exif(file, exif, provenance)) + packet
     splices = [_webp_header(file, end), *_dropped(exif), _Splice(end, end, new)]
     length += sum(len(splice.new) - (splice.end - splice.start) for splice in splices)
     return [_Splice(4, 8, struct.pack("<I", length)), *splices]
@@ -300,14 +306,14 @@ def _webp_parts(file: BinaryIO, riff_end: int) -> Iterator[_Part]:
 
 
 def _webp_header(file: BinaryIO, riff_end: int) -> _Splice:
-    """Return the edit that says in VP8X that EXIF and XMP follow; a file without VP8X gets one."""
+    """Return the edit that sets the EXIF and XMP flags in VP8X; a file without VP8X gets one."""
     first = next(_webp_parts(file, riff_end))
     has_exif_and_xmp, has_alpha = 0x08 | 0x04, 0x10
     head = _read(file, first.data, min(10, first.data_end - first.data))
     if first.kind == "VP8X" and len(head) == 10:
         return _Splice(first.data, first.data + 1, struct.pack("B", head[0] | has_exif_and_xmp))
     if first.end != riff_end:
-        raise EmbeddingRefusedError("the WebP file has no VP8X chunk, but more than its image")
+        raise EmbeddingRefusedError("the WebP file has no VP8X chunk, but other chunks beside its image")
     if first.kind == "VP8 " and head[3:6] == b"\x9d\x01\x2a":  # RFC 6386, 9.1: the upper two bits are a scale
         flags, width, height = 0, *(side & 0x3FFF for side in struct.unpack("<HH", head[6:]))
     elif first.kind == "VP8L" and head[:1] == b"\x2f":  # RFC 9649, 3.4: 14 bits, 14 bits, 1 bit
@@ -334,8 +340,8 @@ _PLANS: Mapping[str, Callable[[BinaryIO, int, Provenance], list[_Splice]]] = {
 # --- What is written ---
 
 
-def _cleaned(facts: Provenance) -> Provenance:
-    """Return the facts in characters that every place can hold.
+def _cleaned(provenance: Provenance) -> Provenance:
+    """Return the provenance without the characters that XML cannot hold.
 
     Line ends become what XML parsers (XML 1.0, 2.11) and PNG make of them anyway.
     """
@@ -343,18 +349,18 @@ def _cleaned(facts: Provenance) -> Provenance:
     def clean(text: str) -> str:
         return _NOT_XML.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
 
-    prompt = None if facts.prompt is None else clean(facts.prompt)
-    return Provenance(clean(facts.service), clean(facts.model), clean(facts.task_id), prompt)
+    prompt = None if provenance.prompt is None else clean(provenance.prompt)
+    return Provenance(clean(provenance.service), clean(provenance.model), clean(provenance.task_id), prompt)
 
 
-def _xmp(facts: Provenance) -> str:
-    return xmp.packet(facts.service, facts.model, facts.task_id, facts.prompt)
+def _xmp(provenance: Provenance) -> str:
+    return xmp.packet(provenance.service, provenance.model, provenance.task_id, provenance.prompt)
 
 
-def _merged_exif(file: BinaryIO, exif: _Part | None, facts: Provenance) -> bytes:
+def _merged_exif(file: BinaryIO, exif: _Part | None, provenance: Provenance) -> bytes:
     old = _read(file, exif.data, exif.data_end - exif.data) if exif else None
     try:
-        return merged(old, software=facts.model, description=facts.prompt, unique_id=facts.task_id)
+        return merged(old, software=provenance.model, description=provenance.prompt, unique_id=provenance.task_id)
     except ValueError as error:
         raise EmbeddingRefusedError(str(error)) from error
 

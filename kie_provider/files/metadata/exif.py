@@ -1,11 +1,11 @@
-"""EXIF blocks (TIFF directories, as Exif 2.32 has them): add tags without moving anything that is there."""
+"""EXIF blocks (TIFF directories as in Exif 2.32): read the orientation, and add tags without moving existing data."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
 
-#: What stands before the block in JPEG.
+#: Precedes the block in JPEG.
 PREFIX = b"Exif\0\0"
 
 _ORIENTATION, _SHORT = 0x0112, 3
@@ -15,7 +15,10 @@ _DESCRIPTION, _SOFTWARE, _EXIF_IFD, _EXIF_VERSION, _UNIQUE_ID = 0x010E, 0x0131, 
 
 
 def orientation(block: bytes) -> int:
-    """Return how the image is to be turned and mirrored, 1 to 8; from 5 on its sides change places. 1: as it is."""
+    """Return the orientation, 1 to 8: how to rotate and mirror the image for display.
+
+    1: it is displayed as stored. From 5 on, width and height are swapped.
+    """
     block = block.removeprefix(PREFIX)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None:
@@ -29,19 +32,18 @@ def orientation(block: bytes) -> int:
 
 
 def merged(old: bytes | None, *, software: str, description: str | None, unique_id: str) -> bytes:
-    """Return a block (without JPEG's prefix), or a new one, with those tags that it does not have yet.
+    """Return an EXIF block (without JPEG's prefix) with these tags added; tags that it already has keep their values.
 
-    It is only appended to, so offsets in it (thumbnail, maker notes) stay right. Text is UTF-8 under the type ASCII,
-    as most software writes and ExifTool reads it; the type that Exif 3.0 has for UTF-8 is one that hardly any reader
-    knows.
+    The block is only appended to, so offsets in it (thumbnail, maker notes) stay valid. Text is UTF-8 under the type
+    ASCII, as most software writes it and ExifTool reads it; hardly any reader knows Exif 3.0's own type for UTF-8.
 
-    :param description: None: no such tag is written; one that is there stays.
-    :raises ValueError: it is malformed.
-    :raises struct.error: likewise: something in it points outside.
+    :param old: None: make a new block.
+    :param description: None: do not add the tag.
+    :raises ValueError: the block is malformed.
+    :raises struct.error: likewise: an offset in it points outside.
     """
-    block = bytearray(
-        (_EMPTY if old is None else old).removeprefix(PREFIX)
-    )  # some writers leave the prefix there in WebP and PNG
+    # Some writers keep the prefix in WebP and PNG, too.
+    block = bytearray((_EMPTY if old is None else old).removeprefix(PREFIX))
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(block[:4]))
     if order is None:
         raise ValueError("its EXIF block is malformed")
@@ -60,7 +62,7 @@ def merged(old: bytes | None, *, software: str, description: str | None, unique_
 
 
 def _ifd(block: bytes | bytearray, order: str, start: int) -> tuple[dict[int, bytes], int]:
-    """Return the entries (12 bytes each) of a TIFF directory by tag, and the offset of the next; offset 0: none."""
+    """Return the entries (12 bytes each) of a TIFF directory by tag, and the offset of the next directory; 0: none."""
     if start == 0:
         return {}, 0
     (count,) = struct.unpack_from(order + "H", block, start)
@@ -68,24 +70,24 @@ def _ifd(block: bytes | bytearray, order: str, start: int) -> tuple[dict[int, by
     raw = [bytes(block[at : at + 12]) for at in range(start + 2, start + 2 + 12 * count, 12)]
     entries = {struct.unpack(order + "H", entry[:2])[0]: entry for entry in raw}
     if len(entries) < count:
-        raise ValueError("its EXIF block is malformed: a tag is there twice")
+        raise ValueError("its EXIF block is malformed: a tag occurs twice")
     return entries, following
 
 
 def _with_values(
     block: bytearray, order: str, start: int, values: Mapping[int, tuple[int, bytes]], links: Mapping[int, bytes] = {}
 ) -> int:
-    """Append to ``block`` a copy of the directory at ``start`` with those ``values`` that it lacks; return its offset.
+    """Append to ``block`` a copy of the directory at ``start``, plus the ``values`` it lacks; return its offset.
 
     :param values: by tag: a type whose items take one byte each, and the value.
-    :param links: ready entries by tag; these replace what is there.
+    :param links: complete entries by tag; these replace existing ones.
     """
     entries, following = _ifd(block, order, start)
     for tag, (kind, value) in values.items():
         if tag in entries:
             continue
         stored = value.ljust(4, b"\0")
-        if len(value) > 4:  # longer values stand elsewhere, on an even offset
+        if len(value) > 4:  # longer values are stored elsewhere, at an even offset
             block.extend(b"\0" * (len(block) % 2))
             stored = struct.pack(order + "I", len(block))
             block.extend(value)

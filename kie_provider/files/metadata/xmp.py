@@ -1,10 +1,10 @@
-"""The XMP packet that says how an image was made: IPTC Photo Metadata 2025.1, in the form of XMP part 1."""
+"""The XMP packet that says how an image was made: IPTC Photo Metadata 2025.1, serialised as in XMP part 1."""
 
 from __future__ import annotations
 
 from xml.sax.saxutils import escape
 
-#: IPTC's word for media that a trained model has made.
+#: IPTC's code for media that a trained model generated.
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -28,9 +28,9 @@ _PROMPT = """   <Iptc4xmpExt:AIPromptInformation>{prompt}</Iptc4xmpExt:AIPromptI
 
 
 def packet(service: str, model: str, task_id: str, prompt: str | None) -> str:
-    """Return the packet, always the same for the same facts.
+    """Return the packet, always the same for the same arguments.
 
-    :param prompt: None: nothing is said about it.
+    :param prompt: None: left out.
     """
     about_prompt = "" if prompt is None else _PROMPT.format(prompt=escape(prompt))
     return _PACKET.format(

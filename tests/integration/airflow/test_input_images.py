@@ -133,7 +133,7 @@ def test_a_fifo_is_not_read(kie_emulator, tmp_path):
     outcome = create(input_images=str(tmp_path / "in.png"))
 
     assert (outcome.state, outcome.retried) == ("failed", False)
-    assert "in.png is there, but not as a regular file" in str(outcome.error)
+    assert "in.png exists, but is not a regular file" in str(outcome.error)
 
 
 def test_the_same_content_is_uploaded_once(kie_emulator, image, tmp_path):
@@ -175,17 +175,17 @@ def test_a_retry_reads_the_journal_before_it_uploads(kie_emulator, image, tmp_pa
     assert len(uploads(kie_emulator)) == len(created_bodies(kie_emulator)) == 1
 
 
-MEDIA = "Kie takes image/jpeg, image/png, image/webp"
+MEDIA = "Kie accepts image/jpeg, image/png, image/webp"
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"input_images": ["{tmp}/nothing.png"]}, "input_images[0]: '{tmp}/nothing.png' is not there"),
+        ({"input_images": ["{tmp}/nothing.png"]}, "input_images[0]: '{tmp}/nothing.png' does not exist"),
         ({"input_images": "{tmp}/text.png"}, f"input_images: '{{tmp}}/text.png' is text, or empty; {MEDIA}"),
         ({"input_images": "{tmp}/empty.png"}, f"input_images: '{{tmp}}/empty.png' is text, or empty; {MEDIA}"),
         ({"input_images": "{tmp}/in.gif"}, f"input_images: '{{tmp}}/in.gif' is image/gif; {MEDIA}"),
-        ({"input_images": "{tmp}/large.png"}, "'{tmp}/large.png' has more than the 10000000 bytes that Kie takes"),
+        ({"input_images": "{tmp}/large.png"}, "'{tmp}/large.png' has more than the 10000000 bytes that Kie accepts"),
         ({"input_images": []}, "input_images: is empty; give 1 to 8 images, or None for text-to-image"),
         ({"input_images": ["{tmp}/in.png"] * 9}, "input_images: 9 given; at most 8 are allowed"),
         (
@@ -197,13 +197,13 @@ MEDIA = "Kie takes image/jpeg, image/png, image/webp"
             {"input_images": ["https://example.org/my cat.png"]},
             "input_images[0]: must be an http(s) URL that Kie can fetch, got 'https://example.org/my cat.png'",
         ),
-        ({"input_images": ["{tmp}/" + "x" * 300]}, "has a part of 300 bytes; 255 are allowed"),
-        ({"input_images": ["{tmp}"]}, "input_images[0]: {tmp} is there, but not as a regular file"),
+        ({"input_images": ["{tmp}/" + "x" * 300]}, "has a component of 300 bytes; 255 are allowed"),
+        ({"input_images": ["{tmp}"]}, "input_images[0]: {tmp} exists, but is not a regular file"),
         ({"input_images": [7]}, "input_images[0]: must be a URL, a path or a result with files or urls, got 7"),
         ({"input_images": [{}]}, "input_images[0]: must be a URL, a path or a result with files or urls, got {}"),
         ({"input_images": "gs://bucket/x.png"}, "pip install 'apache-airflow-providers-google'"),
         ({"input_images": "s3://nobody@bucket/x.png"}, "names a connection that Airflow does not have"),
-        ({"input_images": "data:image/png;base64,AAAA"}, "is not there"),
+        ({"input_images": "data:image/png;base64,AAAA"}, "does not exist"),
         (
             {"input_images": "{tmp}/in.png", "input_urls": ["https://example.org/1.png"]},
             "input_urls: cannot be used together with input_images",

@@ -113,13 +113,13 @@ def test_the_image_page_reads_it(kie_emulator, s3):
         small, media_type = read("thumbnail", dag_id, **rendered)
         assert (small, media_type) == (content(s3, file["thumbnail"].partition(f"{BUCKET}/")[2]), "image/jpeg")
         assert hashlib.sha256(read("path", dag_id, **rendered)[0]).hexdigest() == file["sha256"]
-        with pytest.raises(NotShownError, match="No JSON file beside it says that this DAG has saved it"):
+        with pytest.raises(NotShownError, match="No JSON file beside it says that this DAG saved it"):
             read("path", "another_dag", **rendered)
     for elsewhere in (f"s3://aws_test@{BUCKET}/a/it2", f"s3://other@{BUCKET}/a/it", "/data"):
         with pytest.raises(NotShownError, match=r"not below the target|does not have"):
             read("path", dag_id, target=elsewhere)
     s3.delete_object(Bucket=BUCKET, Key=file["thumbnail"].partition(f"{BUCKET}/")[2])
-    with pytest.raises(NotShownError, match="There is no such file"):
+    with pytest.raises(NotShownError, match="The file does not exist"):
         read("thumbnail", dag_id, target=target)
 
 
@@ -138,7 +138,7 @@ def test_a_second_time_writes_nothing(kie_emulator, s3):
     third = run_task(lambda **kw: KieSaveResultOperator(result=first.result["kie_task_id"], target=target, **kw))
 
     assert (third.state, third.retried) == ("failed", False)
-    assert f"{target}/{name.rpartition('/')[2]} exists and is another file" in str(third.error)
+    assert f"{target}/{name.rpartition('/')[2]} exists with other content" in str(third.error)
     assert content(s3, name) == b"edited by hand"
 
 

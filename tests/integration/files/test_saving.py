@@ -247,7 +247,7 @@ class TestSecondTime:
         make(out / f"{KIE_TASK_ID}-0.{ending}")
         with (
             ScriptedServer(reply(PNG, **IMAGE)) as host,
-            pytest.raises(KieTargetError, match=rf"-0.{ending} is there, but not as a regular file; remove it"),
+            pytest.raises(KieTargetError, match=rf"-0.{ending} exists, but is not a regular file; remove it"),
         ):
             save(result_of(host.url))
 
@@ -261,7 +261,7 @@ class TestSecondTime:
         with ScriptedServer(*[reply(PNG, **IMAGE)] * 3) as host:
             [file] = save(result_of(host.url))["files"]
             Path(file["path"]).write_bytes(b"edited by hand")
-            with pytest.raises(KieTargetError, match="exists and is another file") as caught:
+            with pytest.raises(KieTargetError, match="exists with other content") as caught:
                 save(result_of(host.url))
             assert Path(file["path"]).read_bytes() == b"edited by hand"
             assert caught.value.kie_task_id == KIE_TASK_ID
@@ -271,7 +271,7 @@ class TestSecondTime:
     def test_other_options_are_another_file(self, save):
         with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
             save(result_of(host.url))
-            with pytest.raises(KieTargetError, match="exists and is another file"):
+            with pytest.raises(KieTargetError, match="exists with other content"):
                 save(result_of(host.url), embed_provenance=True)
 
 
@@ -291,7 +291,7 @@ class TestThumbnail:
         with ScriptedServer(*[reply(PNG, **IMAGE)] * 2) as host:
             [file] = save(result_of(host.url))["files"]
             assert (file["thumbnail"], (out / f"{KIE_TASK_ID}-0.thumb.jpg").read_bytes()) == (None, b"mine")
-            assert f"There is no thumbnail of {file['path']}: " in caplog.text
+            assert f"No thumbnail of {file['path']} was stored: " in caplog.text
             Path(file["sidecar"]).unlink()
             [file] = save(result_of(host.url), overwrite=True)["files"]
         assert Path(file["thumbnail"]).read_bytes().startswith(b"\xff\xd8\xff")
@@ -322,22 +322,22 @@ class TestThumbnail:
 BROKEN = {
     "HTML": (reply("<!doctype html><p>expired", **IMAGE), "it begins with '<!doctype html><p>expired'"),
     "JSON": (reply('{"code": 404}', **IMAGE), """it begins with '{"code": 404}'"""),
-    "text": (reply("Not found", **IMAGE), "it is no image, video or audio file"),
-    "UTF-16": (reply("Not found".encode("utf-16"), **IMAGE), "it is no image, video or audio file"),
-    "XML": (reply('<?xml version="1.0"?><Error>', **IMAGE), "it is no image, video or audio file"),
-    "cut UTF-8": (reply("ä".encode() * 5000, **IMAGE), "it is no image, video or audio file"),
-    "half a PNG": (reply(PNG[: len(PNG) // 2], **IMAGE), "it is a PNG file that ends too early"),
-    "PNG without its end": (reply(PNG[:-12], **IMAGE), "it is a PNG file that ends too early"),
-    "PNG signature": (reply(PNG[:8], **IMAGE), "it is a PNG file that ends too early"),
+    "text": (reply("Not found", **IMAGE), "it is not an image, video or audio file"),
+    "UTF-16": (reply("Not found".encode("utf-16"), **IMAGE), "it is not an image, video or audio file"),
+    "XML": (reply('<?xml version="1.0"?><Error>', **IMAGE), "it is not an image, video or audio file"),
+    "cut UTF-8": (reply("ä".encode() * 5000, **IMAGE), "it is not an image, video or audio file"),
+    "half a PNG": (reply(PNG[: len(PNG) // 2], **IMAGE), "it is a truncated PNG file"),
+    "PNG without its end": (reply(PNG[:-12], **IMAGE), "it is a truncated PNG file"),
+    "PNG signature": (reply(PNG[:8], **IMAGE), "it is a truncated PNG file"),
     "a flipped bit": (
         reply(PNG[:1000] + bytes([PNG[1000] ^ 1]) + PNG[1001:], **IMAGE),
-        "it is a PNG file whose part b'IDAT' was damaged (wrong checksum)",
+        "it is a damaged PNG file (wrong checksum of chunk b'IDAT')",
     ),
-    "half a JPEG": (reply(picture("JPEG")[:2000], **IMAGE), "it is a broken JPEG file"),
-    "JPEG signature": (reply(b"\xff\xd8\xff\xe0", **IMAGE), "it is a broken JPEG file"),
+    "half a JPEG": (reply(picture("JPEG")[:2000], **IMAGE), "it is a truncated JPEG file"),
+    "JPEG signature": (reply(b"\xff\xd8\xff\xe0", **IMAGE), "it is a truncated JPEG file"),
     "half a WebP": (reply(picture("WEBP")[:-20], **IMAGE), "it is a broken WEBP file"),
     "half a GIF": (reply(picture("GIF")[:500], **IMAGE), "it is a broken GIF file"),
-    "PNG then HTML": (reply(PNG[:500] + b"<html>" * 100, **IMAGE), "it is a PNG file that ends too early"),
+    "PNG then HTML": (reply(PNG[:500] + b"<html>" * 100, **IMAGE), "it is a truncated PNG file"),
 }
 
 
@@ -439,11 +439,11 @@ class TestBadBodies:
         task_input = {"prompt": "a red fox", "aspect_ratio": ratio, "resolution": resolution}
         with ScriptedServer(*[reply(picture(size=size), **IMAGE)] * 2) as host:
             if problem:
-                with pytest.raises(KieResultError, match=f"not what was ordered: {problem}"):
+                with pytest.raises(KieResultError, match=f"does not have the requested size: {problem}"):
                     save(result_of(host.url, input=task_input), on_wrong_size="fail")
                 assert names(out) == []
             save(result_of(host.url, input=task_input), on_wrong_size="warn")
-        assert (problem or "not what was ordered") in caplog.text if problem else "ordered" not in caplog.text
+        assert (problem in caplog.text) if problem else "requested size" not in caplog.text
         assert len(names(out)) == 3
 
     def test_embedding_into_what_is_no_image(self, save, out):
@@ -574,31 +574,31 @@ class TestTarget:
             ({"file_name": "{prompt}.{extension}"}, "has a field 'prompt' that is not one of kie_task_id, index"),
             ({"file_name": "{index.__class__}.{extension}"}, "is not one of"),
             ({"file_name": "{0}.{extension}"}, "is not one of"),
-            ({"file_name": "{index:9999999999}.{extension}"}, "only a number can have a width"),
-            ({"file_name": "{index!r}.{extension}"}, "only a number can have a width"),
+            ({"file_name": "{index:9999999999}.{extension}"}, "only numbers can have a width"),
+            ({"file_name": "{index!r}.{extension}"}, "only numbers can have a width"),
             ({"file_name": "{.{extension}"}, "is not"),
             ({"file_name": "x" * 300 + ".{extension}"}, "more than 200 bytes"),
             ({"file_name": ("x" * 190 + "/") * 30 + "{index}.{extension}"}, "bytes; 4064 are allowed"),
             ({"file_name": "std::vector-{index}.{extension}"}, "file_name: 'std::vector-0.png' has '::', which"),
             ({"file_name": "what?#{index}.{extension}"}, "has '?#', which"),
             ({"file_name": "a/std::vector-{index}.{extension}"}, "has '::'"),
-            ({"file_name": "c:/{index}.{extension}"}, "file_name: 'c:/0.png' begins like a drive or a scheme"),
+            ({"file_name": "c:/{index}.{extension}"}, "file_name: 'c:/0.png' begins like a drive (c:) or a URL (s3:/)"),
             ({"file_name": "c:{index}.{extension}"}, "begins like a drive"),
-            ({"file_name": "s3:/b/{index}.{extension}"}, "begins like a drive or a scheme"),
+            ({"file_name": "s3:/b/{index}.{extension}"}, "begins like a drive (c:) or a URL (s3:/)"),
             ({"file_name": "a\x85{index}.{extension}"}, "control character or line break ('\\x85')"),
             ({"file_name": "a\u2028{index}.{extension}"}, "control character or line break"),
             ({"file_name": "\ud800{index}.{extension}"}, "half a character"),
             ({"file_name": " .{extension}"}, "has no name before the extension"),
             ({"file_name": "a/...{extension}"}, "has no name before the extension"),
-            ({"file_name": "a/ /{index}.{extension}"}, "has a part without a name"),
+            ({"file_name": "a/ /{index}.{extension}"}, "has an empty part"),
             ({"file_name": ".../{index}.{extension}"}, "leads out of the target"),
             ({"target": "/data/a\0b"}, "target: '/data/a\\x00b' has a control character or line break ('\\x00')"),
             ({"target": "s3://b/a\0b"}, "has a control character"),
             ({"target": "/data/\ud800"}, "half a character"),
             ({"target": "/data/std::vector"}, "has '::'"),
             ({"target": "s3://b/std::vector"}, "has '::'"),
-            ({"target": "~nobody-of-this-name/x"}, "the home folder of a user who is not known here"),
-            ({"target": "/data/" + "x" * 256}, "has a part of 256 bytes; 255 are allowed"),
+            ({"target": "~nobody-of-this-name/x"}, "the home folder of a user unknown on this machine"),
+            ({"target": "/data/" + "x" * 256}, "has a component of 256 bytes; 255 are allowed"),
             ({"on_wrong_size": "ignore"}, "on_wrong_size: must be 'warn' or 'fail', got 'ignore'"),
             ({"overwrite": "yes"}, "overwrite: must be True or False, got 'yes'"),
             ({"max_bytes": 0}, "max_bytes: must be a whole number above 0, got 0"),
@@ -617,7 +617,7 @@ class TestTarget:
         assert str(caught.value).count("\n  - ") == 3
 
     def test_a_pattern_that_collides(self, save, out):
-        with pytest.raises(KieTargetError, match=r"gives the same name to 2 results; put \{index\} into it"):
+        with pytest.raises(KieTargetError, match=r"gives 2 files the same name; put \{index\} into it"):
             save(result_of("http://127.0.0.1:1/a", "http://127.0.0.1:1/b"), file_name="{kie_task_id}.{extension}")
         assert names(out) == []
 
@@ -655,13 +655,13 @@ class TestTarget:
     @pytest.mark.parametrize(
         ("target", "problem"),
         [
-            ("file:images", "is not a URL of a file of this machine, as file:///data/images is"),
-            ("file://other/images", "is not a URL of a file of this machine, as file:///data/images is"),
-            ("s3:/bucket/x", "begins like a URL, which would be s3://conn_id@bucket/prefix"),
-            ("GS:bucket/x", "begins like a URL, which would be gs://conn_id@bucket/prefix"),
+            ("file:images", "is not a URL of a local file, such as file:///data/images"),
+            ("file://other/images", "is not a URL of a local file, such as file:///data/images"),
+            ("s3:/bucket/x", "begins like a URL; write s3://conn_id@bucket/prefix"),
+            ("GS:bucket/x", "begins like a URL; write gs://conn_id@bucket/prefix"),
             ("s3://", "names no bucket"),
-            ("C:\\images", "is a path of Windows, where no worker of Airflow runs"),
-            ("\\\\server\\images", "is a path of Windows, where no worker of Airflow runs"),
+            ("C:\\images", "is a Windows path; Airflow workers do not run on Windows"),
+            ("\\\\server\\images", "is a Windows path; Airflow workers do not run on Windows"),
         ],
     )
     def test_what_is_nearly_a_url_is_no_folder(self, target, problem):

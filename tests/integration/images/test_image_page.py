@@ -361,7 +361,7 @@ class TestFiles:
         try:
             answer = self.ask(gallery)
             assert answer.status_code == 404
-            assert "There is no such file" in words(answer)
+            assert "The file does not exist" in words(answer)
             assert len(figures(gallery.site.get(run_page(gallery, "mapped")))) == 4
         finally:
             hidden.rename(path)

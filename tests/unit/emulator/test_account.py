@@ -96,7 +96,7 @@ def test_window_lets_through_its_limit_and_slides():
     ],
 )
 def test_only_the_exact_bearer_header_is_known(header, known):
-    assert Account(Settings()).knows(header) is known
+    assert Account(Settings()).accepts(header) is known
 
 
 def test_unknown_task():

@@ -72,7 +72,7 @@ class TestGoodPictures:
         content = png(*size, bits, colours, rows, interlace=1, before=palette)
         Image.open(io.BytesIO(content)).load()
         assert look(content) == ("image/png", *size)
-        with pytest.raises(KieFileError, match="bytes of picture data"):
+        with pytest.raises(KieFileError, match="bytes of image data"):
             look(png(*size, bits, colours, rows[:-1], interlace=1, before=palette))
 
     @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ class TestBrokenPictures:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (png(2, 2, 8, 0, b"\0ab\0c"), "5 of 6 bytes of picture data"),
+            (png(2, 2, 8, 0, b"\0ab\0c"), "5 of 6 bytes of image data"),
             (png(2, 2, 8, 0, b"\0ab\5cd"), "unknown filter"),
             (png(2, 2, 8, 3, b"\0ab\0cd"), "no palette"),
-            (png(2, 2, 3, 0, b"\0ab\0cd"), "its header makes no sense"),
-            (png(0, 2, 8, 0, b""), "its header makes no sense"),
-            (png(2, 2, 8, 0, b"\0ab\0cd", before=chunk(b"ABCD")), "nobody knows its part b'ABCD'"),
+            (png(2, 2, 3, 0, b"\0ab\0cd"), "its header holds impossible values"),
+            (png(0, 2, 8, 0, b""), "its header holds impossible values"),
+            (png(2, 2, 8, 0, b"\0ab\0cd", before=chunk(b"ABCD")), "unknown chunk b'ABCD'"),
             (png(2, 2, 8, 0, b"", after=chunk(b"tEXt") + chunk(b"IDAT", zlib.compress(b"\0ab\0cd"))), "0 of 6 bytes"),
             (b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT") + chunk(b"IEND"), "its header is missing"),
             (png(2, 2, 8, 0, b"").replace(zlib.compress(b""), b"nonsense"), "wrong checksum"),
@@ -214,7 +214,7 @@ class TestLimits:
 
     def test_a_jpeg_of_nothing_but_fill_bytes(self, look):
         began = time.process_time()
-        with pytest.raises(KieFileError, match="ends too early"):
+        with pytest.raises(KieFileError, match="truncated JPEG"):
             look(b"\xff\xd8" + b"\xff" * 20_000_000)
         assert time.process_time() - began < 5
 

@@ -63,9 +63,9 @@ def test_what_is_fine(pattern):
 @pytest.mark.parametrize(
     ("pattern", "problem"),
     [
-        ("{index:>5}.{extension}", "index cannot have ':>5'; only a number can have a width, as {index:03}"),
-        ("{index!r}.{extension}", "index cannot have '!r'; only a number can have a width, as {index:03}"),
-        ("{kie_task_id:9}.{extension}", "kie_task_id cannot have ':9'; only a number can have a width, as {index:03}"),
+        ("{index:>5}.{extension}", "index cannot have ':>5'; only numbers can have a width: {index:03}"),
+        ("{index!r}.{extension}", "index cannot have '!r'; only numbers can have a width: {index:03}"),
+        ("{kie_task_id:9}.{extension}", "kie_task_id cannot have ':9'; only numbers can have a width: {index:03}"),
         ("{item}.{extension}", "has a field 'item' that is not one of kie_task_id, index, extension"),
         ("\u202egpj.{extension}", "has a control character or line break ('\\u202e')"),
     ],
