@@ -64,7 +64,7 @@ CONFIG: dict[str, Any] = {
                 ),
                 "version_added": "0.1.0",
                 "type": "float",
-                "example": None,
+                "example": "600",
                 "default": "1200",
             },
             "prices": {

@@ -38,7 +38,8 @@ def ci_run(tmp_path):
 TESTS = "python3 .ci/run_tests.py make test AIRFLOW=3.1"
 INSTALL = [
     "apt-get update -qq",
-    "apt-get install -y -qq --no-install-recommends chromium chromium-driver libimage-exiftool-perl redis-server",
+    "apt-get install -y -qq --no-install-recommends chromium chromium-driver libimage-exiftool-perl "
+    "postgresql redis-server",
 ]
 
 
@@ -47,7 +48,7 @@ INSTALL = [
 def test_what_is_missing_is_installed_first(ci_run, programs):
     calls, problems = ci_run(*programs)
     assert calls == [*INSTALL, TESTS]
-    absent = {"exiftool", "redis-server", "chromium", "chromedriver"} - set(programs)
+    absent = {"exiftool", "redis-server", "chromium", "chromedriver", "postgresql"} - set(programs)
     assert set(re.findall(r"(\S+) is not installed: its tests will be skipped", problems)) == absent
 
 
@@ -59,7 +60,7 @@ def test_who_is_not_root_asks_sudo(ci_run):
 
 @needs_ci_run
 def test_what_is_there_is_not_installed_again(ci_run):
-    assert ci_run("exiftool", "redis-server", "chromium", "chromedriver") == ([TESTS], "")
+    assert ci_run("exiftool", "redis-server", "chromium", "chromedriver", "postgres") == ([TESTS], "")
 
 
 def test_a_fleet_says_what_it_cannot_install(tmp_path):

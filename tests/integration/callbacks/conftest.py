@@ -142,7 +142,11 @@ def receiver(monkeypatch: pytest.MonkeyPatch):
         f"AIRFLOW_CONN_{CONN_ID.upper()}", json.dumps({"conn_type": "kie", "password": API_KEY, "extra": extra})
     )
     monkeypatch.setattr(callbacks, "_connections", callbacks._Connections())
-    routes = [Mount("/air/kie/callbacks", callbacks.app), Route("/air/ping", lambda request: PlainTextResponse("here"))]
+    routes = [
+        Mount("/air/kie/callbacks", callbacks.app),
+        Mount("/kie/callbacks", callbacks.app),
+        Route("/{path:path}", lambda request: PlainTextResponse("here"), methods=["GET", "POST", "PUT"]),
+    ]
     config = uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=0, log_config=None, lifespan="off")
     logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     server = uvicorn.Server(config)
