@@ -6,7 +6,9 @@ import contextlib
 import json
 import math
 import os
+import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,8 +32,8 @@ PERIOD = INTERVAL + ANSWER_SECONDS
 STORM = 5.0
 #: Seconds after the window for tasks to be done and their waits to end.
 PATIENCE = 3 * PERIOD
-#: With so many waits the CPU per poll is compared, of two contenders so often: single runs differ by a fifth.
-COMPARED, TURNS = 1000, 3
+#: With so many waits ours is compared with the floor, in so many pairs of runs: single runs differ by a fifth.
+COMPARED, PAIRS = 1000, 3
 #: A process that has not come so far after these seconds is ended.
 START_LIMIT = 60.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +54,8 @@ rows in which that differs much do not compare well.
 *Bare aiohttp* is the floor: one pooled session, the bytes, `json.loads`, sleep. Like ours it begins at a random moment
 and has {POOL_SIZE} sockets. Who makes less than half of its polls is not measured with more waits; with the most, only
 the peer that needs the least CPU is. Waits that begin all at once poll in step, so their share goes in steps, too. With
-{COMPARED:,} waits, ours and bare aiohttp run {TURNS} times in turn, and the run with the median CPU is shown.
+{COMPARED:,} waits, ours and bare aiohttp run {PAIRS} times in turn: of each the run with the median CPU is shown, and
+of the {PAIRS} ratios, each of two runs one right after the other, the median counts.
 """
 
 
@@ -115,6 +118,7 @@ def run(quick: bool) -> Report:
     """Measure one contender after the other."""
     windows = {20: 2 * PERIOD, 50: 2 * PERIOD} if quick else {200: 4 * PERIOD, 1000: 6 * PERIOD, 5000: 6 * PERIOD}
     found: dict[int, dict[str, Found]] = {}
+    pairs: list[dict[str, Found]] = []
     _allow_many_sockets()
     with tempfile.TemporaryDirectory(prefix="kie-bench-") as directory:
         self_signed_certificate(Path(directory))
@@ -122,7 +126,8 @@ def run(quick: bool) -> Report:
         for waits, window in windows.items():
             found[waits] = {name: measure(Path(directory), name, waits, window) for name in contenders}
             if waits == COMPARED:
-                found[waits] |= _again_in_turn(Path(directory), found[waits], window)
+                pairs = _in_turn(Path(directory), found[waits], window)
+                found[waits] |= {name: _median_run([pair[name] for pair in pairs]) for name in pairs[0]}
             contenders = _who_goes_on(found[waits], is_last_round=len(found) == len(windows) - 1)
     rounds = [one for by_name in found.values() for one in by_name.values()]
     return Report(
@@ -143,7 +148,7 @@ def run(quick: bool) -> Report:
             "Others",
         ),
         rows=[one.row() for one in rounds],
-        goals=[] if quick else _goals(found),
+        goals=[] if quick else _goals(found, pairs),
         packages=("apache-airflow", "aiohttp", *(f"apache-airflow-providers-{peer}" for peer in PEERS)),
     )
 
@@ -205,7 +210,9 @@ class Python:
     """
 
     def __init__(self, module: str, *arguments: object, limit: float, environment: Mapping[str, Any] | None = None):
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW") and not k.lower().endswith("_proxy")}
+        # The server is on loopback, with a certificate of its own.
+        foreign = re.compile(r"AIRFLOW.*|.*_proxy|.*_CA_BUNDLE", re.IGNORECASE)
+        kept = {name: value for name, value in os.environ.items() if not foreign.fullmatch(name)}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"tests.bench.{module}", *map(str, arguments)],
@@ -255,14 +262,19 @@ class Python:
                 file.close()
 
 
-def _again_in_turn(directory: Path, first: Mapping[str, Found], window: float) -> dict[str, Found]:
-    """Measure ours and the floor a few times more, in turn, and return the median of each."""
-    turns = [{name: first[name] for name in ("ours", "bare")}]
-    while len(turns) < TURNS:
-        turns.append({name: measure(directory, name, COMPARED, window) for name in turns[0]})
-    return {
-        name: sorted((turn[name] for turn in turns), key=lambda one: one.cpu_per_poll)[TURNS // 2] for name in turns[0]
-    }
+def _in_turn(directory: Path, first: Mapping[str, Found], window: float) -> list[dict[str, Found]]:
+    """Measure ours and the floor a few times more, and return all pairs of runs.
+
+    :param first: has the first pair.
+    """
+    pairs = [{name: first[name] for name in ("ours", "bare")}]
+    while len(pairs) < PAIRS:
+        pairs.append({name: measure(directory, name, COMPARED, window) for name in pairs[0]})
+    return pairs
+
+
+def _median_run(runs: list[Found]) -> Found:
+    return sorted(runs, key=lambda run: run.cpu_per_poll)[len(runs) // 2]
 
 
 def _who_goes_on(found: dict[str, Found], *, is_last_round: bool) -> list[str]:
@@ -279,11 +291,16 @@ def _best_peer(found: dict[str, Found]) -> Found:
     return min((one for name, one in found.items() if name in PEERS), key=lambda one: one.cpu_per_poll)
 
 
-def _goals(found: dict[int, dict[str, Found]]) -> list[Goal]:
-    ours, bare, peer = found[1000]["ours"], found[1000]["bare"], _best_peer(found[1000])
-    more, less = ours.cpu_per_poll / bare.cpu_per_poll, peer.cpu_per_poll / ours.cpu_per_poll
+def _goals(found: dict[int, dict[str, Found]], pairs: list[dict[str, Found]]) -> list[Goal]:
+    ours, peer = found[1000]["ours"], _best_peer(found[1000])
+    ratios = [pair["ours"].cpu_per_poll / pair["bare"].cpu_per_poll for pair in pairs]
+    more, less = statistics.median(ratios), peer.cpu_per_poll / ours.cpu_per_poll
     goals = [
-        Goal("CPU per poll within 1.25x of bare aiohttp at 1,000", f"{more:.2f}x", more <= 1.25),
+        Goal(
+            f"CPU per poll within 1.25x of bare aiohttp at 1,000, median of {PAIRS} pairs",
+            f"{more:.2f}x ({', '.join(f'{ratio:.2f}x' for ratio in ratios)})",
+            more <= 1.25,
+        ),
         Goal("CPU per poll 4x less than the best peer's at 1,000", f"{less:.1f}x ({peer.contender})", less >= 4),
         Goal("No poll missed at 1,000: 99.5 % of those due", f"{ours.share:.1%}", ours.share >= 0.995),
         Goal("Memory below 100 MB at 1,000", f"{ours.memory / 2**20:.0f} MB", ours.memory < 100 * 2**20),

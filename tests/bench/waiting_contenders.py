@@ -119,13 +119,13 @@ async def _bare() -> AsyncIterator[Wait]:
         yield wait
 
 
-def _url(port: int, path: str = "") -> dict[str, Any]:
-    return {"conn_type": "generic", "host": f"https://127.0.0.1:{port}{path}", "password": "key"}
+def _url(port: int, path: str = "", conn_type: str = "generic") -> dict[str, Any]:
+    return {"conn_type": conn_type, "host": f"https://127.0.0.1:{port}{path}", "password": "key"}
 
 
 #: In the order of the table.
 CONTENDERS = {
-    "ours": Contender("**KieTaskTrigger**", "kie", _of_triggers(_kie), _url),
+    "ours": Contender("**KieTaskTrigger**", "kie", _of_triggers(_kie), lambda port: _url(port, conn_type="kie")),
     "bare": Contender("bare aiohttp", "kie", _bare, _url),
     "http": Contender("http: HttpSensorTrigger", "http", _of_triggers(_http), _url),
     "dbt-cloud": Contender(
