@@ -212,8 +212,13 @@ def read_look(answer: Answer, kie_task_id: str) -> TaskRecord:
     data = _read_record(answer, kie_task_id)
     kie_state = data.get("state")
     if kie_state in RUNNING_WORDS:
-        return TaskRecord(kie_task_id, TaskState.RUNNING, kie_state)
+        return _running(kie_task_id, kie_state)
     return _told(data, kie_task_id, answer)
+
+
+@functools.lru_cache(maxsize=4096)  # one for all polls of a wait
+def _running(kie_task_id: str, kie_state: str) -> TaskRecord:
+    return TaskRecord(kie_task_id, TaskState.RUNNING, kie_state)
 
 
 def _told(data: Mapping[str, Any], kie_task_id: str, answer: Answer) -> TaskRecord:

@@ -165,34 +165,52 @@ async def send_async(shared: SharedSession, endpoint: Endpoint, request: Request
     :param shared: from :func:`shared_session`.
     :raises KieTransportError: no complete answer.
     """
-    import aiohttp
+    return await RepeatedGet(endpoint, request).send(shared)
 
-    try:
-        async with (
-            shared.slots,
-            shared.session.request(
-                request.method,
-                endpoint.url(request.target, upload=request.to_upload_host),
-                proxy=proxy_for(endpoint.url("", upload=request.to_upload_host)),
-                # Per request, never a default of the session: triggers of several accounts share it.
-                headers={"Authorization": f"Bearer {endpoint.api_key}"},
-                allow_redirects=False,
-                timeout=_async_timeout(endpoint.request_timeout),
-            ) as response,
-        ):
-            _check_encoding(response.headers)
-            body = bytearray()
-            async for piece in response.content.iter_any():
-                _add(body, piece)
-    except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, OSError, ValueError) as error:
-        # A plain ValueError comes from a host name that cannot be encoded, a bad proxy URL, or an answer too large.
-        raise _transport_error(endpoint, request, error, may_have_arrived=True) from None
-    return Answer(
-        response.status,
-        bytes(body),
-        parse_retry_after(response.headers.get("Retry-After"), time.time()),
-        endpoint.api_key,
-    )
+
+class RepeatedGet:
+    """A GET that is sent many times, on the event loop: what stays the same is worked out once."""
+
+    def __init__(self, endpoint: Endpoint, request: Request) -> None:
+        self.endpoint = endpoint
+        self._request = request
+
+    @functools.cached_property
+    def _arguments(self) -> dict[str, Any]:
+        """What aiohttp is given."""
+        from yarl import URL
+
+        endpoint, request = self.endpoint, self._request
+        return {
+            "method": request.method,
+            # As an object, which keeps what aiohttp asks of it; a text would be parsed for each poll.
+            "url": URL(endpoint.url(request.target, upload=request.to_upload_host)),
+            "proxy": proxy_for(endpoint.url("", upload=request.to_upload_host)),
+            # Per request, never a default of the session: triggers of several accounts share it.
+            "headers": {"Authorization": f"Bearer {endpoint.api_key}"},
+            "allow_redirects": False,
+            "timeout": _async_timeout(endpoint.request_timeout),
+        }
+
+    async def send(self, shared: SharedSession) -> Answer:
+        """Send it as :func:`send_async` does."""
+        import aiohttp
+
+        try:
+            async with shared.slots, shared.session.request(**self._arguments) as response:
+                _check_encoding(response.headers)
+                body = bytearray()
+                while not response.content.at_eof():
+                    _add(body, await response.content.readany())
+        except (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError, OSError, ValueError) as error:
+            # A plain ValueError comes from a host name that cannot be encoded, a bad proxy URL, or an answer too large.
+            raise _transport_error(self.endpoint, self._request, error, may_have_arrived=True) from None
+        return Answer(
+            response.status,
+            bytes(body),
+            parse_retry_after(response.headers.get("Retry-After"), time.time()),
+            self.endpoint.api_key,
+        )
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from kie_provider.client.polling import Callback, Observation
     from kie_provider.client.rate_limit import Slot, Window
     from kie_provider.client.records import TaskRecord
-    from kie_provider.client.transport import SharedSession
+    from kie_provider.client.transport import RepeatedGet, SharedSession
 
 DEFAULT_CONN_ID = "kie_default"
 DEFAULT_POLL_INTERVAL = 3.0
@@ -312,30 +313,31 @@ class TaskPoll:
     def __init__(
         self, hook: KieHook, shared: SharedSession, kie_task_id: str, gate: AbstractAsyncContextManager[Any] | None
     ) -> None:
-        from kie_provider.client import protocol
+        from kie_provider.client.protocol import get_task, read_look
+        from kie_provider.client.transport import RepeatedGet
 
         self._hook = hook
         self._shared = shared
         self._kie_task_id = kie_task_id
         self._gate = gate
-        self._request = protocol.get_task(kie_task_id)
-        self._endpoint: Endpoint | None = None
+        self._get_from = functools.partial(RepeatedGet, request=get_task(kie_task_id))
+        self._read = read_look
+        self._get: RepeatedGet | None = None
 
     async def __call__(self, *, refresh_key: bool = False) -> Observation:
         """Return the record, or the error in its place; nothing is retried."""
-        from kie_provider.client.protocol import read_look
-        from kie_provider.client.transport import send_async
-
         try:
-            if refresh_key:
-                self._hook.refresh_key(self._endpoint)
-            self._endpoint = await self._hook._aget_endpoint()  # noqa: SLF001
+            if refresh_key and self._get is not None:
+                self._hook.refresh_key(self._get.endpoint)
+            endpoint = self._hook._endpoint or await self._hook._aget_endpoint()  # noqa: SLF001
+            if self._get is None or self._get.endpoint is not endpoint:
+                self._get = self._get_from(endpoint)
             if self._gate is None:
-                answer = await send_async(self._shared, self._endpoint, self._request)
+                answer = await self._get.send(self._shared)
             else:
                 async with self._gate:
-                    answer = await send_async(self._shared, self._endpoint, self._request)
-            return read_look(answer, self._kie_task_id)
+                    answer = await self._get.send(self._shared)
+            return self._read(answer, self._kie_task_id)
         except KieError as error:
             error.kie_task_id = self._kie_task_id
             return error

@@ -84,18 +84,18 @@ async def test_looks_at_the_same_time_are_bounded(create, monkeypatch):
     monkeypatch.setattr(batch, "LOOKS_AT_ONCE", 2)
     kie_task_id = create()
     under_way, most = [], []
-    send_async = transport.send_async
+    send = transport.RepeatedGet.send
 
     async def counted(*arguments):
         under_way.append(arguments)
         most.append(len(under_way))
         try:
             await asyncio.sleep(0.01)
-            return await send_async(*arguments)
+            return await send(*arguments)
         finally:
             under_way.pop()
 
-    monkeypatch.setattr(transport, "send_async", counted)
+    monkeypatch.setattr(transport.RepeatedGet, "send", counted)
     event = await fire(trigger_for([kie_task_id] * 20))
 
     assert event["ended"] == 20
