@@ -9,8 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
@@ -42,8 +41,7 @@ WIDTH = 100
 FAILURE_KEY = "kie_failure"
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """What a task knows when it fails.
 
     :param conn_id: its connection; None: it has none.

@@ -21,7 +21,7 @@ LONGEST_WAIT = 366 * 86_400.0
 ORDER_FIELDS = ("prompt", "model", "aspect_ratio", "resolution", "input_images", "input_urls", "nsfw_checker")
 DEFAULT_FILE_NAME = "{kie_task_id}-{index}.{extension}"
 UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
-_DURATION = re.compile(r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+_DURATION = r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)"
 
 
 def problems(operator: Any) -> list[str]:
@@ -70,7 +70,7 @@ def _seconds(value: Any) -> float:
     """Return seconds: of a number, a timedelta, or of their texts; not a number, if it is none of these."""
     if isinstance(value, timedelta):
         return value.total_seconds()
-    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+    if isinstance(value, str) and (match := re.fullmatch(_DURATION, value.strip())):
         days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
         return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     return _number(value)

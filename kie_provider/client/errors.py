@@ -121,7 +121,7 @@ class KieValidationError(KieError):
 
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message, **facts)
-        if self.code is not None and _REFUSED_CONTENT.search(self.message):
+        if self.code is not None and re.search(_REFUSED_CONTENT, self.message):
             self.advice = "Change the prompt, then clear this task: nothing was charged."
 
 
@@ -236,7 +236,7 @@ class KieTaskFailedError(KieError):
 
     @property
     def _is_refused_content(self) -> bool:
-        return bool(_REFUSED_CONTENT.search(self.message))
+        return bool(re.search(_REFUSED_CONTENT, self.message))
 
     @property
     def may_succeed_anew(self) -> bool:
@@ -251,7 +251,7 @@ class KieTaskFailedError(KieError):
             or str(self.code) in ("400", "401", "402", "422", "433", "505")
         ):
             return False
-        return str(self.code) in ("408", "429", "455", "500") or bool(_TROUBLE_AT_KIE.search(self.message))
+        return str(self.code) in ("408", "429", "455", "500") or bool(re.search(_TROUBLE_AT_KIE, self.message))
 
 
 class KieTaskTimeoutError(KieError):
@@ -305,9 +305,10 @@ class KieTargetError(KieError):
     advice = "Put it right and clear this task: what was already paid for is not ordered again."
 
 
-# Texts of failed tasks: a moderation refusal, or trouble that has nothing to do with the input.
-_REFUSED_CONTENT = re.compile(r"nsfw|moderat|flagged|sensitive|safety|policy|prohibited|violat", re.IGNORECASE)
-_TROUBLE_AT_KIE = re.compile(r"internal error|try again|timed? ?out|overload|unavailable", re.IGNORECASE)
+# Texts of failed tasks: a moderation refusal, or trouble that has nothing to do with the input. Not compiled here: DAG
+# files import this module.
+_REFUSED_CONTENT = r"(?i)nsfw|moderat|flagged|sensitive|safety|policy|prohibited|violat"
+_TROUBLE_AT_KIE = r"(?i)internal error|try again|timed? ?out|overload|unavailable"
 
 # What no retry can cure.
 _HOPELESS = (

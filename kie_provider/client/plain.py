@@ -71,12 +71,12 @@ def clean_text(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Return foreign text as one line that can be logged: without control characters, and not without end."""
-    text = _CONTROL.sub(" ", clean_text(text)).strip()
+    text = re.sub(_CONTROL, " ", clean_text(text)).strip()
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
 
 
 # The last two ranges turn the direction of what follows them on the screen.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+_CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+"
 _LONGEST_LINE = 2000
 
 
@@ -86,12 +86,12 @@ def storable(value: Any) -> Any:
     Airflow's API or PostgreSQL refuses these, and the triggerer ends, with all triggers in it, when it cannot encode
     an event.
     """
-    text = _ESCAPED_NUL.sub(r"\1?", clean_text(json.dumps(value, ensure_ascii=False)))
+    text = re.sub(_ESCAPED_NUL, r"\1?", clean_text(json.dumps(value, ensure_ascii=False)))
     return json.loads(text, parse_int=_stored_number, parse_float=_stored_number, parse_constant=_stored_number)
 
 
 # Not a backslash that is escaped itself, followed by "u0000".
-_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+_ESCAPED_NUL = r"(?<!\\)((?:\\\\)*)\\u0000"
 
 
 def _stored_number(text: str) -> int | float | None:
