@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from kie_provider.client.errors import KieError
 from kie_provider.files import storage
@@ -78,16 +78,16 @@ class Manifests:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cached: dict[tuple[Key, str], tuple[float, Sequence[Mapping[str, Any]] | str]] = {}
+        self._cached: dict[tuple[Key, str], tuple[float, Sequence[Mapping[str, object]] | str]] = {}
 
-    def read(self, output: TaskOutput, path: str) -> Sequence[Mapping[str, Any]] | str:
+    def read(self, output: TaskOutput, path: str) -> Sequence[Mapping[str, object]] | str:
         """Return the items of a batch, or a text that says why they cannot be shown."""
         with self._lock:
             now, name = time.monotonic(), (output.key, path)
             if name in self._cached and self._cached[name][0] > now - _CACHE_SECONDS:
                 return self._cached[name][1]
             try:
-                items: Sequence[Mapping[str, Any]] | str = _read_manifest(output, path)
+                items: Sequence[Mapping[str, object]] | str = _read_manifest(output, path)
             except NotShownError as error:
                 items = str(error)
             self._cached[name] = (now, items)
@@ -96,7 +96,7 @@ class Manifests:
             return items
 
 
-def _read_manifest(output: TaskOutput, path: str) -> list[Mapping[str, Any]]:
+def _read_manifest(output: TaskOutput, path: str) -> list[Mapping[str, object]]:
     try:
         content = storage.read_bytes(_locate(path, output), _LARGEST_MANIFEST)
         told = json.loads(content or b"null")
@@ -151,7 +151,7 @@ def _locate(text: str, output: TaskOutput) -> ObjectStoragePath:
     return path
 
 
-def _is_absolute(target: Any) -> bool:
+def _is_absolute(target: object) -> bool:
     return isinstance(target, str) and ("://" in target or target.startswith(("/", "file:"))) and "***" not in target
 
 
