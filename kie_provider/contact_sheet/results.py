@@ -1,4 +1,4 @@
-"""Read result dicts, whatever is in them, and find the one of a prompt."""
+"""Read result dicts of unknown content, and match them with prompts."""
 
 from __future__ import annotations
 

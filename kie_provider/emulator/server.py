@@ -238,7 +238,7 @@ class Server:
             await asyncio.sleep(CLOCK_POLL_SECONDS)
 
     async def _post(self, task: Task, url: str, base_url: str, fault: str | None) -> dict[str, Any]:
-        """Send a callback and return what is kept of it. Only loopback is called: no test reaches out by accident."""
+        """Send a callback and return its record. Only loopback is called, so that no test reaches out by accident."""
         body = callbacks.body(task, self.settings, base_url)
         key = secrets.token_hex() if fault == "forged" else self.settings.webhook_hmac_key
         headers = sign(key, task.id, self.clock()) if key else {}

@@ -158,8 +158,8 @@ def file_of(output: TaskOutput, item: int, number: int, read_items: ReadItems) -
 def manifest_of(output: TaskOutput) -> str | None:
     """Return the path of a batch's manifest; None: not a batch, or no manifest yet."""
     for key in (RESULT_KEY, "progress"):
-        told = output.values.get(key)
-        if isinstance(told, Mapping) and (path := text_of(told.get("manifest"))):
+        value = output.values.get(key)
+        if isinstance(value, Mapping) and (path := text_of(value.get("manifest"))):
             return path
     return None
 
@@ -239,8 +239,10 @@ def _age(moment: object) -> timedelta:
 def _of_batch(output: TaskOutput, path: str, read_items: ReadItems, prices: PriceTable) -> Iterator[Picture]:
     items = read_items(output, path)
     if isinstance(items, str):
-        told = next(v for key in (RESULT_KEY, "progress") if isinstance(v := output.values.get(key), Mapping))
-        counts = [f"{told.get(name)} {name}" for name in ("images", "saved", "failed") if number_of(told.get(name))]
+        progress = next(v for key in (RESULT_KEY, "progress") if isinstance(v := output.values.get(key), Mapping))
+        counts = [
+            f"{progress.get(name)} {name}" for name in ("images", "saved", "failed") if number_of(progress.get(name))
+        ]
         if output.state in UNFINISHED:
             yield _gap(output, f"{', '.join(counts)} so far", "running", model=_model(output))
         else:
@@ -280,8 +282,8 @@ def _of_unknown(output: TaskOutput, result: object) -> Iterator[Picture]:
 
 def _without_result(output: TaskOutput) -> Iterator[Picture]:
     """Yield a gap: the task instance has not finished, or has failed."""
-    told = output.values.get(FAILURE_KEY)
-    failure = told if isinstance(told, Mapping) else {}
+    value = output.values.get(FAILURE_KEY)
+    failure = value if isinstance(value, Mapping) else {}
     reason, state = text_of(failure.get("reason")), output.state or "to come"
     if (output.operator in FOLLOWERS and state != "failed") or state in ("removed", "success"):
         return
@@ -324,8 +326,8 @@ def _gap(
 
 
 def _input(item: Mapping[str, object]) -> Mapping[str, object]:
-    told = item.get("input")
-    return told if isinstance(told, Mapping) else {}
+    task_input = item.get("input")
+    return task_input if isinstance(task_input, Mapping) else {}
 
 
 def _prompt(output: TaskOutput) -> str:

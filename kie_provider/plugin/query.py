@@ -1,7 +1,7 @@
-"""What Airflow knows of the images; nothing else here touches its internal models and its auth manager.
+"""Read from Airflow's database; the only module here that uses Airflow's internal models and auth manager.
 
-All of this exists alike in Airflow 3.1 to 3.3. Task instances of this provider are found by the XCom of their button,
-which Airflow pushes after every phase of a task, whatever became of it.
+All that is used exists alike in Airflow 3.1 to 3.3. Task instances of this provider are found by the XCom of their
+button, which Airflow pushes whenever a task stops running, however that ends.
 """
 
 from __future__ import annotations

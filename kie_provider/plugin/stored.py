@@ -99,7 +99,7 @@ class Manifests:
 def _read_manifest(output: TaskOutput, path: str) -> list[Mapping[str, object]]:
     try:
         content = storage.read_bytes(_locate(path, output), _LARGEST_MANIFEST)
-        told = json.loads(content or b"null")
+        manifest = json.loads(content or b"null")
     except NotShownError:
         raise
     except (FileNotFoundError, KieError) as error:
@@ -107,13 +107,13 @@ def _read_manifest(output: TaskOutput, path: str) -> list[Mapping[str, object]]:
         raise NotShownError(f"Airflow's API server cannot read {path}: {why}") from None
     except Exception as error:  # noqa: BLE001  # broken JSON, or any error of a storage library
         raise NotShownError(f"Airflow's API server cannot read {path}: {type(error).__name__}") from None
-    if told is None:
+    if manifest is None:
         raise NotShownError(f"The file does not exist, or Airflow's API server cannot reach it: {path}")
-    run = told.get("airflow") if isinstance(told, dict) else None
+    run = manifest.get("airflow") if isinstance(manifest, dict) else None
     is_ours = isinstance(run, dict) and output.key == tuple(
         run.get(name) for name in ("dag_id", "run_id", "task_id", "map_index")
     )
-    items = told.get("items") if is_ours else None
+    items = manifest.get("items") if is_ours else None
     if not isinstance(items, list):
         raise NotShownError(f"This is not a manifest that this task has written: {path}")
     return [item for item in items if isinstance(item, dict)]
@@ -164,11 +164,13 @@ def _check_origin(path: ObjectStoragePath, file: File, output: TaskOutput) -> No
     sidecar = path.parent / f"{stem}.json"
     content = storage.read_bytes(_locate(str(sidecar), output), _LARGEST_SIDECAR)
     try:
-        told = json.loads(content or b"{}")
+        facts = json.loads(content or b"{}")
     except (ValueError, RecursionError):
-        told = None
-    run = told.get("airflow") if isinstance(told, dict) else None
-    is_ours = isinstance(run, dict) and run.get("dag_id") == output.dag_id and told["kie_task_id"] == file.kie_task_id
+        facts = None
+    run = facts.get("airflow") if isinstance(facts, dict) else None
+    is_ours = (
+        isinstance(run, dict) and run.get("dag_id") == output.dag_id and facts.get("kie_task_id") == file.kie_task_id
+    )
     if not is_ours:
         raise NotShownError(f"No JSON file beside it says that this DAG saved it, so it is not shown: {path}")
 
