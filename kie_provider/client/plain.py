@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import re
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 
@@ -53,7 +53,7 @@ def is_blank(value: Any) -> bool:
 _NOT_IN_A_URL = "[\\s\x00-\x1f\x7f\ud800-\udfff]"
 
 
-def is_http_url(value: Any) -> bool:
+def is_http_url(value: object) -> TypeGuard[str]:
     """Whether ``value`` is an absolute http or https URL, as it can be sent."""
     if not isinstance(value, str) or re.search(_NOT_IN_A_URL, value):
         return False

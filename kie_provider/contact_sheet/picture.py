@@ -6,11 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kie_provider.contact_sheet.style import ALARM, INK, LINE, MUTED, PAGE, PANEL, SEPARATOR, WELL
 from kie_provider.contact_sheet.tiles import Tile, height_ratio
 from kie_provider.files.thumbnails import THUMBNAIL_SIZE
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    Font = FreeTypeFont | ImageFont
 
 #: Pixels of the whole image; many tiles get smaller thumbnails instead of exceeding this.
 MAX_SHEET_PIXELS = 12_000_000
@@ -75,7 +80,7 @@ def draw_picture(tiles: Sequence[Tile], title: str, headline: str) -> bytes:
     draw = ImageDraw.Draw(sheet)
     large, medium, small = (ImageFont.load_default(size) for size in (30, 14, 12))
 
-    def write(left: int, top: int, text: str, font: Any, fill: str, width: int, lines: int = 1) -> int:
+    def write(left: int, top: int, text: str, font: Font, fill: str, width: int, lines: int = 1) -> int:
         """Draw lines of text, and return the top of the line that would follow."""
         # The font has no multiplication sign.
         for line in _wrap(text.replace("\u00d7", "x"), font, width, lines):
@@ -110,7 +115,7 @@ def draw_picture(tiles: Sequence[Tile], title: str, headline: str) -> bytes:
     return buffer.getvalue()
 
 
-def _wrap(text: str, font: Any, width: int, lines: int) -> list[str]:
+def _wrap(text: str, font: Font, width: int, lines: int) -> list[str]:
     """Break text into at most ``lines`` lines of ``width`` pixels; the rest is cut off with an ellipsis.
 
     Unprintable characters become spaces: they could end the line or reverse its direction.
@@ -129,7 +134,7 @@ def _wrap(text: str, font: Any, width: int, lines: int) -> list[str]:
     return wrapped
 
 
-def _fitting(text: str, font: Any, width: int, tail: str = "") -> int:
+def _fitting(text: str, font: Font, width: int, tail: str = "") -> int:
     """Return how many characters of ``text``, followed by ``tail``, are at most ``width`` pixels wide."""
     low, high = 0, min(len(text), width)
     while low < high:

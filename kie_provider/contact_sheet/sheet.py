@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from kie_provider.client.errors import KieTargetError
 from kie_provider.client.plain import clean_text
@@ -23,15 +23,39 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 
+class Totals(TypedDict):
+    """Counts of a sheet, and what its results cost."""
+
+    images: int
+    missing: int
+    not_found: int
+    unreadable: int
+    other: int
+    credits: float
+    usd: float
+
+
+class Sheet(TypedDict):
+    """The paths of a sheet's files as text, and some of its totals."""
+
+    html: str
+    png: str
+    manifest: str
+    images: int
+    missing: int
+    not_found: int
+    credits: float
+
+
 def write_contact_sheet(
-    results: Iterable[Any] | Mapping[str, Any] | None,
+    results: Iterable[object] | Mapping[str, object] | None,
     folder: ObjectStoragePath | str,
     *,
-    prompts: Iterable[Any] | None = (),
+    prompts: Iterable[object] | None = (),
     title: str = "Contact sheet",
     name: str = "contact_sheet",
     prices: PriceTable | None = None,
-) -> dict[str, Any]:
+) -> Sheet:
     """Show results and gaps as ``<name>.html``, ``<name>.png`` and ``<name>.json`` in ``folder``; needs Pillow.
 
     The thumbnails are embedded in the page, so it can be moved or mailed; only its links to the full images are
@@ -92,7 +116,7 @@ def write_contact_sheet(
     }
 
 
-def _totals(tiles: Sequence[Tile], results: Sequence[Mapping[str, Any]], prices: PriceTable) -> dict[str, Any]:
+def _totals(tiles: Sequence[Tile], results: Sequence[Mapping[str, object]], prices: PriceTable) -> Totals:
     credits_used = prices.total_of(results)
     not_found = sum(tile.note == NOT_FOUND for tile in tiles)
     kinds = [tile.kind for tile in tiles]
@@ -103,11 +127,11 @@ def _totals(tiles: Sequence[Tile], results: Sequence[Mapping[str, Any]], prices:
         "unreadable": kinds.count("unreadable") - not_found,
         "other": kinds.count("other"),
         "credits": credits_used,
-        "usd": prices.usd(credits_used),
+        "usd": prices.usd(credits_used) or 0.0,
     }
 
 
-def _headline(totals: Mapping[str, Any]) -> str:
+def _headline(totals: Totals) -> str:
     return SEPARATOR.join(
         [
             count(totals["images"], "image"),

@@ -36,7 +36,7 @@ def with_thumbnails(tiles: Sequence[Tile]) -> list[Tile]:
     return done
 
 
-def _file_system(tile: Tile) -> Any:
+def _file_system(tile: Tile) -> Any:  # fsspec has no types
     """Return the fsspec file system of a tile's image, or the error of looking it up."""
     if tile.kind != "image" or tile.file is None:
         return None

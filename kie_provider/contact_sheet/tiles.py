@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from kie_provider.client.plain import is_http_url
@@ -68,7 +68,7 @@ class Tile:
 
 
 def tiles_of(
-    prompt: str, result: Mapping[str, Any] | None, folder: ObjectStoragePath, prices: PriceTable
+    prompt: str, result: Mapping[str, object] | None, folder: ObjectStoragePath, prices: PriceTable
 ) -> list[Tile]:
     """Return a tile for every file of a result, or for every URL if no file was saved; one tile if it has neither."""
     if result is None:
@@ -92,7 +92,7 @@ def tiles_of(
     return tiles or [base]
 
 
-def _file_tile(base: Tile, file: Mapping[str, Any], folder: ObjectStoragePath) -> Tile:
+def _file_tile(base: Tile, file: Mapping[str, object], folder: ObjectStoragePath) -> Tile:
     path, media_type = text_of(file.get("path")), text_of(file.get("media_type"))
     width, height = number_of(file.get("width")), number_of(file.get("height"))
     where = _stored_file(path)

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from typing import Any
+from typing import TypedDict
 
 from kie_provider.emulator.models import Refusal, TaskRequest
 from kie_provider.emulator.settings import Settings
-from kie_provider.emulator.tasks import Outcome, Task, cost_at, iso, state_at
+from kie_provider.emulator.tasks import Outcome, State, Task, cost_at, iso, state_at
+
+
+class BilledTask(TypedDict):
+    """A task on the bill; ``credits`` are those held or charged, ``created_at`` is ISO 8601."""
+
+    taskId: str
+    model: str
+    prompt: str
+    state: State
+    credits: float
+    created_at: str
+
+
+class Bill(TypedDict):
+    """What an account was charged, in credits."""
+
+    credits_start: float
+    credits_left: float
+    charged_total: float
+    tasks: list[BilledTask]
 
 
 class Account:
@@ -62,7 +82,7 @@ class Account:
         """Return the balance: the initial credits less what is held or charged."""
         return self.settings.credits - self._charged(list(self.tasks.values()), now)
 
-    def bill(self, now: float) -> dict[str, Any]:
+    def bill(self, now: float) -> Bill:
         """Return what each task was charged, oldest first; credits still held count as charged."""
         tasks = list(self.tasks.values())
         charged = self._charged(tasks, now)

@@ -40,9 +40,9 @@ class Canvas:
 
     def shade(self, t: float) -> Color:
         """Return the palette's colour at ``t``: 0 is ink, 1 is paper."""
-        place = min(max(t, 0.0), 1.0) * 5
-        low = min(int(place), 4)
-        return mix(self.palette[low], self.palette[low + 1], place - low)
+        position = min(max(t, 0.0), 1.0) * 5
+        low = min(int(position), 4)
+        return mix(self.palette[low], self.palette[low + 1], position - low)
 
     def wash(self, colors: Sequence[Color], top: float = 0, bottom: float = 1) -> None:
         """Fill the rows between two fractions of the height with a gradient."""

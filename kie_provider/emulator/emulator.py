@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 from aiohttp import web
 
+from kie_provider.emulator.account import Bill
 from kie_provider.emulator.server import Server
 from kie_provider.emulator.settings import Settings
+from kie_provider.emulator.world import RecordedRequest
 
 
-def connection(url: str, api_key: str) -> dict[str, Any]:
+def connection(url: str, api_key: str) -> dict[str, object]:
     """Return the Airflow connection to an emulator, as in the JSON of ``AIRFLOW_CONN_KIE_DEFAULT``."""
     return {"conn_type": "kie", "host": url, "password": api_key, "extra": {"upload_host": url}}
 
@@ -71,7 +73,7 @@ class KieEmulator:
         return self.settings.api_key
 
     @property
-    def connection(self) -> dict[str, Any]:
+    def connection(self) -> dict[str, object]:
         """The Airflow connection, ready for ``json.dumps``."""
         return connection(self.url, self.api_key)
 
@@ -102,11 +104,11 @@ class KieEmulator:
         self._thread.join()
         self._thread = self._loop = self._stop = None
 
-    def bill(self) -> dict[str, Any]:
+    def bill(self) -> Bill:
         """Return what each task was charged, as ``GET /_emulator/bill``."""
         return self._server.bill()
 
-    def requests(self) -> list[dict[str, Any]]:
+    def requests(self) -> list[RecordedRequest]:
         """Return the recorded requests to the API and the file host, oldest first.
 
         Each has ``method``, ``path``, ``query``, ``headers`` (names in lower case; ``authorization`` is "valid",
@@ -123,7 +125,7 @@ class KieEmulator:
         """
         return self._server.callbacks()
 
-    def fault(self, fault: dict[str, Any]) -> None:
+    def fault(self, fault: Mapping[str, object]) -> None:
         """Arm a fault, as ``POST /_emulator/faults``.
 
         :raises ValueError: names the field that is unknown or wrong.

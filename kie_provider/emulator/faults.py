@@ -91,7 +91,7 @@ class Fault:
     times: int | None = 1
     skip: int = 0
     match: Mapping[str, str] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)  # of the types in ACTIONS, which parse() has checked
 
     def fits(self, on: str, subject: Mapping[str, str]) -> bool:
         """Whether this is for a request to ``on`` about ``subject`` (its prompt and taskId, where known)."""
@@ -101,12 +101,13 @@ class Fault:
         )
 
 
-def parse(body: Any) -> Fault:
+def parse(body: object) -> Fault:
     """Parse a fault.
 
     :raises ValueError: names the field that is unknown, missing or wrong.
     """
-    _check("fault", body, dict)
+    if not isinstance(body, dict):
+        raise ValueError(f"'fault' must be dict; got {body!r}")  # noqa: TRY004
     on, do = body.get("on"), body.get("do")
     if on not in ENDPOINTS:
         raise ValueError(f"'on' must be one of {', '.join(ENDPOINTS)}; got {on!r}")
@@ -137,7 +138,7 @@ def _refuse_unknown(given: Iterable[str], known: set[str], where: str) -> None:
             raise ValueError(f"unknown field {name!r} for {where}; known: {', '.join(sorted(known)) or 'none'}")
 
 
-def _check(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
+def _check(name: str, value: object, kind: type | tuple[type, ...]) -> None:
     # bool is an int in Python, but never what is meant in a fault
     if not isinstance(value, kind) or (kind is not object and isinstance(value, bool)):
         kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
@@ -178,7 +179,7 @@ class FaultBook:
                 return fault
         return None
 
-    def as_json(self) -> list[dict[str, Any]]:
+    def as_json(self) -> list[dict[str, object]]:
         """Return every fault since the last reset, oldest first, with the number of requests that met it."""
         return [
             {"on": a.fault.on, "do": a.fault.do, "times": a.fault.times, "skip": a.fault.skip, "match": a.fault.match}

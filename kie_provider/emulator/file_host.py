@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -50,7 +50,7 @@ class FileHost:
             raise Refusal(400, f"the emulator fetches its own files only, and has none at {url}")
         return self._keep(call, content, call.field("uploadPath"), name, None)
 
-    def _keep(self, call: Call, content: bytes, folder: Any, name: Any, media_type: str | None) -> web.Response:
+    def _keep(self, call: Call, content: bytes, folder: object, name: object, media_type: str | None) -> web.Response:
         upload = call.world.files.add(content, folder, name, media_type, call.now)
         return envelope(200, "File uploaded successfully", upload.as_data(call.base_url), upload=True)
 

@@ -7,7 +7,6 @@ import binascii
 import mimetypes
 import secrets
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
 from kie_provider.emulator.models import Refusal
@@ -33,7 +32,7 @@ class Upload:
     media_type: str
     at: float
 
-    def as_data(self, base_url: str) -> dict[str, Any]:
+    def as_data(self, base_url: str) -> dict[str, object]:
         """Return ``data`` of the response to an upload, as recorded from the real service."""
         return {
             "success": True,
@@ -53,7 +52,7 @@ class Files:
         self._uploads: dict[str, Upload] = {}
         self._links: dict[str, tuple[str, float]] = {}
 
-    def add(self, content: bytes, folder: Any, name: Any, media_type: str | None, now: float) -> Upload:
+    def add(self, content: bytes, folder: object, name: object, media_type: str | None, now: float) -> Upload:
         """Store a file; one of the same name is replaced.
 
         :param folder: ``uploadPath``: required, without a slash at either end.
@@ -88,7 +87,7 @@ class Files:
         return path if now < until else None
 
 
-def decode(data: Any) -> tuple[bytes, str | None]:
+def decode(data: object) -> tuple[bytes, str | None]:
     """Decode ``base64Data``, plain base64 or a data URL; return the bytes and the data URL's media type, if any.
 
     :raises Refusal: 400: it is missing or not base64.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from aiohttp import web
@@ -28,7 +27,7 @@ def is_loopback_url(url: str) -> bool:
     return parts.scheme in ("http", "https") and is_loopback(parts.hostname)
 
 
-def own_path(base_url: str, url: Any) -> str | None:
+def own_path(base_url: str, url: object) -> str | None:
     """Return the path of a URL of the emulator at ``base_url``, under any name of this machine; None: another URL."""
     if not isinstance(url, str):
         return None

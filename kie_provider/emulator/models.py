@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from kie_provider.client.prices import LIST_PRICES
 
@@ -61,7 +61,7 @@ class TaskRequest:
     """
 
     model: str
-    input: Mapping[str, Any]
+    input: Mapping[str, object]
     callback_url: str | None
     price: float
 
@@ -103,7 +103,7 @@ MODELS: Mapping[str, Model] = {
 }
 
 
-def accept(body: Any) -> TaskRequest:
+def accept(body: object) -> TaskRequest:
     """Check a createTask body.
 
     :raises Refusal: with a code and text seen on the wire. Only the texts for a body that is not an object, for a
@@ -132,7 +132,7 @@ def accept(body: Any) -> TaskRequest:
     return TaskRequest(str(name), fields, str(callback) if callback else None, price)
 
 
-def _check_prompt(prompt: Any) -> None:
+def _check_prompt(prompt: object) -> None:
     if prompt is None:
         return
     if not isinstance(prompt, str):
@@ -143,7 +143,7 @@ def _check_prompt(prompt: Any) -> None:
         raise Refusal(422, "prompt must have at least 3 characters")
 
 
-def _check_urls(urls: Any) -> None:
+def _check_urls(urls: object) -> None:
     if urls is None:
         return
     if not isinstance(urls, list) or len(urls) > MAX_INPUT_URLS:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from kie_provider.client.plain import clean_text
 from kie_provider.contact_sheet.figure import figure
 from kie_provider.contact_sheet.style import STYLE, colours
 from kie_provider.contact_sheet.tiles import Tile
+from kie_provider.emulator.account import Bill, BilledTask
 from kie_provider.emulator.models import MODELS
 
 
-def render(bill: Mapping[str, Any]) -> str:
+def render(bill: Bill) -> str:
     """Return the HTML page: the balance and every task, newest first. It reloads every 3 s."""
     cards = "\n".join(_card(task) for task in reversed(bill["tasks"]))
     return f"""<!doctype html>
@@ -29,7 +27,7 @@ Nothing here costs money. <a href="/_emulator/bill">Bill</a>, <a href="/_emulato
 """
 
 
-def _card(task: Mapping[str, Any]) -> str:
+def _card(task: BilledTask) -> str:
     state, kie_task_id = task["state"], task["taskId"]
     has_picture = state == "success" and MODELS[task["model"]].result == "image"
     tile = Tile(

@@ -17,9 +17,9 @@ from kie_provider.emulator.models import Refusal
 from kie_provider.emulator.world import Call, World
 
 
-def envelope(code: int, msg: str, data: Any = None, *, upload: bool = False, http_status: int = 200) -> web.Response:
+def envelope(code: int, msg: str, data: object = None, *, upload: bool = False, http_status: int = 200) -> web.Response:
     """Return a response in Kie's envelope: HTTP 200 whatever happened; ``code`` says what."""
-    body: dict[str, Any] = {"success": code == 200} if upload and code != 401 else {}
+    body: dict[str, object] = {"success": code == 200} if upload and code != 401 else {}
     body |= {"code": code, "msg": msg}
     if code != 401:  # as recorded: the response to a wrong key has no data at all
         body["data"] = data

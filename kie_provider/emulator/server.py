@@ -15,6 +15,7 @@ from aiohttp import web
 
 from kie_provider.client.webhook import sign
 from kie_provider.emulator import callbacks, faults, images, page
+from kie_provider.emulator.account import Bill
 from kie_provider.emulator.faults import Fault
 from kie_provider.emulator.file_host import FileHost
 from kie_provider.emulator.loopback import is_loopback, is_loopback_url, is_own_page, own_path
@@ -22,7 +23,7 @@ from kie_provider.emulator.models import Refusal, accept
 from kie_provider.emulator.responses import deliver, envelope, instead, until_released
 from kie_provider.emulator.settings import RETENTION_SECONDS, Settings
 from kie_provider.emulator.tasks import Outcome, Task, ends_at, record
-from kie_provider.emulator.world import Call, World
+from kie_provider.emulator.world import Call, RecordedRequest, World
 
 MAX_BODY_BYTES = 140 * 2**20
 """100 MB, the largest upload Kie advises, fits in base64."""
@@ -78,11 +79,11 @@ class Server:
 
     # ---- control; KieEmulator calls these from other threads, too
 
-    def bill(self) -> dict[str, Any]:
+    def bill(self) -> Bill:
         """Return what each task was charged."""
         return self.world.account.bill(self.clock())
 
-    def requests(self) -> list[dict[str, Any]]:
+    def requests(self) -> list[RecordedRequest]:
         """Return the last 10,000 requests to the API and the file host, oldest first."""
         return list(self.world.requests)
 
@@ -90,7 +91,7 @@ class Server:
         """Return the last 10,000 callbacks, sent or not, oldest first."""
         return list(self.world.callbacks)
 
-    def arm(self, body: Any) -> None:
+    def arm(self, body: object) -> None:
         """Arm a fault.
 
         :raises ValueError: names the field that is wrong.
@@ -112,7 +113,7 @@ class Server:
         for delivery in self._deliveries:
             delivery.cancel()
 
-    def _control(self, act: Callable[[Any], Any]) -> Handler:
+    def _control(self, act: Callable[[object], object]) -> Handler:
         async def handle(request: web.Request) -> web.Response:
             if not is_loopback(request.remote):
                 return web.json_response({"error": "only for clients on this machine"}, status=403)
@@ -237,7 +238,7 @@ class Server:
             await asyncio.sleep(CLOCK_POLL_SECONDS)
 
     async def _post(self, task: Task, url: str, base_url: str, fault: str | None) -> dict[str, Any]:
-        """Send a callback and return what is kept of it. Only loopback is called: no test reaches out by accident."""
+        """Send a callback and return its record. Only loopback is called, so that no test reaches out by accident."""
         body = callbacks.body(task, self.settings, base_url)
         key = secrets.token_hex() if fault == "forged" else self.settings.webhook_hmac_key
         headers = sign(key, task.id, self.clock()) if key else {}
@@ -260,7 +261,7 @@ class Server:
         return kept | {"json": body, "fault": fault, "http_status": status, "error": error}
 
 
-async def _read_json(request: web.Request) -> Any:
+async def _read_json(request: web.Request) -> object:
     if request.content_type.startswith("multipart/") or not request.can_read_body:
         return None
     try:
@@ -269,7 +270,7 @@ async def _read_json(request: web.Request) -> Any:
         return None
 
 
-def _recorded(call: Call, *, key_is_valid: bool) -> dict[str, Any]:
+def _recorded(call: Call, *, key_is_valid: bool) -> RecordedRequest:
     """Return a request in the form in which it is kept, with ``valid`` or ``invalid`` instead of the key."""
     headers: dict[str, str | None] = {name.lower(): value for name, value in call.request.headers.items()}
     sent = "authorization" in headers

@@ -72,7 +72,7 @@ def result_path(task: Task, settings: Settings) -> str:
     return f"/h/{task.id}_{int(ends_at(task, settings) or 0)}.{extension}"
 
 
-def record(task: Task, settings: Settings, now: float, base_url: str) -> dict[str, Any]:
+def record(task: Task, settings: Settings, now: float, base_url: str) -> dict[str, Any]:  # Kie's JSON
     """Return ``data`` of recordInfo, field by field as recorded from the real API.
 
     ``param`` is JSON whose ``input`` is itself a JSON string; ``costTime`` is in whole seconds although the
@@ -110,14 +110,14 @@ def record(task: Task, settings: Settings, now: float, base_url: str) -> dict[st
     return data
 
 
-def _result(task: Task, settings: Settings, base_url: str) -> dict[str, Any]:
+def _result(task: Task, settings: Settings, base_url: str) -> dict[str, object]:
     if MODELS[task.request.model].result == "text":
         words = [{"text": word, "type": "word"} for word in ("An", "emulated", "transcript")]
         return {"resultObject": {"language_code": "eng", "text": "An emulated transcript", "words": words}}
     return {"resultUrls": [base_url + result_path(task, settings)] if task.outcome.urls else []}
 
 
-def _compact(value: Any) -> str:
+def _compact(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from aiohttp import web
 
@@ -17,6 +17,21 @@ from kie_provider.emulator.settings import Settings
 KEPT_REQUESTS = 10_000
 
 
+class RecordedRequest(TypedDict):
+    """A request as it is kept.
+
+    ``headers`` have names in lower case, and "valid", "invalid" or None in place of the key; ``json`` is the body, or
+    None; ``fault`` is the ``do`` of the fault that the request met, or None.
+    """
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str | None]
+    json: Any  # whatever the client has sent
+    fault: str | None
+
+
 class World:
     """Everything that a reset forgets."""
 
@@ -24,7 +39,7 @@ class World:
         self.account = Account(settings)
         self.files = Files()
         self.faults = FaultBook()
-        self.requests: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
+        self.requests: deque[RecordedRequest] = deque(maxlen=KEPT_REQUESTS)
         self.callbacks: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
         self.released = asyncio.Event()  # held and slow responses wait for it
 
@@ -40,7 +55,7 @@ class Call:
 
     request: web.Request
     world: World
-    body: Any
+    body: object
     fault: Fault | None
     now: float
 
@@ -49,6 +64,6 @@ class Call:
         """The emulator's URL as the client addressed it, so that URLs in responses work for the client."""
         return f"http://{self.request.host}"
 
-    def field(self, name: str) -> Any:
+    def field(self, name: str) -> object:
         """Return a field of the JSON body; None: it is missing."""
         return self.body.get(name) if isinstance(self.body, dict) else None

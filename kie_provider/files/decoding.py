@@ -12,9 +12,8 @@ import re
 import struct
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from kie_provider.client.errors import KieFileError, KieResultError
 from kie_provider.client.plain import counted
@@ -252,16 +251,16 @@ def pillow_settings(max_pixels: int) -> Iterator[None]:
 
 def _decode_with_pillow(path: Path, media_type: str, max_pixels: int) -> tuple[tuple[int, int], bytes]:
     """Return size and EXIF block."""
-    from PIL import GifImagePlugin, Image, JpegImagePlugin, WebPImagePlugin
+    from PIL import GifImagePlugin, Image, ImageFile, JpegImagePlugin, WebPImagePlugin
 
-    reader: Any = {
+    readers: Mapping[str, type[ImageFile.ImageFile]] = {
         "image/jpeg": JpegImagePlugin.JpegImageFile,
         "image/webp": WebPImagePlugin.WebPImageFile,
         "image/gif": GifImagePlugin.GifImageFile,
-    }[media_type]
+    }
     try:
         # Not Image.open: it tries other registered formats too, reads some JPEGs as albums, and has its own limit.
-        with pillow_settings(max_pixels), path.open("rb") as file, reader(file) as image:
+        with pillow_settings(max_pixels), path.open("rb") as file, readers[media_type](file) as image:
             for frame in range(_MAX_FRAMES + 1):
                 try:
                     image.seek(frame)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
@@ -53,7 +53,7 @@ class InputImage:
     name: str = ""
 
 
-def read_input_images(value: Any) -> tuple[list[InputImage], list[str]]:
+def read_input_images(value: object) -> tuple[list[InputImage], list[str]]:
     """Read the input images, and check those that are files.
 
     :param value: a URL, a path, a result dict, or a list of these; any of them may be text that a template rendered.
@@ -78,11 +78,11 @@ def read_input_images(value: Any) -> tuple[list[InputImage], list[str]]:
     return images, problems
 
 
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
+def _items(value: object) -> Iterator[tuple[str, object]]:
     """Yield each URL or path with its name for messages; of a result dict the files or, if it has none, the URLs."""
     value = from_text(value)
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
-    for index, item in enumerate(value if is_list else [value]):
+    for index, item in enumerate(value if isinstance(value, Sequence) and is_list else [value]):
         where = f"input_images[{index}]" if is_list else "input_images"
         item = from_text(item)  # noqa: PLW2901
         if not isinstance(item, Mapping):
@@ -93,7 +93,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((where, each) for each in paths or urls or [item])
 
 
-def _read_file(where: str, item: Any) -> InputImage:
+def _read_file(where: str, item: object) -> InputImage:
     """Read an image file.
 
     :raises ValueError: it does not exist, or Kie does not accept it.

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kie_provider.client.errors import KieFileError, KieTargetError
 from kie_provider.files.decoding import DECODED_TYPES, decode
@@ -156,7 +155,7 @@ def require_pillow() -> None:
         raise KieTargetError("this needs Pillow: pip install 'airflow-provider-kie[images]'")
 
 
-def size_problem(width: int, height: int, aspect_ratio: Any, resolution: Any) -> str | None:
+def size_problem(width: int, height: int, aspect_ratio: object, resolution: object) -> str | None:
     """Say how an image differs from the size that was requested; None: it does not, or that cannot be known.
 
     :param aspect_ratio: such as ``16:9``; anything else matches every image.

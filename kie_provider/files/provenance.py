@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pendulum
 
@@ -14,8 +14,13 @@ from kie_provider.client.plain import storable
 from kie_provider.client.prices import PriceTable
 from kie_provider.files.metadata.xmp import DIGITAL_SOURCE_TYPE
 
+if TYPE_CHECKING:
+    from airflow.sdk.types import RuntimeTaskInstanceProtocol
+
 FORMAT = 1
 _DEEPEST = 50
+#: A result dict that came through XCom: ``kie_task_id`` and ``urls`` were checked, the rest may hold anything.
+Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,16 @@ class SavedFile:
     sidecar: str
     thumbnail: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return it as JSON."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Any) -> SavedFile | None:
+    def from_json(cls, value: object) -> SavedFile | None:
         """Read back what :meth:`to_json` returned and anybody may have changed since; None: it is not valid."""
         if not isinstance(value, Mapping):
             return None
+        # Checked below: a class call cannot take values that are objects.
         values: dict[str, Any] = {field.name: value.get(field.name) for field in fields(cls)}
         file = cls(**values)
         texts = (file.path, file.sha256, file.stored_sha256, file.media_type, file.sidecar, file.thumbnail or "")
@@ -71,23 +77,24 @@ class RunFacts:
     try_number: int
 
     @classmethod
-    def of(cls, ti: Any) -> RunFacts:
+    def of(cls, ti: RuntimeTaskInstanceProtocol) -> RunFacts:
         """Read them from Airflow's task instance."""
-        return cls(ti.dag_id, ti.run_id, ti.task_id, ti.map_index, ti.try_number)
+        map_index = -1 if ti.map_index is None else ti.map_index
+        return cls(ti.dag_id, ti.run_id, ti.task_id, map_index, ti.try_number)
 
 
-def input_of(result: Mapping[str, Any]) -> Mapping[str, Any]:
+def input_of(result: Mapping[str, object]) -> Mapping[str, object]:
     """Return the ``input`` of a result dict, as Kie recorded it; empty if there is none."""
     task_input = result.get("input")
     return task_input if isinstance(task_input, Mapping) else {}
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:  # JSON, whose shape is that of the argument
     """Return ``value`` as plain JSON values that can be stored anywhere, whatever its content and depth."""
     return storable(_plain(value, _DEEPEST))
 
 
-def _plain(value: Any, levels: int) -> Any:
+def _plain(value: object, levels: int) -> object:
     if isinstance(value, Mapping):
         return {str(name): _plain(each, levels - 1) for name, each in value.items()} if levels else "..."
     if isinstance(value, list | tuple):
@@ -96,7 +103,7 @@ def _plain(value: Any, levels: int) -> Any:
 
 
 def sidecar(
-    result: Mapping[str, Any],
+    result: Result,
     index: int,
     file: SavedFile,
     run: RunFacts,
@@ -104,7 +111,7 @@ def sidecar(
     *,
     redact_prompt: bool,
     embedded: bool,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the content of the JSON file beside a result.
 
     :param result: the result dict.
@@ -114,7 +121,7 @@ def sidecar(
     """
     task_input = dict(input_of(result))
     prompt = task_input.get("prompt")
-    facts: dict[str, Any] = {"prompt": prompt}
+    facts: dict[str, object] = {"prompt": prompt}
     if redact_prompt:
         task_input.pop("prompt", None)
         facts = {"prompt": None, "prompt_sha256": prompt_sha256(prompt)}
@@ -142,6 +149,6 @@ def sidecar(
     return dict(plain(content))
 
 
-def prompt_sha256(prompt: Any) -> str | None:
+def prompt_sha256(prompt: object) -> str | None:
     """Return the hash that replaces a redacted prompt, in hexadecimal; None: there is no prompt."""
     return hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest() if isinstance(prompt, str) else None

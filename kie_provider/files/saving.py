@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from kie_provider.files import naming, storage
 from kie_provider.files.decoding import DECODED_TYPES
 from kie_provider.files.media import EXTENSIONS, Media, inspect, require_pillow, size_problem
 from kie_provider.files.metadata.embedding import EmbeddingRefusedError, Provenance, embed
-from kie_provider.files.provenance import RunFacts, SavedFile, input_of, sidecar
+from kie_provider.files.provenance import Result, RunFacts, SavedFile, input_of, sidecar
 from kie_provider.files.thumbnails import shrink
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _LARGEST_SIDECAR = 2**20
 class SaveOptions:
     """How results are saved; :class:`~kie_provider.operators.results.KieSaveResultOperator` describes the fields."""
 
-    target: Any
+    target: object
     file_name: str
     overwrite: bool
     on_wrong_size: str
@@ -134,7 +134,7 @@ class ResultSaver:
         if problem := storage.length_problem(path):
             raise KieTargetError(f"target and file_name: {shorten(str(path), 200)} {problem}")
 
-    def save(self, result: Mapping[str, Any], run: RunFacts) -> dict[str, Any]:
+    def save(self, result: Result, run: RunFacts) -> dict[str, Any]:
         """Save every file of a result that is not saved yet, and return the result with ``files``.
 
         :param run: the task instance, for the JSON files.
@@ -170,7 +170,7 @@ class ResultSaver:
         _raise_first_error(kie_task_id, files.values())
         return {**result, "files": [file.to_json() for file in files.values() if isinstance(file, SavedFile)]}
 
-    def could_have_saved(self, result: Mapping[str, Any]) -> bool:
+    def could_have_saved(self, result: Result) -> bool:
         """Whether the ``files`` of a result, which anybody may have changed, are as :meth:`save` returns them.
 
         The files themselves are not read.
@@ -181,7 +181,7 @@ class ResultSaver:
         named = zip(map(SavedFile.from_json, files), self._sidecar_names(result), strict=True)
         return all(file is not None and file == self._as_named(file, name) for file, name in named)
 
-    def saved(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
+    def saved(self, result: Result) -> dict[str, Any] | None:
         """Return the result with ``files`` if each of them exists with its sidecar and has the right hash; else None.
 
         :raises KieError: the storage failed.
@@ -189,11 +189,11 @@ class ResultSaver:
         files = [self._saved_before(result, index, name) for index, name in enumerate(self._sidecar_names(result))]
         return None if None in files else {**result, "files": [file.to_json() for file in files if file]}
 
-    def _sidecar_names(self, result: Mapping[str, Any]) -> list[str]:
+    def _sidecar_names(self, result: Result) -> list[str]:
         pattern, kie_task_id = self._options.file_name, result["kie_task_id"]
         return [naming.sidecar_name(pattern, kie_task_id, index) for index in range(len(result["urls"]))]
 
-    def _must_be_image(self, result: Mapping[str, Any]) -> bool:
+    def _must_be_image(self, result: Result) -> bool:
         return self._images_only or str(result.get("model")).startswith("flux-2/")
 
     def _download(self, url: str, path: Path) -> DownloadedFile:
@@ -201,7 +201,7 @@ class ResultSaver:
             return self._hook.download_file(url, path, max_bytes=self._options.max_bytes)
 
     def _save_one(
-        self, result: Mapping[str, Any], index: int, download: Future[DownloadedFile], run: RunFacts
+        self, result: Result, index: int, download: Future[DownloadedFile], run: RunFacts
     ) -> SavedFile | KieError:
         try:
             delivered = download.result()
@@ -216,7 +216,7 @@ class ResultSaver:
         log.info("Saved %d of %d: %s (%s)", index + 1, len(result["urls"]), file.path, what)
         return file
 
-    def _check_size(self, result: Mapping[str, Any], media: Media) -> None:
+    def _check_size(self, result: Result, media: Media) -> None:
         task_input = input_of(result)
         if media.width is None or media.height is None:
             return
@@ -226,9 +226,7 @@ class ResultSaver:
         if problem:
             log.warning("The image does not have the requested size: %s; it is saved all the same", problem)
 
-    def _store(
-        self, result: Mapping[str, Any], index: int, delivered: DownloadedFile, media: Media, run: RunFacts
-    ) -> SavedFile:
+    def _store(self, result: Result, index: int, delivered: DownloadedFile, media: Media, run: RunFacts) -> SavedFile:
         options, kie_task_id = self._options, result["kie_task_id"]
         local, digest = delivered.path.with_suffix(f".{media.extension}"), delivered.sha256
         try:
@@ -298,7 +296,7 @@ class ResultSaver:
             small.unlink(missing_ok=True)
         return str(path)
 
-    def _embed(self, result: Mapping[str, Any], source: Path, local: Path, media: Media) -> None:
+    def _embed(self, result: Result, source: Path, local: Path, media: Media) -> None:
         prompt = input_of(result).get("prompt")
         facts = Provenance(
             service="Kie.ai",
@@ -314,7 +312,7 @@ class ResultSaver:
                 "nothing is paid again"
             ) from None
 
-    def _saved_before(self, result: Mapping[str, Any], index: int, name: str) -> SavedFile | None:
+    def _saved_before(self, result: Result, index: int, name: str) -> SavedFile | None:
         """Return the file if an earlier try saved it with the same options; its sidecar was written last."""
         content = storage.read_bytes(self._path(name), _LARGEST_SIDECAR)
         try:

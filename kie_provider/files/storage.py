@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from airflow.providers.common.compat.sdk import (
     AirflowNotFoundException,
@@ -48,7 +48,7 @@ _FILE_URL = re.compile(r"(?:file|local):(?:///+|//localhost/+|/(?!/))", re.IGNOR
 _LONGEST_PATH, _LONGEST_PART, _LONGEST_KEY = 4096 - 32, 255, 1024
 
 
-def storage_path(field: str, value: Any) -> ObjectStoragePath:
+def storage_path(field: str, value: object) -> ObjectStoragePath:
     """Parse a path: a local one, in which ``~`` is the home folder, or one of an object store.
 
     :param field: the operator's parameter, for messages.
@@ -116,7 +116,7 @@ def conn_id_of(path: ObjectStoragePath) -> str | None:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Any) -> Iterator[None]:
+def storage_errors(path: object) -> Iterator[None]:
     """Turn the errors of storage libraries into Kie errors that name the path. Programming errors pass unchanged.
 
     :raises KieTargetError: a retry cannot help: no permission, no such bucket, a file where a folder should be.
@@ -190,11 +190,12 @@ def read_bytes(path: ObjectStoragePath, limit: int) -> bytes | None:
             return None
 
 
-def _open(path: ObjectStoragePath) -> Any:
+def _open(path: ObjectStoragePath) -> IO[bytes]:
     # Not path.open(), which would report the file as an input to Airflow's lineage.
     if is_local(path):
         return open_regular(Path(path.path))
-    return path.fs.open(path.path, "rb", block_size=_BLOCK)
+    stream: IO[bytes] = path.fs.open(path.path, "rb", block_size=_BLOCK)
+    return stream
 
 
 def open_regular(path: Path) -> IO[bytes]:

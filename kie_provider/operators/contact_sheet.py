@@ -99,7 +99,7 @@ class KieContactSheetOperator(BaseOperator):
             )
         files = [file for result in results for file in list_of(result.get("files"))]
         tell_assets(self, context, {"manifest": sheet["manifest"], "files": files})
-        return sheet
+        return dict(sheet)
 
 
 def _read_results(value: Any) -> Any:

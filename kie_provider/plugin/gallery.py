@@ -5,8 +5,9 @@
 import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import Annotated, Any
+from typing import Annotated
 
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
@@ -111,7 +112,7 @@ def send_file(
     )
 
 
-def _may_read(request: Request, user: Any) -> Callable[[str], bool]:
+def _may_read(request: Request, user: BaseUser) -> Callable[[str], bool]:
     """Return a function that says whether the user may read the XComs of a DAG, checked as by Airflow's own routes."""
 
     def may_read(dag_id: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from kie_provider.failures import FAILURE_KEY
 
@@ -44,8 +43,8 @@ class TaskOutput:
     operator: str = ""
     state: str | None = None
     at: datetime | None = None
-    values: Mapping[str, Any] = field(default_factory=dict)
-    rendered: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
+    rendered: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:

@@ -195,11 +195,11 @@ def placeholder(reason: str) -> str:
 
 def _figure(picture: Picture, here: str, *, names_run: bool) -> str:
     tile, output = picture.tile(), picture.output
-    place = output.task_id + (f" [{output.map_index}]" if output.map_index >= 0 else "")
+    task = output.task_id + (f" [{output.map_index}]" if output.map_index >= 0 else "")
     if picture.item >= 0:
-        place += f" {picture.item}"
+        task += f" {picture.item}"
     log = html.escape(f"{here}../../{airflow_address(*output.key)}")
-    links = [f'<a href="{log}" data-outer title="task and log">{html.escape(place)}</a>']
+    links = [f'<a href="{log}" data-outer title="task and log">{html.escape(task)}</a>']
     if names_run:
         run = html.escape(f"{here}../../{run_address(output.dag_id, output.run_id)}")
         links.insert(0, f'<a href="{run}" title="all images of this run">{html.escape(output.dag_id)}</a>')
@@ -221,7 +221,7 @@ def _figure(picture: Picture, here: str, *, names_run: bool) -> str:
         "Kie task": picture.kie_task_id,
         "DAG": output.dag_id,
         "Run": output.run_id,
-        "Task": place,
+        "Task": task,
         "File": tile.where,
     }
     rows = "".join(f'<dt>{name}</dt><dd dir="auto">{html.escape(text)}</dd>' for name, text in facts.items() if text)

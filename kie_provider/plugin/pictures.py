@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 from kie_provider.client.plain import is_http_url
 from kie_provider.client.prices import PriceTable
@@ -31,7 +32,7 @@ UNFINISHED = frozenset(
 )
 
 #: Reads a batch's manifest: its items, or a text that says why there are none.
-ReadItems = Callable[[TaskOutput, str], "Sequence[Mapping[str, Any]] | str"]
+ReadItems = Callable[[TaskOutput, str], "Sequence[Mapping[str, object]] | str"]
 
 
 @dataclass
@@ -52,17 +53,17 @@ class Picture:
     kind: str = "image"
     note: str = ""
     state: State = "image"
-    model: Any = ""
+    model: object = ""
     kie_task_id: str = ""
     rank: int = _SAVED
     item: int = -1
     number: int = -1
     count: int = 1
     credits: float | None = None
-    seconds: Any = None
-    file: Mapping[str, Any] | None = None
+    seconds: object = None
+    file: Mapping[str, object] | None = None
     link: str | None = None
-    where: Any = ""
+    where: object = ""
 
     def matches(self, text: str) -> bool:
         """Whether a text (case-folded) is in the prompt, or is the Kie task id."""
@@ -157,13 +158,13 @@ def file_of(output: TaskOutput, item: int, number: int, read_items: ReadItems) -
 def manifest_of(output: TaskOutput) -> str | None:
     """Return the path of a batch's manifest; None: not a batch, or no manifest yet."""
     for key in (RESULT_KEY, "progress"):
-        told = output.values.get(key)
-        if isinstance(told, Mapping) and (path := text_of(told.get("manifest"))):
+        value = output.values.get(key)
+        if isinstance(value, Mapping) and (path := text_of(value.get("manifest"))):
             return path
     return None
 
 
-def version_of(file: Mapping[str, Any]) -> str:
+def version_of(file: Mapping[str, object]) -> str:
     """Return a text that changes when a file does."""
     return re.sub(r"\W", "", text_of(file.get("stored_sha256")), flags=re.ASCII)[:16]
 
@@ -180,22 +181,25 @@ def _pictures(output: TaskOutput, read_items: ReadItems, prices: PriceTable) -> 
         yield from _without_result(output)
 
 
-def _of_result(output: TaskOutput, result: Mapping[str, Any], prices: PriceTable, item: int = -1) -> Iterator[Picture]:
+def _of_result(
+    output: TaskOutput, result: Mapping[str, object], prices: PriceTable, item: int = -1
+) -> Iterator[Picture]:
     """Yield a picture for every file, or for every URL if no file was saved."""
-    common: dict[str, Any] = {
-        "prompt": prompt_of(result),
-        "model": result.get("model"),
-        "kie_task_id": text_of(result.get("kie_task_id")),
-        "seconds": result.get("cost_seconds"),
-        "item": item,
-    }
+    picture = partial(
+        Picture,
+        output,
+        prompt=prompt_of(result),
+        model=result.get("model"),
+        kie_task_id=text_of(result.get("kie_task_id")),
+        seconds=result.get("cost_seconds"),
+        item=item,
+    )
     cost = prices.cost_of(result)
     files = [file for file in list_of(result.get("files")) if isinstance(file, Mapping)]
     for number, file in enumerate(files):
         media_type = text_of(file.get("media_type"))
         is_image = media_type.startswith("image/")
-        yield Picture(
-            output,
+        yield picture(
             kind="image" if is_image else "other",
             note="" if is_image else media_type,
             number=number,
@@ -203,7 +207,6 @@ def _of_result(output: TaskOutput, result: Mapping[str, Any], prices: PriceTable
             credits=None if number else cost,
             file=file,
             where=file.get("path"),
-            **common,
         )
     if files:
         return
@@ -211,8 +214,7 @@ def _of_result(output: TaskOutput, result: Mapping[str, Any], prices: PriceTable
     note = "not saved; Kie's own link works for a day" if is_alive else "not saved, link expired"
     urls = [url for url in list_of(result.get("urls")) if is_http_url(url)]
     for number, url in enumerate(urls):
-        yield Picture(
-            output,
+        yield picture(
             kind="other",
             note=note,
             rank=_LINKED,
@@ -221,13 +223,12 @@ def _of_result(output: TaskOutput, result: Mapping[str, Any], prices: PriceTable
             credits=None if number else cost,
             link=url if is_alive else None,
             where=url,
-            **common,
         )
     if not urls:
-        yield Picture(output, kind="other", note="the result is not an image", rank=_LINKED, credits=cost, **common)
+        yield picture(kind="other", note="the result is not an image", rank=_LINKED, credits=cost)
 
 
-def _age(moment: Any) -> timedelta:
+def _age(moment: object) -> timedelta:
     """Return the age of an ISO 8601 time; 0 if the text is not one."""
     try:
         return datetime.now(timezone.utc) - datetime.fromisoformat(text_of(moment).replace("Z", "+00:00"))
@@ -238,8 +239,10 @@ def _age(moment: Any) -> timedelta:
 def _of_batch(output: TaskOutput, path: str, read_items: ReadItems, prices: PriceTable) -> Iterator[Picture]:
     items = read_items(output, path)
     if isinstance(items, str):
-        told = next(v for key in (RESULT_KEY, "progress") if isinstance(v := output.values.get(key), Mapping))
-        counts = [f"{told.get(name)} {name}" for name in ("images", "saved", "failed") if number_of(told.get(name))]
+        progress = next(v for key in (RESULT_KEY, "progress") if isinstance(v := output.values.get(key), Mapping))
+        counts = [
+            f"{progress.get(name)} {name}" for name in ("images", "saved", "failed") if number_of(progress.get(name))
+        ]
         if output.state in UNFINISHED:
             yield _gap(output, f"{', '.join(counts)} so far", "running", model=_model(output))
         else:
@@ -265,20 +268,22 @@ def _of_batch(output: TaskOutput, path: str, read_items: ReadItems, prices: Pric
             )
 
 
-def _of_unknown(output: TaskOutput, result: Any) -> Iterator[Picture]:
+def _of_unknown(output: TaskOutput, result: object) -> Iterator[Picture]:
     """Yield a gap for a value that is not a result: a Kie task id, or a reference of a custom XCom backend."""
-    told: dict[str, Any] = {"prompt": _prompt(output), "model": _model(output)}
+    prompt, model = _prompt(output), _model(output)
     if output.operator not in FOLLOWERS and isinstance(result, str) and result.isalnum():
-        yield _gap(output, "created; no task here waits for it yet", "running", kie_task_id=result, **told)
+        yield _gap(
+            output, "created; no task here waits for it yet", "running", kie_task_id=result, prompt=prompt, model=model
+        )
     elif not isinstance(result, Mapping) or "html" not in result:  # a contact sheet is not an image of a Kie task
         note = "The result is stored by a custom XCom backend, which this page cannot read"
-        yield Picture(output, kind="other", note=note, **told)
+        yield Picture(output, kind="other", note=note, prompt=prompt, model=model)
 
 
 def _without_result(output: TaskOutput) -> Iterator[Picture]:
     """Yield a gap: the task instance has not finished, or has failed."""
-    told = output.values.get(FAILURE_KEY)
-    failure = told if isinstance(told, Mapping) else {}
+    value = output.values.get(FAILURE_KEY)
+    failure = value if isinstance(value, Mapping) else {}
     reason, state = text_of(failure.get("reason")), output.state or "to come"
     if (output.operator in FOLLOWERS and state != "failed") or state in ("removed", "success"):
         return
@@ -297,13 +302,32 @@ def _without_result(output: TaskOutput) -> Iterator[Picture]:
     )
 
 
-def _gap(output: TaskOutput, note: str, state: State, **told: Any) -> Picture:
-    return Picture(output, kind=state, note=note, state=state, rank=_RUNNING if state == "running" else _FAILED, **told)
+def _gap(
+    output: TaskOutput,
+    note: str,
+    state: State,
+    *,
+    prompt: str = "",
+    model: object = "",
+    kie_task_id: str = "",
+    item: int = -1,
+) -> Picture:
+    return Picture(
+        output,
+        prompt=prompt,
+        kind=state,
+        note=note,
+        state=state,
+        model=model,
+        kie_task_id=kie_task_id,
+        rank=_RUNNING if state == "running" else _FAILED,
+        item=item,
+    )
 
 
-def _input(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    told = item.get("input")
-    return told if isinstance(told, Mapping) else {}
+def _input(item: Mapping[str, object]) -> Mapping[str, object]:
+    task_input = item.get("input")
+    return task_input if isinstance(task_input, Mapping) else {}
 
 
 def _prompt(output: TaskOutput) -> str:

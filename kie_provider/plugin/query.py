@@ -1,7 +1,7 @@
-"""What Airflow knows of the images; nothing else here touches its internal models and its auth manager.
+"""Read from Airflow's database; the only module here that uses Airflow's internal models and auth manager.
 
-All of this exists alike in Airflow 3.1 to 3.3. Task instances of this provider are found by the XCom of their button,
-which Airflow pushes after every phase of a task, whatever became of it.
+All that is used exists alike in Airflow 3.1 to 3.3. Task instances of this provider are found by the XCom of their
+button, which Airflow pushes whenever a task stops running, however that ends.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from datetime import datetime
 from typing import Any
 
 from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
 from sqlalchemy import and_, or_, select, tuple_
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Session, aliased
 
 from kie_provider.links import IMAGES_XCOM_KEY
 from kie_provider.plugin.outputs import CREATORS, FOLLOWERS, MORE_KEYS, RESULT_KEY, Key, TaskOutput
@@ -25,7 +26,7 @@ from kie_provider.plugin.outputs import CREATORS, FOLLOWERS, MORE_KEYS, RESULT_K
 _KEYS_AT_ONCE = 200  # SQLite takes a limited number of parameters
 
 
-def readable_dags(user: Any, since: datetime, may_read: Callable[[str], bool]) -> list[str]:
+def readable_dags(user: BaseUser, since: datetime, may_read: Callable[[str], bool]) -> list[str]:
     """Return the DAGs with images since a time whose XComs the user may read.
 
     :param may_read: whether the user may read the XComs of a DAG.
@@ -110,17 +111,17 @@ def one(key: Key) -> TaskOutput | None:
         return replace(found[0], rendered=_rendered(session, [key]).get(key, {}))
 
 
-def _columns(source: Any) -> Sequence[Any]:
+def _columns(source: Any) -> Sequence[Any]:  # a model, an alias of one, or the columns of a subquery
     return source.dag_id, source.run_id, source.task_id, source.map_index
 
 
-def _output(row: Any) -> TaskOutput:
+def _output(row: Any) -> TaskOutput:  # a row of the statements above
     dag_id, run_id, task_id, map_index, operator, state, at, result = row
     values = {} if result is None else {RESULT_KEY: result}
     return TaskOutput(dag_id, run_id, task_id, map_index, operator or "", state and str(state), at, values)
 
 
-def _complete(session: Any, outputs: list[TaskOutput]) -> list[TaskOutput]:
+def _complete(session: Session, outputs: list[TaskOutput]) -> list[TaskOutput]:
     """Add other XComs and the rendered template fields, which hold the prompt, to outputs without a result."""
     keys = [output.key for output in outputs if not _is_result(output.values.get(RESULT_KEY))]
     rendered, more = _rendered(session, keys), _more_values(session, keys)
@@ -132,24 +133,24 @@ def _complete(session: Any, outputs: list[TaskOutput]) -> list[TaskOutput]:
     ]
 
 
-def _is_result(value: Any) -> bool:
+def _is_result(value: object) -> bool:
     return isinstance(value, Mapping) and "urls" in value
 
 
-def _rendered(session: Any, keys: Sequence[Key]) -> dict[Key, Mapping[str, Any]]:
+def _rendered(session: Session, keys: Sequence[Key]) -> dict[Key, Mapping[str, object]]:
     rows = _rows(session, keys, RenderedTaskInstanceFields, RenderedTaskInstanceFields.rendered_fields)
     return {key: fields for key, fields in rows if isinstance(fields, Mapping)}
 
 
-def _more_values(session: Any, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
-    found: dict[Key, dict[str, Any]] = {}
+def _more_values(session: Session, keys: Sequence[Key]) -> dict[Key, dict[str, object]]:
+    found: dict[Key, dict[str, object]] = {}
     for key, name, value in _rows(session, keys, XComModel, XComModel.key, XComModel.value):
         if name in MORE_KEYS:
             found.setdefault(key, {})[name] = value
     return found
 
 
-def _rows(session: Any, keys: Sequence[Key], model: Any, *columns: Any) -> Iterator[tuple[Any, ...]]:
+def _rows(session: Session, keys: Sequence[Key], model: Any, *columns: Any) -> Iterator[tuple[Any, ...]]:
     """Yield key and columns of a table's rows for these task instances."""
     key_columns = _columns(model)
     for start in range(0, len(keys), _KEYS_AT_ONCE):

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from kie_provider.client.errors import KieError
 from kie_provider.files import storage
@@ -78,16 +78,16 @@ class Manifests:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cached: dict[tuple[Key, str], tuple[float, Sequence[Mapping[str, Any]] | str]] = {}
+        self._cached: dict[tuple[Key, str], tuple[float, Sequence[Mapping[str, object]] | str]] = {}
 
-    def read(self, output: TaskOutput, path: str) -> Sequence[Mapping[str, Any]] | str:
+    def read(self, output: TaskOutput, path: str) -> Sequence[Mapping[str, object]] | str:
         """Return the items of a batch, or a text that says why they cannot be shown."""
         with self._lock:
             now, name = time.monotonic(), (output.key, path)
             if name in self._cached and self._cached[name][0] > now - _CACHE_SECONDS:
                 return self._cached[name][1]
             try:
-                items: Sequence[Mapping[str, Any]] | str = _read_manifest(output, path)
+                items: Sequence[Mapping[str, object]] | str = _read_manifest(output, path)
             except NotShownError as error:
                 items = str(error)
             self._cached[name] = (now, items)
@@ -96,10 +96,10 @@ class Manifests:
             return items
 
 
-def _read_manifest(output: TaskOutput, path: str) -> list[Mapping[str, Any]]:
+def _read_manifest(output: TaskOutput, path: str) -> list[Mapping[str, object]]:
     try:
         content = storage.read_bytes(_locate(path, output), _LARGEST_MANIFEST)
-        told = json.loads(content or b"null")
+        manifest = json.loads(content or b"null")
     except NotShownError:
         raise
     except (FileNotFoundError, KieError) as error:
@@ -107,13 +107,13 @@ def _read_manifest(output: TaskOutput, path: str) -> list[Mapping[str, Any]]:
         raise NotShownError(f"Airflow's API server cannot read {path}: {why}") from None
     except Exception as error:  # noqa: BLE001  # broken JSON, or any error of a storage library
         raise NotShownError(f"Airflow's API server cannot read {path}: {type(error).__name__}") from None
-    if told is None:
+    if manifest is None:
         raise NotShownError(f"The file does not exist, or Airflow's API server cannot reach it: {path}")
-    run = told.get("airflow") if isinstance(told, dict) else None
+    run = manifest.get("airflow") if isinstance(manifest, dict) else None
     is_ours = isinstance(run, dict) and output.key == tuple(
         run.get(name) for name in ("dag_id", "run_id", "task_id", "map_index")
     )
-    items = told.get("items") if is_ours else None
+    items = manifest.get("items") if is_ours else None
     if not isinstance(items, list):
         raise NotShownError(f"This is not a manifest that this task has written: {path}")
     return [item for item in items if isinstance(item, dict)]
@@ -151,7 +151,7 @@ def _locate(text: str, output: TaskOutput) -> ObjectStoragePath:
     return path
 
 
-def _is_absolute(target: Any) -> bool:
+def _is_absolute(target: object) -> bool:
     return isinstance(target, str) and ("://" in target or target.startswith(("/", "file:"))) and "***" not in target
 
 
@@ -164,11 +164,13 @@ def _check_origin(path: ObjectStoragePath, file: File, output: TaskOutput) -> No
     sidecar = path.parent / f"{stem}.json"
     content = storage.read_bytes(_locate(str(sidecar), output), _LARGEST_SIDECAR)
     try:
-        told = json.loads(content or b"{}")
+        facts = json.loads(content or b"{}")
     except (ValueError, RecursionError):
-        told = None
-    run = told.get("airflow") if isinstance(told, dict) else None
-    is_ours = isinstance(run, dict) and run.get("dag_id") == output.dag_id and told["kie_task_id"] == file.kie_task_id
+        facts = None
+    run = facts.get("airflow") if isinstance(facts, dict) else None
+    is_ours = (
+        isinstance(run, dict) and run.get("dag_id") == output.dag_id and facts.get("kie_task_id") == file.kie_task_id
+    )
     if not is_ours:
         raise NotShownError(f"No JSON file beside it says that this DAG saved it, so it is not shown: {path}")
 
