@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ import pytest
 import requests
 
 from kie_provider.client import webhook
+from kie_provider.client.endpoint import Endpoint
 from tests.integration.callbacks.conftest import API_KEY, CONN_ID, SECRET, Receiver, Waiting
 from tests.support import image_site, postgres
 
@@ -40,6 +43,8 @@ def test_it_is_there_and_no_secret_is_in_the_logs(site, wait):
     assert receiver.session.get(f"{site.url}/kie/callbacks/{reference}", timeout=10).status_code == 405
     for path in ("docs", "redoc", "openapi.json"):
         assert receiver.session.get(f"{site.url}/kie/callbacks/{path}", timeout=10).status_code == 405
+    # What the command takes for an API server without the receiver.
+    assert receiver.session.post(f"{site.url}/kie/nothing/{reference[:40]}", timeout=10).status_code == 405
     log = site.log.read_text()
     assert log.count("/air/kie/callbacks/reference") == 8, log
     assert f"woke {'/'.join(map(str, task.scope))}" in log
@@ -47,7 +52,7 @@ def test_it_is_there_and_no_secret_is_in_the_logs(site, wait):
         assert secret not in log
 
 
-def test_airflow_shows_no_webhook_secret(site):
+def test_airflow_shows_no_webhook_secret(site, wait):
     headers = {"Authorization": f"Bearer {site.tokens['admin']}"}
     address = f"{site.url}/api/v2/connections"
     form = {
@@ -68,13 +73,11 @@ def test_airflow_shows_no_webhook_secret(site):
         assert "***" in answer.json()["extra"]
         assert SECRET not in answer.text
     assert SECRET not in site.log.read_text()
-    from airflow.models.connection import Connection
-    from airflow.utils.session import create_session
-
-    with create_session() as session:
-        kept = session.query(Connection).filter_by(conn_id="kie_shown").one().extra_dejson
-        session.query(Connection).filter_by(conn_id="kie_shown").delete()
-    assert kept == {"callback_base_url": "https://other.example", "webhook_secret": SECRET}
+    # It was kept, and not overwritten with asterisks.
+    task, endpoint = wait(), Endpoint(API_KEY, webhook_secret=SECRET)
+    call = Receiver(site.url, site.session).call(task.reference("kie_shown", endpoint), task.kie_task_id)
+    assert call.json() == SUCCESS
+    assert site.session.delete(f"{address}/kie_shown", headers=headers, timeout=60).ok
 
 
 # ---- locks, which SQLite has not
@@ -89,13 +92,12 @@ print("made", json.dumps([dataclasses.astuple(_wait()) for _ in range(3)]))
 
 
 @pytest.fixture(scope="module")
-def busy_site(tmp_path_factory):
+def busy_site():
     """An API server of two processes on PostgreSQL, that database, and tasks that wait there."""
     if postgres.programs() is None:
         pytest.skip("PostgreSQL is not installed")
-    folder = tmp_path_factory.mktemp("postgres")
-    for each in (folder, folder.parent):
-        each.chmod(0o711)
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o711)  # PostgreSQL has a user of its own
     server = postgres.Postgres(folder / "cluster")
     try:
         server.start()
@@ -117,6 +119,7 @@ def busy_site(tmp_path_factory):
             yield site, database, tasks
     finally:
         server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def row_of(database, task):

@@ -326,15 +326,16 @@ def test_what_is_too_large_is_told(receiver, wait, announced):
     assert answer(response) == (413, {"code": 413, "msg": "more than 262144 bytes"})
 
 
-def test_a_forged_reference_is_refused_before_its_body_is_read(receiver, wait):
-    parts = urlsplit(receiver.url)
+@pytest.mark.parametrize(("mac", "announced", "status"), [("A" * 22, 1000, 404), ("", 10_000_000, 413)])
+def test_a_body_that_is_not_wanted_is_not_waited_for(receiver, wait, mac, announced, status):
+    parts, reference = urlsplit(receiver.url), wait().reference()
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
     with contextlib.closing(connection):
-        reference = wait().reference()[:-1] + "_"
-        connection.putrequest("POST", f"{parts.path}/kie/callbacks/{reference}")
-        connection.putheader("Content-Length", "1000")
+        connection.putrequest("POST", f"{parts.path}/kie/callbacks/{reference[: -len(mac) or None]}{mac}")
+        connection.putheader("Content-Length", str(announced))
         connection.endheaders()  # and never a body
-        assert connection.getresponse().status == 404
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["connection"]) == (status, "close")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
