@@ -328,7 +328,7 @@ class BatchRun:
         here = report.counts()["saved"]
         if here < saved:
             log.warning(
-                "%s were saved in this try, and this worker finds %d in %s: it saves the others again. A local target "
+                "This try has saved %s, and this worker finds %d in %s: it saves the others again. A local target "
                 "must be a disk that all workers share.",
                 counted(saved, "image"),
                 here,

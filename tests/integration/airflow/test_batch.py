@@ -157,14 +157,14 @@ class TestAllIsWell:
     def test_a_worker_that_does_not_see_what_another_one_has_saved_says_so(self, run, kie, tmp_path, monkeypatch, log):
         def lose_the_disk(context):
             progress = context["ti"].xcom_pull(task_ids=context["ti"].task_id, key=PROGRESS_KEY)
-            if progress and progress["saved"] == 3:
+            if progress and progress["saved"]:
                 for path in tmp_path.iterdir():
                     path.unlink()
 
         monkeypatch.setattr("kie_provider.batch.engine.MAX_RUNNING", 3)
         outcome = run(deferrable=True, pre_execute=lose_the_disk)
 
-        assert_tells(log(), "3 images were saved", "finds 0", "a disk that all workers share")
+        assert_tells(log(), "This try has saved", "finds 0", "a disk that all workers share")
         assert outcome.result["saved"] == len(list(tmp_path.glob("*.png"))) == 6
         assert len(kie.bill()["tasks"]) == 6
 

@@ -244,7 +244,7 @@ def test_a_wrong_signature(receiver, wait, changes):
 def test_after_a_rotation_the_old_references_are_worth_nothing(receiver, wait, monkeypatch):
     task = wait()
     assert receiver.call(task.reference(), task.kie_task_id).status_code == 200
-    monkeypatch.setattr(callbacks, "CONNECTION_SECONDS", 0.0)  # a minute later
+    monkeypatch.setattr(callbacks, "SHARED_SECONDS", 0.0)  # a minute later
     connection = {"conn_type": "kie", "password": API_KEY, "extra": {"webhook_secret": "new-secret"}}
     monkeypatch.setenv(f"AIRFLOW_CONN_{CONN_ID.upper()}", json.dumps(connection))
     assert answer(receiver.call(task.reference(), task.kie_task_id)) == NOT_FOUND
@@ -453,7 +453,7 @@ def test_unknown_connections_by_the_thousand_are_not_looked_up_each(receiver, wa
     assert len(looked_up) == 1 + callbacks.MAX_UNKNOWN
     assert receiver.call(task.reference("nowhere_0"), task.kie_task_id).status_code in (404, 503)
     assert receiver.call(task.reference(), task.kie_task_id).status_code == 200  # who is known is not affected
-    monkeypatch.setattr(callbacks, "CONNECTION_SECONDS", 0.0)  # a minute later
+    monkeypatch.setattr(callbacks, "SHARED_SECONDS", 0.0)  # a minute later
     assert receiver.call(task.reference("nowhere_at_all"), task.kie_task_id).status_code == 404
 
 
