@@ -172,6 +172,7 @@ def connect(monkeypatch, kie_emulator, changes):
 
 @pytest.mark.parametrize("case", CREATE.values(), ids=CREATE.keys())
 def test_create(case, kie_emulator, monkeypatch):
+    monkeypatch.setattr("kie_provider.client.retry.SUBMIT_PATIENCE", 0.0)
     connect(monkeypatch, kie_emulator, case.connection)
     for fault in case.faults:
         kie_emulator.fault(fault)
