@@ -14,7 +14,7 @@ from aiohttp import web
 from kie_provider.emulator.account import Bill
 from kie_provider.emulator.server import Server
 from kie_provider.emulator.settings import Settings
-from kie_provider.emulator.world import RecordedRequest
+from kie_provider.emulator.world import RecordedCallback, RecordedRequest
 
 
 def connection(url: str, api_key: str) -> dict[str, object]:
@@ -116,7 +116,7 @@ class KieEmulator:
         """
         return self._server.requests()
 
-    def callbacks(self) -> list[dict[str, Any]]:
+    def callbacks(self) -> list[RecordedCallback]:
         """Return the callbacks of ended tasks, oldest first, as ``GET /_emulator/callbacks``.
 
         Each has ``taskId``, ``url``, ``headers`` (the signature), ``json`` (the body), ``fault`` (the

@@ -7,7 +7,6 @@ import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any
 from urllib.parse import quote
 
 import aiohttp
@@ -23,7 +22,7 @@ from kie_provider.emulator.models import Refusal, accept
 from kie_provider.emulator.responses import deliver, envelope, instead, until_released
 from kie_provider.emulator.settings import RETENTION_SECONDS, Settings
 from kie_provider.emulator.tasks import Outcome, Task, ends_at, record
-from kie_provider.emulator.world import Call, RecordedRequest, World
+from kie_provider.emulator.world import Call, RecordedCallback, RecordedRequest, World
 
 MAX_BODY_BYTES = 140 * 2**20
 """100 MB, the largest upload Kie advises, fits in base64."""
@@ -87,7 +86,7 @@ class Server:
         """Return the last 10,000 requests to the API and the file host, oldest first."""
         return list(self.world.requests)
 
-    def callbacks(self) -> list[dict[str, Any]]:
+    def callbacks(self) -> list[RecordedCallback]:
         """Return the last 10,000 callbacks, sent or not, oldest first."""
         return list(self.world.callbacks)
 
@@ -237,12 +236,13 @@ class Server:
         while world is self.world and len(world.callbacks) == before and not released.is_set():  # noqa: ASYNC110
             await asyncio.sleep(CLOCK_POLL_SECONDS)
 
-    async def _post(self, task: Task, url: str, base_url: str, fault: str | None) -> dict[str, Any]:
+    async def _post(self, task: Task, url: str, base_url: str, fault: str | None) -> RecordedCallback:
         """Send a callback and return its record. Only loopback is called, so that no test reaches out by accident."""
         body = callbacks.body(task, self.settings, base_url)
         key = secrets.token_hex() if fault == "forged" else self.settings.webhook_hmac_key
         headers = sign(key, task.id, self.clock()) if key else {}
-        status = error = None
+        status: int | None = None
+        error: str | None = None
         if fault == "lost":
             error = "not sent: lost"
         elif not is_loopback_url(url):
@@ -257,8 +257,15 @@ class Server:
                     status = answer.status
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as failure:
                 error = f"{type(failure).__name__}: {failure}"
-        kept = {"taskId": task.id, "url": url, "headers": {name.lower(): value for name, value in headers.items()}}
-        return kept | {"json": body, "fault": fault, "http_status": status, "error": error}
+        return {
+            "taskId": task.id,
+            "url": url,
+            "headers": {name.lower(): value for name, value in headers.items()},
+            "json": body,
+            "fault": fault,
+            "http_status": status,
+            "error": error,
+        }
 
 
 async def _read_json(request: web.Request) -> object:

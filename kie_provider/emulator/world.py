@@ -32,6 +32,22 @@ class RecordedRequest(TypedDict):
     fault: str | None
 
 
+class RecordedCallback(TypedDict):
+    """A callback that was sent or should have been.
+
+    ``headers`` is the signature; ``json`` the body; ``fault`` the ``do`` of the fault that it met, or None;
+    ``http_status`` that of the receiver's response, or None; ``error`` says why there is none.
+    """
+
+    taskId: str
+    url: str
+    headers: dict[str, str]
+    json: dict[str, Any]  # Kie's JSON
+    fault: str | None
+    http_status: int | None
+    error: str | None
+
+
 class World:
     """Everything that a reset forgets."""
 
@@ -40,7 +56,7 @@ class World:
         self.files = Files()
         self.faults = FaultBook()
         self.requests: deque[RecordedRequest] = deque(maxlen=KEPT_REQUESTS)
-        self.callbacks: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
+        self.callbacks: deque[RecordedCallback] = deque(maxlen=KEPT_REQUESTS)
         self.released = asyncio.Event()  # held and slow responses wait for it
 
 

@@ -65,7 +65,7 @@ def all_page(
     fields = "".join(_select(name, choices, str(getattr(view, name))) for name, choices in options.items())
     q = html.escape(view.q)
     form = f"""<form method="get" role="search">{fields}
-<label>Prompt <input type="search" name="q" value="{q}" placeholder="words of it"></label>
+<label>Prompt <input type="search" name="q" value="{q}" placeholder="text to find"></label>
 <button>Show</button></form>"""
     note = f"Only the {limit:,} latest task instances of these days are shown." if limit else ""
     query = {name: str(value) for name, value in vars(view).items() if name != "page"}

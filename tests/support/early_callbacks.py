@@ -72,8 +72,8 @@ class EarlyCaller:
     def _call(self, session: requests.Session, ti_key: str, since: float) -> None:
         tasks = list(self._kie._server.world.account.tasks.values())
         for task in tasks:
-            reference = parse_reference((task.order.callback_url or "").partition(CALLBACKS)[2])
+            reference = parse_reference((task.request.callback_url or "").partition(CALLBACKS)[2])
             if reference is not None and reference.ti_id.replace("-", "") == ti_key:
                 body = {"code": 200, "data": {"taskId": task.id}}
-                self.answers.append(session.post(task.order.callback_url, json=body, timeout=30).status_code)
+                self.answers.append(session.post(task.request.callback_url, json=body, timeout=30).status_code)
                 self.called.append(time.time() - since)
