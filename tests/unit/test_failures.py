@@ -17,7 +17,7 @@ def test_a_refusal_by_moderation():
     error = errors.KieTaskFailedError("Your prompt was flagged as NSFW", code="400", kie_task_id=ID)
 
     assert told(error, Facts("kie_default", ID)) == [
-        "Failed: The Kie.ai task failed",
+        f"Failed: {error.summary}",
         "Kie says: Your prompt was flagged as NSFW (Kie code 400)",
         f"With: connection 'kie_default', Kie task {ID}",
         "Charged: nothing; Kie does not charge failed tasks",
@@ -31,8 +31,8 @@ def test_a_time_out():
 
     lines = told(error, Facts("kie_default", ID))
 
-    assert "Charged: nothing yet; Kie charges the Kie task when it succeeds" in lines
-    assert any("Clear this task to wait for the same id again, which costs nothing" in line for line in lines)
+    assert any(line.startswith("Charged: nothing yet") for line in lines)
+    assert any(line.startswith("What to do: Clear this task") for line in lines)
 
 
 @pytest.mark.parametrize("name", [name for name in dir(errors) if name.startswith("Kie")])

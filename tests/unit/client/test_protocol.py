@@ -21,6 +21,7 @@ from kie_provider.client.errors import (
 from kie_provider.client.plain import shorten
 from kie_provider.client.protocol import Answer
 from kie_provider.client.records import TaskRecord, TaskState
+from tests.support.messages import assert_tells
 
 KEY = "0123456789abcdef0123456789abcdef"
 TASK = "ee9c2715375b7837f8bb51d641ff5863"
@@ -134,12 +135,11 @@ def test_bad_callback_urls(url):
 def test_everything_that_is_wrong_is_said_at_once():
     with pytest.raises(KieValidationError) as caught:
         protocol.create_task_body("", None, "x")
-    assert caught.value.message == (
-        "nothing was sent.\n"
-        "  - model: must be the id of a Kie model, got ''\n"
-        "  - input: must be a JSON object, got None: the upstream task returned nothing\n"
-        "  - callback_url: must be an http(s) URL that Kie can reach, got 'x'"
-    )
+    first, model, task_input, callback_url = caught.value.message.split("\n")
+    assert_tells(first, "nothing was sent")
+    assert_tells(model, "  - model: ", "got ''")
+    assert_tells(task_input, "  - input: ", "JSON object", "got None")
+    assert_tells(callback_url, "  - callback_url: ", "http(s) URL", "got 'x'")
 
 
 def test_the_other_requests():
