@@ -1,7 +1,7 @@
-"""How a Kie error ends an Airflow task: finally, or with a retry; and what its log says before that.
+"""From a KieError to what Airflow raises, and what the task log says about it.
 
-Airflow logs an exception as one line with all its frames. So the log has the same in short lines before: what happened,
-in whose words, which connection and Kie task, what was charged, and what to do.
+Airflow logs an exception as one line that holds every frame. Short lines precede it in the log: what happened, in whose
+words, which connection and Kie task, what was charged, and what to do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from kie_provider.client.errors import (
+    LOGS_PAGE,
     KieError,
     KieFileError,
     KieJournalError,
@@ -34,14 +35,14 @@ from kie_provider.client.errors import (
 from kie_provider.client.plain import counted, sentences, storable
 from kie_provider.execution_timeout import held
 
-#: Characters of a line: what Airflow's log view shows of one on a screen of 1,440 pixels, beside time and level.
-#: Addresses and paths are not broken.
+#: Longest log line in characters: what Airflow's log view shows beside time and level on a screen of 1,440 pixels. URLs
+#: and paths are not broken.
 WIDTH = 100
-#: XCom key of the reason why a task instance has failed, for the page that shows a gap in place of its image.
+#: XCom key of the reason for a failure; the image page shows it in place of the missing image.
 FAILURE_KEY = "kie_failure"
 
 
-class Facts(NamedTuple):
+class FailureContext(NamedTuple):
     """What a task knows when it fails.
 
     :param conn_id: its connection; None: it has none.
@@ -57,58 +58,60 @@ class Facts(NamedTuple):
 
 
 def operator_failure(error: BaseException) -> BaseException:
-    """Return the exception an operator raises: hopeless Kie errors use up no retries, transient ones do."""
+    """Return the exception that an operator raises: only transient Kie errors are retried."""
     return AirflowFailException(str(error)) if isinstance(error, KieError) and not error.is_transient else error
 
 
 def sensor_failure(error: BaseException) -> BaseException:
-    """Return the exception a sensor raises: as an operator, but its deadline is final, as with every sensor."""
+    """Return the exception that a sensor raises: as an operator, but its timeout is final, as in every sensor."""
     return AirflowSensorTimeout(str(error)) if isinstance(error, KieTaskTimeoutError) else operator_failure(error)
 
 
 @contextmanager
 def failures(
-    log: Any, facts: Callable[[], Facts], failure_of: Callable[[BaseException], BaseException] = operator_failure
+    log: Any,
+    context: Callable[[], FailureContext],
+    failure_of: Callable[[BaseException], BaseException] = operator_failure,
 ) -> Iterator[None]:
-    """Log what went wrong in the block, and raise what Airflow understands, without a copy of the Kie error behind it.
+    """Log an exception that the block raises, and raise what Airflow acts on, without the Kie error chained to it.
 
     :param log: the task's logger.
-    :param facts: called when something went wrong.
-    :param failure_of: what to raise for an exception: that itself, or another one.
+    :param context: called when the block has raised.
+    :param failure_of: returns what to raise for an exception: the exception itself, or another one.
     """
     try:
         yield
     except (Exception, AirflowTaskTimeout) as error:
         failure = failure_of(error)
         if not _is_no_failure(failure):
-            known = facts()
-            for line in told(error, known):
+            known = context()
+            for line in log_lines(error, known):
                 log.error(line)  # noqa: TRY400  # Airflow logs the traceback
-            _leave_reason(error, known)
+            _push_reason(error, known)
         if failure is error and not isinstance(error, KieError):
             raise
         raise failure from None
 
 
-def _leave_reason(error: BaseException, facts: Facts) -> None:
-    """Push the reason as an XCom, if that is possible: it is no more than a help for people."""
+def _push_reason(error: BaseException, context: FailureContext) -> None:
+    """Push the reason as an XCom, best-effort: only people read it."""
     is_ours = isinstance(error, KieError | AirflowFailException)
     reason = (
         (error.message if isinstance(error, KieError) else str(error)) if is_ours else f"{_name(error)}, see the log"
     )
-    kie_task_id = (error.kie_task_id if isinstance(error, KieError) else None) or facts.kie_task_id
+    kie_task_id = (error.kie_task_id if isinstance(error, KieError) else None) or context.kie_task_id
     with suppress(Exception), held():
         get_current_context()["ti"].xcom_push(FAILURE_KEY, storable({"reason": reason, "kie_task_id": kie_task_id}))
 
 
 def _is_no_failure(failure: BaseException) -> bool:
-    """Whether Airflow goes on: the task is skipped, or comes back later."""
+    """Whether the task is skipped or rescheduled."""
     return isinstance(failure, AirflowSkipException) or type(failure).__name__ == "AirflowRescheduleException"
 
 
-def told(error: BaseException, facts: Facts) -> list[str]:
-    """Return the lines that say how a task has failed."""
-    kie_task_id = (error.kie_task_id if isinstance(error, KieError) else None) or facts.kie_task_id
+def log_lines(error: BaseException, context: FailureContext) -> list[str]:
+    """Return the log lines that explain a failure."""
+    kie_task_id = (error.kie_task_id if isinstance(error, KieError) else None) or context.kie_task_id
     if isinstance(error, KieError):
         lines = _labelled("Failed", [error.summary])
         codes = {"Kie code": error.code, "HTTP": error.http_status}
@@ -116,16 +119,16 @@ def told(error: BaseException, facts: Facts) -> list[str]:
         message = f"{error.message} ({named})" if named else error.message
         lines += _labelled("Why" if error.code is None else "Kie says", message.splitlines())
     else:
-        what = str(error) or "no more is known"
+        what = str(error) or "no message"
         lines = _labelled(
             "Failed", sentences(what if isinstance(error, AirflowFailException) else f"{_name(error)}: {what}")
         )
     ids = [
-        *([f"connection {facts.conn_id!r}"] if facts.conn_id else []),
+        *([f"connection {context.conn_id!r}"] if context.conn_id else []),
         *([f"Kie task {kie_task_id}"] if kie_task_id else []),
     ]
     lines += _labelled("With", [", ".join(ids)] if ids else [])
-    lines += _labelled("Charged", [_charged(error, facts, kie_task_id)])
+    lines += _labelled("Charged", [_charged(error, context, kie_task_id)])
     return lines + _labelled("What to do", sentences(_advice(error, kie_task_id)))
 
 
@@ -133,15 +136,15 @@ def _name(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _charged(error: BaseException, facts: Facts, kie_task_id: str | None) -> str:
-    if isinstance(facts.charged, str):
-        return facts.charged
-    if facts.charged is not None:
-        return f"{counted(facts.charged, 'credit')}, once; to save or look again costs nothing"
+def _charged(error: BaseException, context: FailureContext, kie_task_id: str | None) -> str:
+    if isinstance(context.charged, str):
+        return context.charged
+    if context.charged is not None:
+        return f"{counted(context.charged, 'credit')}, once; saving or polling it again is free"
     if isinstance(error, KieJournalError):
         return "nothing in this try"
-    if isinstance(error, KieSubmitUnknownError) or (facts.is_in_doubt and not kie_task_id):
-        return "not known; if Kie has created a task, it is charged when it succeeds"
+    if isinstance(error, KieSubmitUnknownError) or (context.is_in_doubt and not kie_task_id):
+        return "not known; if Kie created a task, it is charged when it succeeds"
     if isinstance(error, KieTaskFailedError):
         charged = error.credits_consumed
         return counted(charged, "credit") if charged else "nothing; Kie does not charge failed tasks"
@@ -150,8 +153,8 @@ def _charged(error: BaseException, facts: Facts, kie_task_id: str | None) -> str
     if isinstance(error, KieNotFoundError):
         return "not known; Kie has no record of the Kie task"
     if isinstance(error, KieResultError | KieFileError | KieStorageError | KieTargetError):
-        return "the Kie task, once; to save or look again costs nothing"
-    return "nothing yet; Kie charges the Kie task when it succeeds"
+        return "the Kie task, once; saving or polling it again is free"
+    return "nothing yet; Kie charges for the Kie task when it succeeds"
 
 
 def _advice(error: BaseException, kie_task_id: str | None) -> str:
@@ -159,13 +162,13 @@ def _advice(error: BaseException, kie_task_id: str | None) -> str:
         if error.advice:
             return error.advice
         return (
-            "Airflow tries again, if it has retries left."
+            "Airflow retries this task if it has retries left."
             if error.is_transient
-            else "Put it right and clear this task."
+            else "Correct it and clear this task."
         )
     if isinstance(error, AirflowFailException):
-        return ""  # its text says it
-    return "Clear this task: it goes on with the Kie task." if kie_task_id else ""
+        return ""  # its text says what to do
+    return "Clear this task: it continues with the Kie task." if kie_task_id else ""
 
 
 def _labelled(label: str, texts: list[str]) -> list[str]:
@@ -182,3 +185,23 @@ def _labelled(label: str, texts: list[str]) -> list[str]:
             break_on_hyphens=False,
         )
     return lines
+
+
+def still_billed_message(kie_task_id: str) -> str:
+    """Say what it means to stop waiting for a Kie task."""
+    return (
+        f"Kie cannot cancel tasks: Kie task {kie_task_id} keeps running and is billed when it succeeds; see {LOGS_PAGE}"
+    )
+
+
+def tasks_still_billed_message(number: int) -> str:
+    """Say what it means to stop waiting for a batch."""
+    tasks = "1 Kie task keeps running and is" if number == 1 else f"{number} Kie tasks keep running and are"
+    succeed = "it succeeds" if number == 1 else "they succeed"
+    return f"Kie cannot cancel tasks: {tasks} billed when {succeed}; see {LOGS_PAGE}"
+
+
+def log_on_kill(log: Any, text: str) -> None:
+    """Log one line when a task is killed. Never raises: the signal may have interrupted another line."""
+    with suppress(Exception):
+        log.warning(text)

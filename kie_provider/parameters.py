@@ -1,4 +1,4 @@
-"""What operators and sensors take beside an order: read once, from constants and from what templates make of them."""
+"""Numbers and choices that operators and sensors take, checked as constants and again after rendering."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from kie_provider.client.plain import got, is_blank, shorten
 
-#: Kie allows ten looks per second at one task; a look per second is plenty for images that take ten. Tests lower it.
+#: Seconds. Kie allows ten polls of a task per second; one is enough for images that take ten seconds. Tests lower it.
 SHORTEST_POLL_INTERVAL = 1.0
 #: Seconds; Kie forgets a task after two months, and a year from now is still a date.
 LONGEST_WAIT = 366 * 86_400.0
-#: What makes one image.
-ORDER_FIELDS = ("prompt", "model", "aspect_ratio", "resolution", "input_images", "input_urls", "nsfw_checker")
+#: The fields that determine an image.
+IMAGE_FIELDS = ("prompt", "model", "aspect_ratio", "resolution", "input_images", "input_urls", "nsfw_checker")
 DEFAULT_FILE_NAME = "{kie_task_id}-{index}.{extension}"
 UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
 _DURATION = r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)"
 
 
 def problems(operator: Any) -> list[str]:
-    """Check the rendered parameters of an operator, and put numbers in the place of what was understood as one.
+    """Check the rendered parameters of an operator, and replace text by the number that it stands for.
 
-    :return: for every parameter that makes no sense its name, its value, and what is allowed.
+    :return: for every invalid parameter its name, its value, and what is allowed.
     """
     found = []
     for name, read in _READERS.items():
@@ -44,8 +44,8 @@ def problems(operator: Any) -> list[str]:
 def check_constants(operator: Any) -> None:
     """Check, when the DAG is parsed, the parameters that no template fills in later.
 
-    :raises AirflowFailException: one of them makes no sense. Not ValueError: the worker makes mapped tasks, and a
-        retry would fare no better.
+    :raises AirflowFailException: one of them is invalid. Not ValueError: the worker creates mapped tasks, and a retry
+        would fail again.
     """
     found = []
     for name, read in _READERS.items():
@@ -67,7 +67,7 @@ def _is_filled_in_later(value: Any) -> bool:
 
 
 def _seconds(value: Any) -> float:
-    """Return seconds: of a number, a timedelta, or of their texts; not a number, if it is none of these."""
+    """Return the seconds of a number, a timedelta, or the text of either; NaN for anything else."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, str) and (match := re.fullmatch(_DURATION, value.strip())):

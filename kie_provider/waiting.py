@@ -1,4 +1,4 @@
-"""What sensors and operators share when they wait for Kie tasks: poll or defer, its accidents, and the deadline."""
+"""What sensors and operators share when they wait for Kie tasks: poll or defer, resume, and deadlines."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
-    from kie_provider.client.polling import Again, Callback, Done, Waiting
+    from kie_provider.client.polling import Callback, Done, PollAgain, Waiting
     from kie_provider.client.records import TaskRecord
     from kie_provider.submission.record import SubmissionRecord
 
 log = logging.getLogger(__name__)
 
-#: Airflow's own deferral timeout comes this many seconds after ours, so that the trigger's clear event wins.
+#: Seconds that Airflow's deferral timeout comes after the deadline, so that the trigger's more precise event wins.
 DEFERRAL_MARGIN = 60.0
-#: How often a crashed or unloadable trigger is replaced within one try.
+#: How many times a crashed or unloadable trigger is replaced within one try.
 MAX_TRIGGER_RESTARTS = 3
-#: Kie allows so many seconds for 20 creations; a refused creation comes back after that, if Kie does not say when.
+#: Seconds until a refused createTask is sent again, unless Kie says when: the length of its rate limit window.
 RATE_LIMIT_SECONDS = 10.0
 #: A task whose createTask was not answered looks this often whether Kie has called back.
 CALLBACK_SECONDS = 60.0
@@ -47,21 +47,21 @@ def poll_or_defer(
     waiting: Waiting,
     trigger_error: Exception | None = None,
 ) -> TaskRecord:
-    """Return the record of a Kie task that has succeeded; if it is still running, wait for it in the triggerer.
+    """Poll a Kie task: return its record if it has succeeded, defer if it is still running.
 
-    :param waiting: with a deadline.
-    :param trigger_error: how the trigger that waited has ended, if it should not have.
+    :param waiting: has a deadline.
+    :param trigger_error: why the trigger ended without an event, if it did.
     :raises TaskDeferred: it is still running.
     :raises KieError: the wait is over without a result.
     """
-    from kie_provider.client.polling import Again
+    from kie_provider.client.polling import PollAgain
     from kie_provider.triggers.kie import KieTaskTrigger
 
     assert waiting.deadline is not None  # noqa: S101  # every wait in the triggerer has one
     if waiting.callback == "came":
         log.info("Kie has called back for Kie task %s", kie_task_id)
     verdict = poll(kie_conn_id, kie_task_id, waiting)
-    if not isinstance(verdict, Again):
+    if not isinstance(verdict, PollAgain):
         return verdict.record
     log.info("Kie task %s: %s", kie_task_id, verdict.reason)
     if trigger_error is not None:
@@ -78,7 +78,7 @@ def poll_or_defer(
     )
 
 
-def poll(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> Done | Again:
+def poll(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> Done | PollAgain:
     """Poll a Kie task once.
 
     :raises KieError: the wait is over without a result.
@@ -86,27 +86,27 @@ def poll(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> Done | Again:
     from kie_provider.client.polling import Raise, judge
 
     with KieHook(kie_conn_id) as hook:
-        verdict = judge(hook.look(kie_task_id), waiting, time.time())
+        verdict = judge(hook.poll(kie_task_id), waiting, time.time())
     if isinstance(verdict, Raise):
         raise verdict.error
     return verdict
 
 
 def try_started_at(ti: Any) -> float:
-    """Return the epoch seconds when a try began, which deferral does not change."""
+    """Return when a try began, in epoch seconds; a deferral does not change it."""
     start: float = ti.start_date.timestamp() if ti.start_date else time.time()
     return start
 
 
 def try_seconds(timeout: float, execution_timeout: timedelta | None) -> float:
-    """Return how long a try may wait: Airflow does not count the time in the triggerer as execution."""
+    """Return the seconds that a try may wait: ``execution_timeout`` alone does not count the time in the triggerer."""
     return timeout if execution_timeout is None else min(timeout, execution_timeout.total_seconds())
 
 
 def wait_of_try(ti: Any, poll_interval: float, seconds: float, callback: Callback | None = None) -> Waiting:
-    """Return the wait of a try, as a worker takes it up.
+    """Return the state of a try's wait, as a worker begins or resumes it.
 
-    :param seconds: to the deadline, from the start of the try.
+    :param seconds: from the start of the try to the deadline.
     :param callback: what is known of Kie's callback.
     """
     from kie_provider.client.polling import Waiting
@@ -116,7 +116,7 @@ def wait_of_try(ti: Any, poll_interval: float, seconds: float, callback: Callbac
         started_at,
         poll_interval,
         deadline=started_at + seconds,
-        visible_at=time.time(),  # as far as anybody knows; one answer to the contrary decides nothing
+        visible_at=time.time(),  # assumed, so that a single "not found" does not end the wait
         key_was_refreshed=True,  # the worker reads the connection first, so a refused key is final at once
         callback=callback,
     )
@@ -134,7 +134,7 @@ def expect_callback(ti: Any, kie_conn_id: str, kie_task_id: str) -> Callback | N
 
 
 def deferral(trigger: BaseTrigger, deadline: float, kwargs: dict[str, Any] | None = None) -> TaskDeferred:
-    """Return what to raise to go on waiting in the triggerer, which ends in the operator's ``execute_complete``.
+    """Return the exception that continues the wait in the triggerer; ``execute_complete`` follows.
 
     :param deadline: epoch seconds of the trigger's last poll.
     :param kwargs: for ``execute_complete``.
@@ -154,9 +154,9 @@ def resume(
     context: Context,
     without_event: Callable[[Exception], Any],
 ) -> Any:
-    """Go on after a deferral.
+    """Resume after a deferral.
 
-    :param without_event: called in place of the next method if the trigger timed out, crashed or could not be loaded.
+    :param without_event: called instead of the next method if the trigger timed out, crashed or could not be loaded.
     """
     try:
         return BaseOperator.resume_execution(operator, next_method, next_kwargs, context)
@@ -165,12 +165,12 @@ def resume(
         return without_event(error)
 
 
-def come_back_later(error: KieRateLimitError, *, is_durable: bool) -> NoReturn:
-    """Give the worker back and be run again when there is a place for a new task.
+def reschedule(error: KieRateLimitError, *, is_durable: bool) -> NoReturn:
+    """Reschedule the task until the rate limit allows another createTask.
 
     :param is_durable: whether this is Airflow 3.3 or later.
-    :raises KieRateLimitError: it is not: a plain operator would come back at once.
-    :raises AirflowRescheduleException: else; it uses up no try.
+    :raises KieRateLimitError: it is not: Airflow would run a plain operator again at once.
+    :raises AirflowRescheduleException: otherwise; it uses up no try.
     """
     from kie_provider.client.retry import jitter
 
@@ -179,7 +179,7 @@ def come_back_later(error: KieRateLimitError, *, is_durable: bool) -> NoReturn:
     from airflow.sdk.exceptions import AirflowRescheduleException
 
     delay = jitter(RATE_LIMIT_SECONDS, at_least=error.retry_after)
-    log.warning("%s; coming back in %.0f seconds, without using up a try", error, delay)
+    log.warning("%s; rescheduled in %.0f seconds, without using up a try", error, delay)
     raise AirflowRescheduleException(  # type: ignore[no-untyped-call]
         pendulum.now("UTC").add(seconds=delay)
     ) from None
@@ -204,7 +204,7 @@ def await_callback(record: SubmissionRecord) -> NoReturn:
 
 
 def require_image(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the result dict of an image task.
+    """Return the result dict of an image task unchanged.
 
     :raises KieResultError: it has no URL.
     """
@@ -214,7 +214,7 @@ def require_image(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def log_success(log: Any, result: dict[str, Any]) -> None:
-    """Write one line about the result dict of a successful task."""
+    """Log one line about the result of a successful task."""
     cost = shown_prices().cost_of(result)
     log.info(
         "Kie task %s succeeded: %s, %s",
@@ -225,9 +225,9 @@ def log_success(log: Any, result: dict[str, Any]) -> None:
 
 
 def count_trigger_restart(ti: Any, error: Exception) -> None:
-    """Allow a few new triggers per try. Counted in XCom: the deferral's own arguments are lost with the trigger.
+    """Count a new trigger against the limit per try, in XCom: the deferral's own arguments are lost with the trigger.
 
-    :raises Exception: ``error``, once there were enough.
+    :raises Exception: ``error``, once the limit is reached.
     """
     restarts = pull_xcom(ti, _RESTARTS_KEY) or 0
     if restarts >= MAX_TRIGGER_RESTARTS:
@@ -236,7 +236,7 @@ def count_trigger_restart(ti: Any, error: Exception) -> None:
 
 
 def pull_xcom(ti: Any, key: str) -> Any:
-    """Return what this try has pushed; ``execution_timeout`` is held back meanwhile."""
+    """Return an XCom that this try has pushed; ``execution_timeout`` is held back meanwhile."""
     with held():
         return ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=key)
 

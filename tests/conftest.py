@@ -25,7 +25,7 @@ tempfile.tempdir = None
 def _in_a_hurry(monkeypatch):
     """Images of the emulator take milliseconds: look as often, and do not wait for a scheduler that is not there."""
     monkeypatch.setattr("kie_provider.parameters.SHORTEST_POLL_INTERVAL", 0.01)
-    monkeypatch.setattr("kie_provider.triggers.kie.FIRST_LOOK_AFTER", 0.0)
+    monkeypatch.setattr("kie_provider.triggers.kie.FIRST_POLL_AFTER", 0.0)
 
 
 def pytest_unconfigure() -> None:

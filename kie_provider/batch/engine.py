@@ -1,4 +1,4 @@
-"""One worker phase of a batch: submit what is missing, wait for what is running and save what is ready, all at once."""
+"""One worker phase of a batch: submit, poll and save concurrently."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How many results are saved in parallel; an image takes up to 48 MB while it is decoded.
+#: Number of results saved in parallel; an image takes up to 48 MB while it is decoded.
 PARALLEL_SAVES = 4
-#: How many polls are under way at the same time.
+#: Number of polls under way at a time.
 PARALLEL_POLLS = 10
-#: How many images are being made at the same time: as many as can be submitted in two minutes, so that images which
-#: take as long do not slow the submitting.
+#: Number of Kie tasks running at a time: as many as can be submitted in two minutes, so that images which take that
+#: long do not slow down submitting.
 MAX_RUNNING = 240
-#: After so many answers in a row that left a submission unknown no more is sent: each may be a task that is paid for
-#: and lost.
+#: Number of unknown submissions in a row after which nothing more is submitted: each may be a task that is paid for and
+#: lost.
 UNKNOWN_IN_A_ROW = 3
-#: Seconds between two writings of the manifest, which later tries need only to save themselves a look.
+#: Seconds between two writes of the manifest, which only saves later tries some polls.
 MANIFEST_SECONDS = 10.0
-#: Seconds between two reports of the progress.
+#: Seconds between two progress reports.
 REPORT_SECONDS = 5.0
 
 
 def work(plan: Plan) -> int:
-    """Submit, wait and save until nothing is left to do, or nothing but waiting in the triggerer.
+    """Submit, poll and save until nothing is left to do, or only a wait that the triggerer takes over.
 
-    :return: how many items have ended.
-    :raises KieError: what goes wrong for the other items too; what can be saved is saved by then.
+    :return: the number of items that have ended.
+    :raises KieError: an error that concerns all items; what could be saved is saved by then.
     """
     plan.report.halted = None
     if not plan.running and not plan.to_submit:
@@ -77,7 +77,7 @@ def work(plan: Plan) -> int:
 
 
 class Phase:
-    """One worker phase, on an event loop. Use it as a context manager."""
+    """One worker phase on an event loop. Use it as a context manager."""
 
     def __init__(self, plan: Plan, submitter: Submitter, poll_of: Callable[[str], TaskPoll]) -> None:
         self._plan = plan
@@ -96,17 +96,17 @@ class Phase:
         self._room = asyncio.Semaphore(max(MAX_RUNNING - len(running), 0))
         self._is_manifest_due = False
         self._halted_until = 0.0
-        self._may_ask_once_more = bool(running)
+        self._may_try_once_more = bool(running)
         self._saves = ThreadPoolExecutor(PARALLEL_SAVES, thread_name_prefix="kie-save")
 
     def __enter__(self) -> Phase:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._saves.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow hosts
+        self._saves.shutdown(wait=False, cancel_futures=True)  # a timeout does not wait for slow hosts
 
     async def work(self) -> int:
-        """Do it; return how many items have ended."""
+        """Run the phase; return the number of items that have ended."""
         try:
             for item in self._plan.running:
                 self._start(self._follow(item))
@@ -126,7 +126,7 @@ class Phase:
         finally:
             for task in self._tasks:
                 task.cancel()
-            if self._tasks:  # of a createTask in flight, the answer is written down before it ends
+            if self._tasks:  # the answer to a createTask in flight is recorded first
                 await asyncio.wait(self._tasks)
         if self._is_manifest_due:
             self._plan.manifest_writer()()
@@ -165,7 +165,7 @@ class Phase:
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
-        """End the phase once what is being saved is saved; the first reason counts."""
+        """End the phase once the saves under way have finished; the first error counts."""
         self._failure = self._failure or error
         for lane in self._lanes:
             lane.cancel()
@@ -176,7 +176,7 @@ class Phase:
     # Submitting
 
     def _submit_all(self) -> None:
-        """Start submitting what is missing, until something speaks against more."""
+        """Start submitting, until something halts it."""
         self._report.halted = None
         if self._unknown_in_a_row >= UNKNOWN_IN_A_ROW:
             self._halt(KieSubmitUnknownError(f"the last {self._unknown_in_a_row} of this try were not answered"))
@@ -188,36 +188,36 @@ class Phase:
         return all(lane.done() for lane in self._lanes)
 
     def _may_submit(self) -> bool:
-        """Whether there is something to submit, and room for it, and nothing speaks against it."""
+        """Whether there is something to submit, room for it, and nothing that halts it."""
         if self._report.halted is not None or self._failure is not None or self._journal.is_stopping:
             return False
         return bool(self._plan.to_submit) and not self._room.locked()
 
     def _submit_the_rest(self, now: float) -> None:
-        """Go on submitting once there is room, or once what has halted it may have passed."""
+        """Resume submitting once there is room, or once the cause of a halt may have passed."""
         if not self._has_stopped_submitting():
             return
-        if (halted := self._report.halted) is not None and self._is_worth_asking_again(halted, now):
-            self._may_ask_once_more = bool(self._plan.running)
+        if (halted := self._report.halted) is not None and self._may_resume(halted, now):
+            self._may_try_once_more = bool(self._plan.running)
             self._report.halted = None
         if self._may_submit():
             self._submit_all()
 
-    def _is_worth_asking_again(self, halted: KieError, now: float) -> bool:
-        """Whether Kie may take more by now; refusals cost nothing."""
+    def _may_resume(self, halted: KieError, now: float) -> bool:
+        """Whether Kie may accept more by now; refusals cost nothing."""
         if not (halted.is_transient or isinstance(halted, KieInsufficientCreditsError)):
             return False
-        if self._plan.running:  # now and then, if this worker waits anyway
+        if self._plan.running:  # from time to time, as long as this worker waits anyway
             return now >= self._halted_until and not self._plan.defers
-        # Once more in the end, unless the task comes back for that.
-        return self._may_ask_once_more and not isinstance(halted, KieRateLimitError)
+        # Once more at the end, unless the task is rescheduled for it.
+        return self._may_try_once_more and not isinstance(halted, KieRateLimitError)
 
     def _halt(self, error: KieError) -> None:
         self._report.halted = self._report.halted or error
         self._halted_until = time.monotonic() + max(error.retry_after or 0.0, RATE_LIMIT_SECONDS)
 
     async def _submit_next(self, queue: Iterator[Item]) -> None:
-        """Submit one item after another, until there are no more or something speaks against it."""
+        """Submit one item after another, until there are no more or something halts it."""
         for item in queue:
             if self._plan.defers and self._room.locked():
                 return  # the triggerer waits until there is room
@@ -233,12 +233,12 @@ class Phase:
                 self._room.release()
 
     async def _submit(self, item: Item) -> bool:
-        """Create the Kie task of an item; return whether that has succeeded."""
+        """Create the Kie task of an item; return whether that succeeded."""
         try:
-            if item.request is None:  # an earlier phase has checked it, as it was then
+            if item.request is None:  # an earlier phase has checked it
                 item.request = flux2_request(item.fields, self._plan.callback_url, allowed=ITEM_FIELDS)
             item.record = await self._submitter.submit(item.request, item=item.index)
-        except asyncio.CancelledError:  # the answer is written down by now, if there is one
+        except asyncio.CancelledError:  # the answer is recorded by now, if there is one
             item.recall(self._journal.latest_of(item.index))
             raise
         except KieSubmitUnknownError as error:
@@ -256,11 +256,11 @@ class Phase:
                 self._unknown_in_a_row = 0
             else:
                 if self._report.halted is None:
-                    log.warning("No more is ordered for now: %s", error)
+                    log.warning("Submitting stopped for now: %s", error)
                 self._halt(error)
         else:
             item.become("running")
-            self._unknown_in_a_row, self._may_ask_once_more = 0, True
+            self._unknown_in_a_row, self._may_try_once_more = 0, True
             return True
         return False
 
@@ -269,7 +269,7 @@ class Phase:
     async def _follow(self, item: Item, delay: float = 0.0) -> None:
         """Wait for the Kie task of an item, and save its result.
 
-        :param delay: seconds to the first poll.
+        :param delay: seconds until the first poll.
         """
         try:
             await asyncio.sleep(delay)
@@ -283,16 +283,16 @@ class Phase:
         self._is_manifest_due = True
 
     async def _wait(self, item: Item) -> Any:
-        """Return the record of the Kie task; None: it has not succeeded, and the item knows."""
+        """Return the record of the Kie task; None: it has not succeeded, and the item's state says why."""
         assert item.record is not None  # noqa: S101  # it was submitted
         waiting = Waiting(
             max(item.record.at, self._journal.begun_at),
             self._plan.poll_interval,
             deadline=self._plan.deadline_of(item),
-            visible_at=time.time(),  # as far as anybody knows; one answer to the contrary decides nothing
+            visible_at=time.time(),  # assumed, so that a single "not found" does not end the wait
         )
         try:
-            return await watch(waiting, self._first_noted(item, self._poll_of(item.kie_task_id)))
+            return await watch(waiting, self._marking_polled(item, self._poll_of(item.kie_task_id)))
         except KieTaskTimeoutError as error:
             item.become("timed_out", error.message, may_succeed_later=True)
         except (KieTaskFailedError, KieResultError) as error:
@@ -302,21 +302,21 @@ class Phase:
             item.record = self._journal.failed(item.record, reason, may_succeed_anew=anew)
             item.become("failed", reason, may_succeed_later=anew)
         except KieError as error:
-            self._give_up(item, error)
+            self._leave(item, error)
         log.warning("prompts[%d]: %s", item.index, item.reason)
         return None
 
-    def _first_noted(self, item: Item, poll: TaskPoll) -> Poll:
-        """Have the phase know that an item was polled."""
+    def _marking_polled(self, item: Item, poll: TaskPoll) -> Poll:
+        """Wrap ``poll``, so that the phase knows which items were polled."""
 
-        async def noted(*, refresh_key: bool = False) -> Observation:
+        async def poll_and_mark(*, refresh_key: bool = False) -> Observation:
             observation = await poll(refresh_key=refresh_key)
             if item.index in self._unpolled and not isinstance(observation, KieAuthError):
                 self._unpolled.discard(item.index)
                 self._changed.set()
             return observation
 
-        return noted
+        return poll_and_mark
 
     async def _save(self, item: Item, result: dict[str, Any]) -> None:
         item.become("saving")
@@ -324,7 +324,7 @@ class Phase:
         try:
             saved = await self._in_thread(save)
         except KieError as error:
-            self._give_up(item, error)
+            self._leave(item, error)
             log.warning("prompts[%d]: %s", item.index, error)
             return
         item.become("saved", result=saved)
@@ -336,8 +336,8 @@ class Phase:
             ", ".join(self._report.name(file["path"]) for file in saved["files"]),
         )
 
-    def _give_up(self, item: Item, error: KieError) -> None:
-        """Leave an item to later tries; or end the phase, if the error is not this item's alone."""
+    def _leave(self, item: Item, error: KieError) -> None:
+        """Leave an item to later tries, or end the phase if the error concerns other items too."""
         is_its_own = isinstance(error, KieNotFoundError | KieResultError) or (
             error.is_transient and not isinstance(error, KieStorageError)
         )
@@ -349,6 +349,6 @@ class Phase:
 
 
 def _unknown_in_a_row(journal: Journal) -> int:
-    """Return how many submissions of this try, the last ones, are unknown; an earlier phase may have sent them."""
+    """Return the number of unknown submissions at the end of this try's list, including those of earlier phases."""
     sent = [record for record in journal.submissions_of_this_try if record.state == "unknown" or record.kie_task_id]
     return sum(1 for _ in itertools.takewhile(lambda record: record.state == "unknown", reversed(sent)))

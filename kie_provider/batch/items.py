@@ -1,4 +1,4 @@
-"""One image of a batch, and how it stands."""
+"""One image of a batch, and its state."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from kie_provider.submission.inputs import TaskRequest
     from kie_provider.submission.record import SubmissionRecord
 
-#: ``to_submit``: there is no Kie task for it yet. ``left_out``: nor will this try create one. ``running``: its Kie task
-#: is waited for. ``timed_out``: it was, and goes on at Kie. ``saving``: it is done, and its files are being saved.
-#: ``noted``: the manifest says that they were, and nobody has looked at them yet. ``saved``, ``failed``: so it ended.
-#: ``unknown``: createTask's answer was lost.
-State = Literal["to_submit", "left_out", "running", "timed_out", "saving", "noted", "saved", "failed", "unknown"]
-Outcome = Literal["saved", "failed", "unknown", "running", "not_ordered"]
-OUTCOMES: tuple[Outcome, ...] = ("saved", "failed", "unknown", "running", "not_ordered")
+#: ``to_submit``: it has no Kie task yet. ``left_out``: it has none, and this try creates none. ``running``: its Kie
+#: task is being polled. ``timed_out``: its Kie task keeps running, but is no longer polled. ``saving``: its Kie task
+#: has succeeded, and its files are being saved. ``listed``: the manifest lists its files, which are not checked yet.
+#: ``saved``, ``failed``: final. ``unknown``: createTask's answer was lost.
+State = Literal["to_submit", "left_out", "running", "timed_out", "saving", "listed", "saved", "failed", "unknown"]
+Outcome = Literal["saved", "failed", "unknown", "running", "not_submitted"]
+OUTCOMES: tuple[Outcome, ...] = ("saved", "failed", "unknown", "running", "not_submitted")
 _OUTCOMES: Mapping[State, Outcome] = {
-    "to_submit": "not_ordered",
-    "left_out": "not_ordered",
+    "to_submit": "not_submitted",
+    "left_out": "not_submitted",
     "running": "running",
     "timed_out": "running",
     "saving": "running",
-    "noted": "saved",
+    "listed": "saved",
     "saved": "saved",
     "failed": "failed",
     "unknown": "unknown",
@@ -37,11 +37,11 @@ class Item:
     """One image of the batch. Its state changes in :meth:`become` only.
 
     :param fields: what the author asks for.
-    :param file_name: pattern of its name below the target.
-    :param request: what would be sent for it now; None: not read, as it may never be sent.
-    :param record: what is known of its submission; None: there is none yet.
-    :param reason: why it is not saved, for people.
-    :param may_succeed_later: a retry may help.
+    :param file_name: pattern of its file name below the target.
+    :param request: what would be sent for it now; None: not read yet, because it may never be sent.
+    :param record: the journal's record of its submission; None: there is none yet.
+    :param reason: why it is not saved, as text.
+    :param may_succeed_later: whether a retry may help.
     :param result: the result dict, once it is saved.
     """
 
@@ -63,41 +63,41 @@ class Item:
         may_succeed_later: bool = False,
         result: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take a new state, and forget what belongs to the one before."""
+        """Change the state, and reset what belonged to the previous one."""
         self.state, self.reason = state, reason
         self.may_succeed_later, self.result = may_succeed_later, result
 
     def recall(self, record: SubmissionRecord | None) -> None:
-        """Take over what is known of its submission."""
+        """Take over the record of its submission."""
         self.record = record
         if record is None or record.state == "nothing":
             self.become("to_submit")
         elif record.state == "submitted":
             self.become("running")
         elif record.state == "unknown":
-            reason = f"try {record.try_number} sent createTask at {iso(record.at)} and knows no answer"
+            reason = f"try {record.try_number} sent createTask at {iso(record.at)} and has no answer"
             self.become("unknown", reason + settled_with(record))
         else:
             self.become("failed", record.reason, may_succeed_later=record.may_succeed_anew)
 
     @property
     def outcome(self) -> Outcome:
-        """What the manifest and the counts call its state."""
+        """The name of its state in the manifest and the counts."""
         return _OUTCOMES[self.state]
 
     @property
     def is_changed(self) -> bool:
-        """Whether it is not what was submitted for it, and that is what counts."""
+        """Whether the list now asks for something else than what was submitted for it."""
         return (
             self.record is not None and self.request is not None and self.record.fingerprint != self.request.fingerprint
         )
 
     @property
     def kie_task_id(self) -> str:
-        """Kie's id of its task; "" until that is known."""
+        """Kie's id of its task; "" until it is known."""
         return (self.record.kie_task_id if self.record else None) or ""
 
 
 def settled_with(record: SubmissionRecord) -> str:
-    """Say under which key a person settles what became of an unknown submission."""
-    return f"; settled with the key {record.settled_key!r}"
+    """Say under which key a person writes what became of an unknown submission."""
+    return f"; settle it with the key {record.settled_key!r}"

@@ -1,7 +1,7 @@
 """The manifest of a batch: one JSON file beside the images that says what became of every item.
 
-It is written anew whenever something was saved, so a later phase learns from it which results it need not look at. It
-is no more than a hint: anybody may have changed it, or removed an image.
+It is rewritten as images are saved, so that a later phase need not poll and save them again. It is only a hint: anybody
+may have changed it, or removed an image.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
     from kie_provider.files.provenance import RunFacts
 
 FORMAT = 1
-#: A larger one is not read; a batch of ten thousand items takes 15 MB.
+#: Bytes. A larger manifest is not read; that of a batch of ten thousand items has 15 MB.
 _LARGEST = 2**28
 
 
 def manifest_path(folder: ObjectStoragePath, run: RunFacts) -> ObjectStoragePath:
-    """Return the manifest's place: a name that tells the task and run, and that no other task instance has."""
+    """Return the path of the manifest: readable, and unique to the task instance."""
     readable = re.sub(r"[^\w.-]+", "_", f"{run.task_id}-{run.run_id}")[:100]
     unique = hashlib.sha256(repr((run.dag_id, run.run_id, run.task_id, run.map_index)).encode()).hexdigest()[:8]
     return folder / f"{readable}-{unique}.json"
 
 
 def read_items(path: ObjectStoragePath) -> list[dict[str, Any]]:
-    """Return what a manifest says of every item; of a saved one, its result dict. Nothing, if it makes no sense."""
+    """Return the entries of a manifest; that of a saved item is its result dict. An invalid manifest has none."""
     content = storage.read_bytes(path, _LARGEST)
     try:
-        told = json.loads(content or b"{}")
+        manifest = json.loads(content or b"{}")
     except (ValueError, RecursionError):
         return []
-    items = told.get("items") if isinstance(told, dict) else None
+    items = manifest.get("items") if isinstance(manifest, dict) else None
     return [plain(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def is_saved(item: Mapping[str, Any]) -> bool:
-    """Whether this item of a manifest is a result dict."""
+    """Whether this entry of a manifest is a result dict."""
     return item.get("outcome") == "saved" and isinstance(item.get("kie_task_id"), str)
 
 

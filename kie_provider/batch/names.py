@@ -1,4 +1,4 @@
-"""The file names of a batch: one for every item, known before anything is paid."""
+"""The file names of a batch: one per item, known before anything is paid for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kie_provider.files import naming, storage
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-#: What only a batch knows: the place of an item in the list, from 0, and its prompt as part of a name.
+#: Fields of a pattern that only a batch has: the index of an item in the list, and its prompt as part of a name.
 ITEM_FIELDS = ("item", "prompt_slug")
 _SLUG_LENGTH = 40
 _NAMED = 10
@@ -24,22 +24,23 @@ _IMAGE_EXTENSIONS = ("png", "jpg", "webp")
 
 
 def slug(prompt: object) -> str:
-    """Return a prompt as part of a file name: small letters and digits, with hyphens between."""
+    """Return a prompt as part of a file name: lower-case letters and digits, joined by hyphens."""
     return re.sub(r"[\W_]+", "-", str(prompt).lower()).strip("-")[:_SLUG_LENGTH].strip("-") or "image"
 
 
 def read_names(
     items: Sequence[tuple[Any, Any]], default: Any, *, redact_prompt: bool = False
 ) -> tuple[list[str | None], list[str]]:
-    """Return the pattern of every item for :mod:`kie_provider.files.naming`, and what is wrong.
+    """Return the pattern of every item for :mod:`kie_provider.files.naming`, and the problems found.
 
     :param items: file name and prompt of each item; a blank name means the default.
     :param default: pattern for the items that have none.
-    :param redact_prompt: the prompt must not show.
-    :return: patterns with the fields of the item filled in, None for a wrong one; names are unique if nothing is wrong.
+    :param redact_prompt: whether the prompt must not appear.
+    :return: patterns with the fields of the item filled in, None for an invalid one. Without problems, all names are
+        unique.
     """
     patterns: list[str | None] = []
-    problems: dict[str, None] = {}  # in order, each once: the default may be wrong for every item
+    problems: dict[str, None] = {}  # in order, each once: the default may be invalid for every item
     first: dict[str, int] = {}
     for index, (own, prompt) in enumerate(items):
         pattern, label = (default, "file_name") if is_blank(own) else (own, f"prompts[{index}].file_name")
@@ -55,8 +56,8 @@ def read_names(
             name = naming.file_name(filled_in, "", 0, "png")
             if first.setdefault(name, index) != index:
                 problems[
-                    f"prompts[{index}].file_name: would be {name!r}, as that of prompts[{first[name]}]; put {{item}}, "
-                    "{prompt_slug} or {kie_task_id} into the pattern, or give each item a name of its own"
+                    f"prompts[{index}].file_name: would be {name!r}, like that of prompts[{first[name]}]; put "
+                    "{item}, {prompt_slug} or {kie_task_id} into the pattern, or give each item its own name"
                 ] = None
     return patterns, list(problems)
 
@@ -67,7 +68,7 @@ def fields_of(pattern: str) -> set[str]:
 
 
 def fill_in(pattern: str, values: Mapping[str, object]) -> str:
-    """Fill in some fields of a pattern and leave the others in it."""
+    """Fill in some fields of a pattern, and keep the others."""
     parts = []
     for literal, name, spec, _ in Formatter().parse(pattern):
         parts.append(literal.replace("{", "{{").replace("}", "}}"))
@@ -78,8 +79,8 @@ def fill_in(pattern: str, values: Mapping[str, object]) -> str:
     return "".join(parts)
 
 
-def taken(folder: ObjectStoragePath, patterns: Iterable[str]) -> list[str]:
-    """Return the names below the target that are there already, each folder listed once.
+def existing_names(folder: ObjectStoragePath, patterns: Iterable[str]) -> list[str]:
+    """Return the names that already exist below the target; each folder is listed once.
 
     :raises KieTargetError: a folder cannot be read.
     :raises KieStorageError: the storage failed.
@@ -100,14 +101,14 @@ def taken(folder: ObjectStoragePath, patterns: Iterable[str]) -> list[str]:
     return found
 
 
-def refuse_taken(folder: ObjectStoragePath, patterns: Iterable[str]) -> None:
-    """Refuse names that are there already, before their images are paid for.
+def refuse_existing(folder: ObjectStoragePath, patterns: Iterable[str]) -> None:
+    """Refuse names that already exist, before their images are paid for.
 
-    :raises KieTargetError: there are such names.
+    :raises KieTargetError: some exist.
     """
-    if names := taken(folder, patterns):
+    if names := existing_names(folder, patterns):
         others = f" and {counted(len(names) - _NAMED, 'other')}" if len(names) > _NAMED else ""
         raise KieTargetError(
-            f"{', '.join(map(repr, names[:_NAMED]))}{others} in {folder} exist already. Nothing was ordered. Put "
+            f"{', '.join(map(repr, names[:_NAMED]))}{others} already exist in {folder}. Nothing was submitted. Put "
             "{kie_task_id} or something of the run into the names, or set overwrite=True"
         )

@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a batch has to do, and with what.
+    """What a batch has to do, and what it needs for that.
 
     :param callback_url: public URL that Kie calls when a task ends.
     :param poll_interval: seconds between two polls of a Kie task, at first.
-    :param timeout: seconds that one image may take, from its submission or the start of this try.
-    :param batch_timeout: seconds from the start of this try, after which nothing more is waited for or submitted; None:
-        no end.
-    :param defers: the waiting is left to the triggerer, once all that is possible was submitted.
-    :param on_progress: called now and then.
+    :param timeout: seconds that one image may take, from its submission or the start of this try, whichever is later.
+    :param batch_timeout: seconds from the start of this try, after which it neither polls nor submits; None: no limit.
+    :param defers: whether the wait moves to the triggerer once everything possible was submitted.
+    :param on_progress: called every few seconds.
     """
 
     report: Report
@@ -44,24 +43,24 @@ class Plan:
 
     @property
     def running(self) -> list[Item]:
-        """The items whose Kie tasks are worth waiting for."""
+        """The items whose Kie tasks are waited for or whose files are being saved."""
         return [item for item in self.report.items if item.state in ("running", "saving")]
 
     @property
     def to_submit(self) -> list[Item]:
-        """The items that have not been submitted, or are to be submitted anew."""
+        """The items that are to be submitted, for the first time or again."""
         return [item for item in self.report.items if item.state == "to_submit"]
 
     @property
     def ends_at(self) -> float:
-        """Epoch seconds when the time of the whole batch is over."""
+        """Epoch seconds at which the time of the whole batch is over."""
         return math.inf if self.batch_timeout is None else self.journal.begun_at + self.batch_timeout
 
     def deadline_of(self, item: Item) -> float:
-        """Epoch seconds when an item has had its time."""
+        """Return the epoch seconds at which an item times out."""
         submitted_at = item.record.at if item.record else 0.0
         return min(max(submitted_at, self.journal.begun_at) + self.timeout, self.ends_at)
 
     def manifest_writer(self) -> Callable[[], None]:
-        """Return what writes down what has become of every item so far."""
-        return partial(manifest.write, self.report.manifest, self.report.entries(self.journal.estimate))
+        """Return a function that writes the manifest as the items are now."""
+        return partial(manifest.write, self.report.manifest, self.report.manifest_content(self.journal.estimate))

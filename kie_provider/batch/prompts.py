@@ -1,4 +1,4 @@
-"""Reading the list of a batch: every item is checked before the first is sent."""
+"""Reads the list of a batch: every item is checked before the first is submitted."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from kie_provider.client.errors import KieValidationError
 from kie_provider.client.plain import from_text, got, is_blank
 from kie_provider.client.protocol import callback_url_problems
 from kie_provider.files.inputs import InputImage, read_input_images
-from kie_provider.parameters import ORDER_FIELDS
+from kie_provider.parameters import IMAGE_FIELDS
 from kie_provider.submission.inputs import TaskRequest, flux2_request
 
-#: What an item may have.
-ITEM_FIELDS = (*ORDER_FIELDS, "file_name")
-#: Blank, these mean the default; the other fields mean nothing.
+#: The fields that an item may have.
+ITEM_FIELDS = (*IMAGE_FIELDS, "file_name")
+#: If blank, these fall back to the batch's own; other blank fields are kept as they are.
 _LEFT_OUT_IF_BLANK = ("model", "aspect_ratio", "resolution")
 
 
 def read_prompts(value: Any, defaults: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the fields of every image, and what is wrong with the list as a whole. Nothing is checked in it.
+    """Return the fields of every item, and the problems of the list as a whole. The items are not checked.
 
-    :param value: a list of prompts, or of dicts with a prompt and other fields; a template may have made it text.
-    :param defaults: fields of the items that do not name them.
+    :param value: a list of prompts, or of dicts with a prompt and other fields; or its text, from a template.
+    :param defaults: fields for the items that do not have them.
     """
     value = from_text(value)
     if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
@@ -32,28 +32,28 @@ def read_prompts(value: Any, defaults: Mapping[str, Any]) -> tuple[list[dict[str
 
 
 def _given(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of an item without those that an empty cell leaves to the batch."""
+    """Return the fields of an item without blank ones that have a default."""
     return {name: value for name, value in item.items() if name not in _LEFT_OUT_IF_BLANK or not is_blank(value)}
 
 
 def duplicate_problems(fingerprints: Sequence[str]) -> list[str]:
-    """Say which items are the same as one before."""
+    """Return a problem for every item that repeats an earlier one."""
     first: dict[str, int] = {}
     return [
-        f"prompts[{index}]: is the same as prompts[{first[print_]}]; set allow_duplicates=True for an image of each"
-        for index, print_ in enumerate(fingerprints)
-        if first.setdefault(print_, index) != index
+        f"prompts[{index}]: is the same as prompts[{first[fingerprint]}]; set allow_duplicates=True to get one each"
+        for index, fingerprint in enumerate(fingerprints)
+        if first.setdefault(fingerprint, index) != index
     ]
 
 
 def read_requests(
     items: Sequence[Mapping[str, Any]], callback_url: str | None = None
 ) -> tuple[list[TaskRequest], list[str]]:
-    """Check all items, and look at their input images, each of which is opened once.
+    """Check all items and their input images; each image is opened once.
 
     :param callback_url: public URL that Kie calls when a task ends.
-    :return: a request for every item, if nothing is wrong with any, and what is wrong.
-    :raises KieStorageError: the storage of an input image failed; it may work later.
+    :return: the requests, one per item if there are no problems; and the problems.
+    :raises KieStorageError: the storage of an input image failed; a retry may help.
     """
     seen: dict[str, tuple[Sequence[InputImage], list[str]]] = {}
 
@@ -70,6 +70,6 @@ def read_requests(
             requests.append(
                 flux2_request(fields, None if problems else callback_url, allowed=ITEM_FIELDS, read_images=read_images)
             )
-        except KieValidationError as error:  # noqa: PERF203  # all of them are wanted
+        except KieValidationError as error:  # noqa: PERF203  # all problems are reported together
             problems += [f"prompts[{index}].{problem}" for problem in error.problems]
     return requests, problems

@@ -1,4 +1,4 @@
-"""What a batch tells of itself: counts, failures, and the manifest."""
+"""What a batch reports: counts, failures, and the content of the manifest."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from kie_provider.client.prices import PriceTable
     from kie_provider.files.provenance import RunFacts
 
-#: So many items are named in a message; the manifest has them all.
+#: Number of items named in a message; the manifest has them all.
 NAMED = 10
 
 
 @dataclass
 class Report:
-    """What a batch tells of itself.
+    """What a batch reports.
 
-    :param redact_prompt: the prompts must not show.
-    :param halted: why no more is submitted; None: nothing speaks against it.
+    :param redact_prompt: whether the prompts must not appear.
+    :param halted: why submitting has stopped; None: it has not.
     """
 
     items: Sequence[Item]
@@ -43,7 +43,7 @@ class Report:
         self.manifest = manifest.manifest_path(self.target, self.run)
 
     def counts(self) -> dict[str, int]:
-        """Return how many items are at each outcome."""
+        """Return the number of items per outcome."""
         counted = Counter(item.outcome for item in self.items)
         return {outcome: counted[outcome] for outcome in OUTCOMES}
 
@@ -53,10 +53,10 @@ class Report:
         return self.prices.total_of(item.result for item in self.items if item.result is not None)
 
     def progress(self) -> dict[str, Any]:
-        """Return the counts and the credits: what XCom shows while the batch runs."""
+        """Return the counts and the credits, as XCom shows them while the batch runs."""
         return {"images": len(self.items), **self.counts(), "credits": self.credits}
 
-    def named_failures(self) -> str:
+    def failure_lines(self) -> str:
         """Return one line for each of the first items that are not saved."""
         missing = [item for item in self.items if item.outcome != "saved"]
         lines = [
@@ -68,26 +68,26 @@ class Report:
         return "\n".join([*lines, *([f"  - and {more} more"] if more > 0 else [])])
 
     def settle_advice(self) -> str:
-        """Say how unknown submissions are settled, if there are any."""
+        """Say how to settle unknown submissions, if there are any."""
         if not any(item.state == "unknown" for item in self.items):
             return ""
         return (
-            f"Of an unknown one, {LOGS_PAGE} shows whether a Kie task was created. Add its id, as a JSON string, or "
-            f'"{NOTHING}", under the key that is named to this task instance\'s state store, and clear this task.\n'
+            f"For an unknown one, {LOGS_PAGE} shows whether a Kie task was created. Add its id, as a JSON string, or "
+            f'"{NOTHING}", under the key named above to this task instance\'s state store, and clear this task.\n'
         )
 
     def name(self, path: str) -> str:
-        """Return a path as it is named below the target."""
+        """Return a path relative to the target."""
         return path.removeprefix(str(self.target)).lstrip("/")
 
-    def entries(self, estimate: float | None) -> dict[str, Any]:
+    def manifest_content(self, estimate: float | None) -> dict[str, Any]:
         """Return the content of the manifest.
 
         :param estimate: credits that the whole batch should cost.
         """
         return {
             **self.progress(),
-            "items": [self._entry(item) for item in self.items],
+            "items": [self._manifest_entry(item) for item in self.items],
             "estimated_credits": estimate,
             "usd": self.prices.usd(self.credits),
             "airflow": asdict(self.run),
@@ -97,8 +97,8 @@ class Report:
         prompt = item.fields.get("prompt")
         return prompt_sha256(prompt) if self.redact_prompt else prompt
 
-    def _entry(self, item: Item) -> dict[str, Any]:
-        """Return what the manifest says of an item; of a saved one, the result dict."""
+    def _manifest_entry(self, item: Item) -> dict[str, Any]:
+        """Return the manifest's entry of an item; that of a saved one is the result dict."""
         facts: dict[str, Any] = {"item": item.index, "outcome": item.outcome}
         if self.redact_prompt:
             facts["prompt_sha256"] = self._prompt(item)
@@ -111,6 +111,6 @@ class Report:
         return {
             **facts,
             "kie_task_id": item.kie_task_id or None,
-            "reason": item.reason or (str(self.halted) if self.halted and item.outcome == "not_ordered" else ""),
+            "reason": item.reason or (str(self.halted) if self.halted and item.outcome == "not_submitted" else ""),
             "input": task_input,
         }

@@ -1,4 +1,4 @@
-"""A batch as one task instance runs it: what there is to do, doing it, and how it ends."""
+"""A batch in one task instance: plan it, work on it, finish it."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from kie_provider import parameters
 from kie_provider.batch import manifest
 from kie_provider.batch.engine import PARALLEL_SAVES, work
 from kie_provider.batch.items import Item
-from kie_provider.batch.names import read_names, refuse_taken
+from kie_provider.batch.names import read_names, refuse_existing
 from kie_provider.batch.plan import Plan
 from kie_provider.batch.prompts import duplicate_problems, read_prompts, read_requests
 from kie_provider.batch.report import Report
 from kie_provider.client.errors import KieBatchError, KieRateLimitError, KieSubmitUnknownError, raise_for_problems
 from kie_provider.client.plain import counted, sentence
 from kie_provider.config import callback_patience, price_table
-from kie_provider.failures import Facts, failures, operator_failure
+from kie_provider.failures import FailureContext, failures, log_on_kill, operator_failure, tasks_still_billed_message
 from kie_provider.files.provenance import RunFacts
 from kie_provider.files.storage import storage_path
 from kie_provider.hooks.kie import KieHook
-from kie_provider.last_words import go_on, log_last_words
 from kie_provider.parameters import DEFAULT_FILE_NAME
 from kie_provider.submission.budget import Budget, estimate, refuse_unpayable
 from kie_provider.submission.callbacks import adopt, may_still_be_called
 from kie_provider.submission.decide import assign, claim, of_this_try
 from kie_provider.submission.journal import WORTH_A_SUMMARY, open_journal
 from kie_provider.triggers.batch import KieBatchTrigger
-from kie_provider.waiting import await_callback, come_back_later, count_trigger_restart, deferral, pull_xcom, push_xcom
+from kie_provider.waiting import await_callback, count_trigger_restart, deferral, pull_xcom, push_xcom, reschedule
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: XCom key under which the counts stand while the batch runs.
+#: XCom key of the counts while the batch runs.
 PROGRESS_KEY = "progress"
 _DEFAULTS = ("model", "aspect_ratio", "resolution", "input_images", "nsfw_checker")
 
@@ -50,8 +49,7 @@ _DEFAULTS = ("model", "aspect_ratio", "resolution", "input_images", "nsfw_checke
 class BatchRun:
     """The batch of a task instance.
 
-    :param operator: the running :class:`~kie_provider.operators.batch.Flux2BatchOperator`, whose rendered parameters
-        say what to do.
+    :param operator: the running :class:`~kie_provider.operators.batch.Flux2BatchOperator`, with rendered parameters.
     """
 
     def __init__(self, operator: Any, context: Context) -> None:
@@ -60,48 +58,48 @@ class BatchRun:
         self._journal = open_journal(operator, context)
         self._plan: Plan | None = None
         self._reported: dict[str, Any] | None = None
-        self._is_hopeless = False  # a retry would save no more images
+        self._is_final = False  # a retry would save no more images
 
     def execute(self) -> dict[str, Any]:
-        """Check the whole list, then submit, wait and save until every image is there; return the counts.
+        """Check the whole list, then submit, wait and save until every image is saved; return the counts.
 
         :raises TaskDeferred: nothing but waiting is left to do.
         """
         with failures(log, self._facts, self._failure), KieHook(self._operator.kie_conn_id) as hook:
             self._journal.read()
             adopt(self._journal, hook)
-            return self._go_on(self._begin(hook))
+            return self._work(self._begin(hook))
 
     def resume(self, trigger_error: Exception, position: Sequence[int] | None = None) -> dict[str, Any]:
-        """Go on after a deferral; otherwise as :meth:`execute`.
+        """Resume after a deferral; otherwise as :meth:`execute`.
 
-        :param trigger_error: what to raise in the end, if triggers keep coming back though nothing has ended.
+        :param trigger_error: raised if triggers keep ending although no Kie task has.
         :param position: of the journal when the task was deferred; None: not known.
         """
         with failures(log, self._facts, self._failure), KieHook(self._operator.kie_conn_id) as hook:
             self._journal.resume(position)
             if not self._journal.has_begun:
                 raise AirflowFailException(
-                    "The journal of this batch has gone while it was deferred, so nobody knows what was submitted. "
-                    "Nothing more was sent; clear this task to begin anew."
+                    "The journal of this batch disappeared while it was deferred, so it is not known what was "
+                    "submitted. Nothing more was sent. Clear this task to start over."
                 )
             raise_for_problems(
-                parameters.problems(self._operator), "no more was sent; the Kie tasks that are there go on."
+                parameters.problems(self._operator), "nothing more was sent; the Kie tasks already there keep running."
             )
             adopt(self._journal, hook)
             items, _ = self._read_items()
             plan = self._new_plan(items, of_this_try(self._journal.records, len(items)), hook)
             self._warn_of_another_disk(plan.report)
-            return self._go_on(plan, trigger_error)
+            return self._work(plan, trigger_error)
 
     def stop(self) -> None:
-        """Say in the log that the Kie tasks go on. For ``on_kill``, which may come within a call to Airflow."""
+        """Log that the Kie tasks keep running. For ``on_kill``, which may interrupt a call to Airflow."""
         self._journal.stop()
         if self._plan is not None and (running := len(self._plan.running)):
-            log_last_words(log, go_on(running))
+            log_on_kill(log, tasks_still_billed_message(running))
 
     def _begin(self, hook: KieHook) -> Plan:
-        """Check everything, decide what there is to do, and write down that this try is at work.
+        """Check everything, decide what there is to do, and record the beginning of this try.
 
         :raises KieError: nothing more was sent.
         """
@@ -114,11 +112,13 @@ class BatchRun:
         has_submitted = any(record.state in ("submitted", "unknown") for record in journal.records)
         raise_for_problems(
             [*problems, *request_problems],
-            "no more was sent; the Kie tasks of earlier tries go on." if has_submitted else "nothing was sent.",
+            "nothing more was sent; the Kie tasks already there keep running."
+            if has_submitted
+            else "nothing was sent.",
         )
         for item, request in zip(items, requests, strict=True):
             item.request = request
-        # A try whose success was not recorded returns the same again, one that comes back later has begun.
+        # A try whose success was not recorded is repeated as it was; one that was rescheduled has already begun.
         returns_the_same = journal.is_complete and not journal.is_cleared
         fingerprints, kept = [request.fingerprint for request in requests], journal.records
         if journal.has_begun:
@@ -133,7 +133,7 @@ class BatchRun:
         plan = self._new_plan(items, claimed, hook)
         if returns_the_same:
             for item in plan.to_submit:
-                item.become("left_out")  # as it was; what is at Kie is saved again if its files are gone
+                item.become("left_out")  # as before; what Kie has made is saved again if its files are gone
         self._warn_of_changes(items)
         self._check_before_paying(plan, hook, has_submitted=has_submitted)
         credits_in_all, words = estimate((request.kind for request in requests), price_table())
@@ -143,9 +143,9 @@ class BatchRun:
         return plan
 
     def _check_before_paying(self, plan: Plan, hook: KieHook, *, has_submitted: bool) -> None:
-        """Check what must be right before the first image, or the next, is paid for.
+        """Run the checks that precede paying for the first image, or for more.
 
-        :param has_submitted: an earlier try has submitted something.
+        :param has_submitted: whether an earlier try has submitted something.
         :raises KieError: nothing more was sent.
         """
         report = plan.report
@@ -153,7 +153,7 @@ class BatchRun:
             return
         self._operator.saver(hook, images_only=True, file_name=DEFAULT_FILE_NAME).check_target()
         if not self._operator.overwrite:
-            refuse_taken(report.target, [item.file_name for item in plan.to_submit])
+            refuse_existing(report.target, [item.file_name for item in plan.to_submit])
         to_pay = [item.request.kind for item in (*plan.running, *plan.to_submit) if item.request]
         credits_to_pay, words = estimate(to_pay, price_table())
         what = f"{counted(len(to_pay), 'image')} ({words})"
@@ -164,21 +164,21 @@ class BatchRun:
             refuse_unpayable(what, credits_to_pay, get_credits)
         if not self._journal.is_durable:
             log.info(
-                "There is no task state store (Airflow 3.3 brought it). If this try dies, the next one creates and "
-                "pays for all images again. Use retries=0 here."
+                "This Airflow has no task state store (3.3 and later have). If this try dies, the next one creates and "
+                "pays for all images again. Use retries=0."
             )
 
-    def _go_on(self, plan: Plan, trigger_error: Exception | None = None) -> dict[str, Any]:
-        """Save, order and wait until nothing is left to wait for.
+    def _work(self, plan: Plan, trigger_error: Exception | None = None) -> dict[str, Any]:
+        """Save, submit and wait until nothing is left to wait for.
 
-        :param trigger_error: what to raise in the end, if triggers keep coming back though nothing has ended.
+        :param trigger_error: raised if triggers keep ending although no Kie task has.
         """
         ended = 0
         while True:
             ended += work(plan)
-            if plan.running or self._confirm(plan):
+            if plan.running or self._check_listed(plan):
                 break
-        self._tell_progress()
+        self._report_progress()
         if plan.running:
             if trigger_error is not None and not ended:
                 count_trigger_restart(self._ti, trigger_error)
@@ -188,7 +188,7 @@ class BatchRun:
         halted = plan.report.halted
         if isinstance(halted, KieRateLimitError) and plan.to_submit:
             self._journal.summarize(at_least=WORTH_A_SUMMARY)
-            come_back_later(halted, is_durable=self._journal.is_durable)
+            reschedule(halted, is_durable=self._journal.is_durable)
         return self._finish(plan)
 
     def _await_callbacks(self, plan: Plan) -> None:
@@ -213,25 +213,25 @@ class BatchRun:
         )
         if saved < wanted:
             log.warning("%s missing:", counted(wanted - saved, "image"))
-            for line in report.named_failures().splitlines():
+            for line in report.failure_lines().splitlines():
                 log.warning(line)
         if saved < needed:
-            halted = f"{sentence(f'No more was ordered: {report.halted}')} " if report.halted else ""
+            halted = f"{sentence(f'Submitting stopped: {report.halted}')} " if report.halted else ""
             settle_advice = report.settle_advice() if self._journal.is_durable else ""
             error = KieBatchError(
-                f"{saved} of {wanted} are saved, and min_success={self._operator.min_success:g} asks for {needed}. "
-                f"{halted}{report.manifest} lists them.\n{report.named_failures()}\n{settle_advice}"
+                f"{saved} of {wanted} are saved, and min_success={self._operator.min_success:g} requires {needed}. "
+                f"{halted}{report.manifest} lists them.\n{report.failure_lines()}\n{settle_advice}"
             )
             self._journal.summarize()
             may_help = any(item.may_succeed_later for item in report.items) or (
                 report.halted and report.halted.is_transient
             )
-            self._is_hopeless = not may_help
+            self._is_final = not may_help
             raise error
         self._journal.summarize(is_complete=True)
         return {**report.progress(), "manifest": str(report.manifest), "estimated_credits": estimated}
 
-    def _tell_progress(self) -> None:
+    def _report_progress(self) -> None:
         if self._plan is None:
             return
         report = self._plan.report
@@ -241,8 +241,9 @@ class BatchRun:
         self._reported = progress
         push_xcom(self._ti, PROGRESS_KEY, progress)
         log.info(
-            "%d of %d images saved, %d failed, %d unknown, %d running, %d to order; %g credits",
-            *(progress[name] for name in ("saved", "images", "failed", "unknown", "running", "not_ordered", "credits")),
+            "%d of %d images saved, %d failed, %d unknown, %d running, %d to submit; %g credits",
+            *(progress[name] for name in ("saved", "images", "failed", "unknown", "running", "not_submitted")),
+            progress["credits"],
         )
 
     def _deferral(self, plan: Plan) -> TaskDeferred:
@@ -258,7 +259,7 @@ class BatchRun:
     def _read_items(self) -> tuple[list[Item], list[str]]:
         operator = self._operator
         fields, problems = read_prompts(operator.prompts, {name: getattr(operator, name) for name in _DEFAULTS})
-        # The name is no part of what is ordered: another one orders nothing anew.
+        # The file name is not part of the request: a new name does not pay for a new image.
         rows = [(each.pop("file_name", None), each.get("prompt")) for each in fields]
         names, name_problems = read_names(rows, operator.file_name, redact_prompt=operator.redact_prompt is True)
         items = [
@@ -281,42 +282,42 @@ class BatchRun:
             report,
             self._journal,
             hook,
-            operator.saver(hook, images_only=True, file_name=DEFAULT_FILE_NAME),  # every item has a name of its own
+            operator.saver(hook, images_only=True, file_name=DEFAULT_FILE_NAME),  # every item has its own name
             callback_url=operator.callback_url,
             poll_interval=operator.poll_interval,
             timeout=operator.timeout,
             batch_timeout=None if limit is None else limit.total_seconds(),
             defers=operator.deferrable,
-            on_progress=self._tell_progress,
+            on_progress=self._report_progress,
         )
         self._recall(self._plan, claimed)
         return self._plan
 
     def _recall(self, plan: Plan, claimed: Sequence[SubmissionRecord | None]) -> None:
-        """Take over what the journal and the manifest know of the items."""
-        told = manifest.read_items(plan.report.manifest)
-        saved = {entry["kie_task_id"]: entry for entry in told if manifest.is_saved(entry)}
+        """Take over what the journal and the manifest say about the items."""
+        entries = manifest.read_items(plan.report.manifest)
+        saved = {entry["kie_task_id"]: entry for entry in entries if manifest.is_saved(entry)}
         for item, record in zip(plan.report.items, claimed, strict=True):
             item.recall(record)
             result = saved.get(item.kie_task_id) if item.state == "running" else None
             if result and plan.saver.named(item.file_name).could_have_saved(result):
-                item.become("noted", result=result)
+                item.become("listed", result=result)
 
-    def _confirm(self, plan: Plan) -> bool:
-        """Look at the files of what the manifest says is saved; what is not there goes on as if it were running.
+    def _check_listed(self, plan: Plan) -> bool:
+        """Check the files that the manifest lists; an item without its files becomes ``running`` again.
 
-        :return: whether all of them are there.
+        :return: whether all files are there.
         :raises KieError: the storage failed.
         """
-        noted = [item for item in plan.report.items if item.state == "noted"]
+        listed = [item for item in plan.report.items if item.state == "listed"]
         pool = ThreadPoolExecutor(PARALLEL_SAVES)
         try:
-            found = list(pool.map(lambda item: plan.saver.named(item.file_name).saved(item.result), noted))
+            found = list(pool.map(lambda item: plan.saver.named(item.file_name).saved(item.result), listed))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # a time-out does not wait for slow storage
-        for item, result in zip(noted, found, strict=True):
+        for item, result in zip(listed, found, strict=True):
             if result is None:
-                log.warning("prompts[%d]: its files are gone or were changed since they were saved", item.index)
+                log.warning("prompts[%d]: its files were removed or changed after they were saved", item.index)
                 item.become("running")
             else:
                 item.become("saved", result=result)
@@ -339,21 +340,21 @@ class BatchRun:
         changed = [item for item in items if item.is_changed]
         if changed:
             log.warning(
-                "%s changed since the images were ordered, the first is prompts[%d]; this try goes on with what was "
-                "ordered. Clear the task to order the new ones.",
+                "%s changed since the images were submitted, the first is prompts[%d]; this try continues with what "
+                "was submitted. Clear the task to submit the new ones.",
                 f"{counted(len(changed), 'item')} {'has' if len(changed) == 1 else 'have'}",
                 changed[0].index,
             )
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> FailureContext:
         conn_id = self._operator.kie_conn_id
         if self._plan is None:
-            return Facts(conn_id)
+            return FailureContext(conn_id)
         report = self._plan.report
         charged = f"{counted(report.credits, 'credit')} for {counted(report.counts()['saved'], 'image')} saved"
         if running := len(self._plan.running):
-            charged += f"; {counted(running, 'Kie task')} more at work, charged on success"
-        return Facts(conn_id, charged=charged)
+            charged += f"; {counted(running, 'Kie task')} more running, charged on success"
+        return FailureContext(conn_id, charged=charged)
 
     def _failure(self, error: BaseException) -> BaseException:
         journal = self._journal
@@ -363,17 +364,18 @@ class BatchRun:
         if unwritten:
             advice = " ".join(f"Kie task {record.kie_task_id}: key {record.settled_key!r}." for record in unwritten)
             return AirflowFailException(
-                f"{sentence(str(error))} No retry, it would not know all Kie tasks. Add their ids, as JSON strings, to "
+                f"{sentence(str(error))} No retry: it would not know all Kie tasks. Add their ids, as JSON strings, to "
                 f"this task instance's state store, and clear this task. {advice}"
             )
         if not journal.is_durable and any(each.kie_task_id or each.state == "unknown" for each in journal.records):
             running = sum(record.state == "submitted" for record in journal.records)
             return AirflowFailException(
-                f"{sentence(str(error))} No retry, it would order all images again. {go_on(running)}."
+                f"{sentence(str(error))} No retry: it would pay for all images again. "
+                f"{tasks_still_billed_message(running)}."
             )
         if isinstance(error, KieSubmitUnknownError):
             return AirflowFailException(str(error))
-        return error if isinstance(error, KieBatchError) and not self._is_hopeless else operator_failure(error)
+        return error if isinstance(error, KieBatchError) and not self._is_final else operator_failure(error)
 
 
 def _credits(number: float | None) -> str:

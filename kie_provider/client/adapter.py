@@ -28,7 +28,7 @@ from urllib3.poolmanager import PoolManager
 from kie_provider.client.endpoint import is_private_address, is_private_host
 from kie_provider.client.proxies import check_proxy
 
-_SENT_AT_ONCE = 64 * 1024
+_SEND_CHUNK = 64 * 1024
 
 
 class PrivateAddressError(Exception):
@@ -59,7 +59,7 @@ class Exchange:
         self._pace, self._began, self._received = pace, time.monotonic(), 0
 
     def received(self, count: int) -> None:
-        """Note that so many bytes have arrived."""
+        """Record the number of bytes that have arrived."""
         self._received += count
 
     def patience(self) -> float:
@@ -166,13 +166,13 @@ class KieAdapter(HTTPAdapter):
                 if self.sock is None:  # type: ignore[attr-defined]
                     self.connect()
                 whole = memoryview(data)
-                for start in range(0, len(whole), _SENT_AT_ONCE):
+                for start in range(0, len(whole), _SEND_CHUNK):
                     self.sock.settimeout(of_thread.exchange.patience())  # type: ignore[attr-defined]
                     if not self._connecting and not of_thread.exchange.was_sent:
                         if adapter._before_sending is not None:
                             adapter._before_sending()
                         of_thread.exchange.was_sent = True
-                    super().send(whole[start : start + _SENT_AT_ONCE])  # type: ignore[misc]
+                    super().send(whole[start : start + _SEND_CHUNK])  # type: ignore[misc]
 
             def response_class(self, sock: Any, *args: Any, **kwargs: Any) -> http.client.HTTPResponse:
                 timed: Any = _TimedSocket(sock, of_thread.exchange)

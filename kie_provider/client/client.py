@@ -92,8 +92,8 @@ class KieClient:
         request = protocol.get_task(kie_task_id)
         return self._look_up(request, lambda answer: protocol.read_task(answer, kie_task_id))
 
-    def look(self, kie_task_id: str) -> Observation:
-        """Take one look at a task, for a wait that decides itself what an error means."""
+    def poll(self, kie_task_id: str) -> Observation:
+        """Poll a task once, for a wait that decides itself what an error means."""
         try:
             answer = transport.send(self._session, self.endpoint, protocol.get_task(kie_task_id))
             return protocol.read_task(answer, kie_task_id)
@@ -156,7 +156,7 @@ class KieClient:
 
     def _download(self, url: str, path: str | Path, max_bytes: int | None) -> DownloadedFile:
         try:
-            return self._persist(
+            return self._retrying(
                 lambda: download(
                     url,
                     Path(path),
@@ -199,10 +199,10 @@ class KieClient:
 
     def _look_up(self, request: protocol.Request, read: Callable[[protocol.Answer], T]) -> T:
         """Send a free request and read the answer."""
-        return self._persist(lambda: read(transport.send(self._session, self.endpoint, request)))
+        return self._retrying(lambda: read(transport.send(self._session, self.endpoint, request)))
 
-    def _persist(self, attempt_once: Callable[[], T]) -> T:
-        """Do what is free of charge, again if that may help."""
+    def _retrying(self, attempt_once: Callable[[], T]) -> T:
+        """Make an attempt that is free of charge, and retry if that may help."""
         attempt = 1
         while True:
             try:

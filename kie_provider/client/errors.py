@@ -1,4 +1,4 @@
-"""Everything that can go wrong with Kie.ai, named by what the caller does next."""
+"""Everything that can go wrong with Kie.ai, by what the caller does next."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class KieError(Exception):
     :param code: Kie's ``code`` (or the ``failCode`` of a failed task), if it sent one.
     :param http_status: HTTP status of the answer, if there was one.
     :param kie_task_id: the Kie task concerned, if known.
-    :param retry_after: seconds that the server asked to wait, if it did.
+    :param retry_after: seconds that the server asked the client to wait, if it did.
     """
 
-    #: What went wrong, for people; stands before the message.
+    #: What went wrong; precedes the message.
     summary: ClassVar[str] = "Kie.ai call failed"
-    #: What to do about it, first of all; stands after the message. An error that knows more replaces it.
+    #: What to do about it; follows the message. An error that knows more replaces it.
     advice: str = ""
-    #: Whether the same request may succeed later without anybody changing anything.
+    #: Whether the same request may succeed later without a change.
     is_transient: ClassVar[bool] = False
 
     def __init__(
@@ -92,10 +92,10 @@ class KieAuthError(KieError):
 
 
 class KieConnectionError(KieAuthError):
-    """The connection itself is missing or not usable: no key, or a field that is not valid. Nothing was sent."""
+    """The connection itself is missing or unusable: no key, or an invalid field. Nothing was sent."""
 
     summary = "The Kie.ai connection is not usable"
-    advice = "Put it right, then clear this task: nothing was sent."
+    advice = "Correct it, then clear this task: nothing was sent."
 
 
 class KieInsufficientCreditsError(KieError):
@@ -106,17 +106,17 @@ class KieInsufficientCreditsError(KieError):
 
 
 class KieBudgetError(KieError):
-    """The order would cost more than the DAG's author allows; see ``max_credits`` and ``min_credits_left``."""
+    """The request would cost more than the DAG's author allows; see ``max_credits`` and ``min_credits_left``."""
 
-    summary = "This goes beyond the budget"
-    advice = "Raise the limit, top up, or order less, then clear this task: nothing was sent."
+    summary = "This exceeds the budget"
+    advice = "Raise the limit, top up, or request less, then clear this task: nothing was sent."
 
 
 class KieValidationError(KieError):
-    """The request itself is wrong and will be wrong again (codes 400 and 422, or such a text under 500)."""
+    """The request itself is wrong and would be refused again (codes 400 and 422, or a text under 500 that says so)."""
 
     summary = "Kie.ai request is not valid"
-    #: What is wrong, one by one, if it was found before anything was sent.
+    #: What is wrong, one problem each, if it was found before anything was sent.
     problems: tuple[str, ...] = ()
 
     def __init__(self, message: str, **facts: Any) -> None:
@@ -130,8 +130,8 @@ class KieNotFoundError(KieError):
 
     summary = "Kie.ai does not know this"
     advice = (
-        "Three causes: the record has expired (Kie keeps them two months), the task belongs to another account's "
-        f"key, or the connection points at another host. See {LOGS_PAGE}."
+        "Three causes: the record has expired (Kie keeps records for two months), the task belongs to another "
+        f"account's key, or the connection points at another host. See {LOGS_PAGE}."
     )
 
 
@@ -139,7 +139,7 @@ class KieRateLimitError(KieError):
     """Too many requests (code 429). Kie does not queue the excess: nothing was created."""
 
     summary = "Kie.ai rate limit reached"
-    advice = "Order less at a time: an account may create 20 tasks per 10 seconds. A refused request costs nothing."
+    advice = "Create fewer tasks at a time: an account may create 20 in 10 seconds. A refused request costs nothing."
     is_transient = True
 
 
@@ -159,7 +159,7 @@ class KieMaintenanceError(KieError):
 
 
 class KieServerError(KieError):
-    """Kie or a gateway before it failed (code 500, HTTP 5xx, or an answer that is not Kie's JSON)."""
+    """Kie, or a gateway in front of it, failed (code 500, HTTP 5xx, or an answer that is not Kie's JSON)."""
 
     summary = "Kie.ai server error"
     is_transient = True
@@ -175,7 +175,7 @@ class KieFeatureDisabledError(KieError):
 class KieTransportError(KieError):
     """No usable answer: DNS, connection, TLS, proxy, time-out, or the connection broke.
 
-    :param may_have_arrived: ``False`` only when the request certainly never left this machine.
+    :param may_have_arrived: False only if the request certainly never left this machine.
     """
 
     summary = "Cannot reach Kie.ai"
@@ -188,7 +188,7 @@ class KieTransportError(KieError):
 
 
 class KieSubmitUnknownError(KieError):
-    """createTask was sent, but its outcome is not known: a task may run and be billed."""
+    """createTask was sent, but its outcome is not known: a task may be running and be billed."""
 
     summary = "It is not known whether Kie.ai created a task"
     advice = (
@@ -198,21 +198,21 @@ class KieSubmitUnknownError(KieError):
 
 
 class KieJournalError(KieSubmitUnknownError):
-    """What Airflow holds about the submissions of a task makes no sense: keys are missing, or were changed."""
+    """What Airflow holds about the submissions of a task is inconsistent: keys are missing, or were changed."""
 
     summary = "What this task has submitted cannot be read"
     advice = f"Look at {LOGS_PAGE}, which shows the tasks that were created; nothing was sent in this try."
 
 
 class KieTaskFailedError(KieError):
-    """The task ended in ``state=fail``; Kie does not charge for it, as a rule.
+    """The task ended in ``state=fail``, for which Kie normally does not charge.
 
-    :param credits_consumed: what Kie says it has charged all the same.
+    :param credits_consumed: what Kie says it has charged nevertheless.
     """
 
     summary = "The Kie.ai task failed"
     advice = (
-        "To order another one, clear the Airflow task that created it: Kie does not charge failed tasks. Details are "
+        "To create another one, clear the Airflow task that created it: Kie does not charge failed tasks. Details are "
         f"at {LOGS_PAGE}."
     )
 
@@ -221,7 +221,7 @@ class KieTaskFailedError(KieError):
         self.credits_consumed = credits_consumed
         if credits_consumed:
             self.advice = (
-                f"Kie has charged {credits_consumed:g} credits for it all the same; see {LOGS_PAGE}. To order another "
+                f"Kie has charged {credits_consumed:g} credits for it nevertheless; see {LOGS_PAGE}. To create another "
                 "one, clear the Airflow task that created it."
             )
         elif self._is_refused_content:
@@ -240,9 +240,9 @@ class KieTaskFailedError(KieError):
 
     @property
     def may_succeed_anew(self) -> bool:
-        """Whether the same input, submitted as a new task, may well succeed: Kie had trouble, not the input.
+        """Whether the same input, submitted as a new task, may well succeed: Kie was at fault, not the input.
 
-        Kie charges nothing for such a task; if it has charged all the same, this says no. Seen in the wild:
+        Kie charges nothing for such a task; if it has charged nevertheless, this is False. Seen in the wild:
         ``failCode`` 500 with "Internal Error, Please try again later." for whole models at a time.
         """
         if (
@@ -255,11 +255,11 @@ class KieTaskFailedError(KieError):
 
 
 class KieTaskTimeoutError(KieError):
-    """The task had not finished by the deadline. It goes on at Kie and will be charged when it succeeds."""
+    """The task had not finished by the deadline. It keeps running at Kie and is charged when it succeeds."""
 
     summary = "Gave up waiting for the Kie.ai task"
     advice = (
-        "Clear this task to wait for the same id again, which costs nothing: the task goes on at Kie and is not lost. "
+        "Clear this task to wait for the same Kie task again, which is free: it keeps running at Kie and is not lost. "
         f"See also {LOGS_PAGE}."
     )
     is_transient = True
@@ -273,44 +273,44 @@ class KieResultError(KieError):
 
 
 class KieBatchError(KieError):
-    """Fewer images of a batch were made than ``min_success`` asks for."""
+    """Fewer images of a batch were saved than ``min_success`` requires."""
 
     summary = "Too few images of the batch were made"
-    advice = "Retry or clear this task: it goes on with what is there, and orders what is missing."
+    advice = "Retry or clear this task: it continues with what is there, and submits only what is missing."
 
 
 class KieFileError(KieError):
-    """What a result link delivered is not the complete, sound file that was asked for: a web page, half an image."""
+    """What a result link delivered is not the complete, intact file that was requested: a web page, half an image."""
 
     summary = "What the Kie.ai link delivered is not the result"
-    advice = "The result is paid for and a retry downloads it again, which costs nothing."
+    advice = "The result is paid for, and a retry downloads it again, which costs nothing."
     is_transient = True
 
 
 class KieStorageError(KieError):
-    """The result could not be written, or an input read: the disk is full, or the object store did not answer."""
+    """A result could not be written, or an input read: the disk is full, or the object store did not answer."""
 
     summary = "The storage failed"
     advice = (
-        "Make room or repair the storage, then retry or clear this task: it goes on with the same Kie task and writes "
-        "only what is missing."
+        "Free some space or repair the storage, then retry or clear this task: it continues with the same Kie task and "
+        "writes only what is missing."
     )
     is_transient = True
 
 
 class KieTargetError(KieError):
-    """The place for the results can not be used as it is: an unknown scheme, no permission, another file there."""
+    """The target cannot be used as it is: an unknown scheme, no permission, another file of that name."""
 
     summary = "The results cannot be saved there"
-    advice = "Put it right and clear this task: what was already paid for is not ordered again."
+    advice = "Correct it and clear this task: what was already paid for is not submitted again."
 
 
-# Texts of failed tasks: a moderation refusal, or trouble that has nothing to do with the input. Not compiled here: DAG
-# files import this module.
+# Texts of failed tasks: refused by moderation, or a fault at Kie that has nothing to do with the input. Not compiled
+# here: DAG files import this module.
 _REFUSED_CONTENT = r"(?i)nsfw|moderat|flagged|sensitive|safety|policy|prohibited|violat"
 _TROUBLE_AT_KIE = r"(?i)internal error|try again|timed? ?out|overload|unavailable"
 
-# What no retry can cure.
+# Errors that no retry can cure.
 _HOPELESS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT),
     *(errno.ELOOP, errno.EEXIST),
@@ -344,9 +344,9 @@ def error_from_dict(data: Mapping[str, Any]) -> KieError:
 
 
 def raise_for_problems(problems: Sequence[str], headline: str = "nothing was sent.") -> None:
-    """Report everything that is wrong with a request at once.
+    """Report all problems of a request in one error.
 
-    :param headline: what it means.
+    :param headline: the first line of the message.
     :raises KieValidationError: there are problems; it has them in ``problems`` too.
     """
     if problems:

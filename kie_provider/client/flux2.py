@@ -1,4 +1,4 @@
-"""A request for one of the four Flux-2 models, and what they allow."""
+"""A request for one of the four Flux-2 models, and their limits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FLUX2_MODELS: Mapping[str, bool] = {
     "flux-2/pro-image-to-image": True,
     "flux-2/flex-image-to-image": True,
 }
-#: What these stand for depends on whether there are input images.
+#: Resolved to a model depending on whether there are input images.
 FLUX2_TIERS = ("flux-2/pro", "flux-2/flex")
 FLUX2_ASPECT_RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
-#: Takes the ratio of the first input image, so only image-to-image models know it.
+#: The ratio of the first input image; only for image-to-image models.
 FLUX2_ASPECT_RATIO_AUTO = "auto"
 FLUX2_RESOLUTIONS = ("1K", "2K")
 FLUX2_PROMPT_LENGTH = (3, 5000)
@@ -29,7 +29,7 @@ FLUX2_MAX_INPUT_URLS = 8
 
 @dataclass(frozen=True)
 class Flux2Input:
-    """A valid request for one of the four Flux-2 models. Make it with :meth:`parse`."""
+    """A valid request for one of the four Flux-2 models. Created by :meth:`parse`."""
 
     model: str
     prompt: str
@@ -48,7 +48,7 @@ class Flux2Input:
         allowed: Sequence[str] = (),
         problems: Iterable[str] = (),
     ) -> Flux2Input:
-        """Check a model and its input fields, all at once.
+        """Check a model and all its input fields.
 
         Values may come from templates, so text is accepted where it plainly means the value: ``"true"``, a list
         written as text, and ``"None"`` or ``""`` for an optional field.
@@ -59,9 +59,9 @@ class Flux2Input:
             (default ``1:1``), ``resolution`` (default ``1K``), ``input_urls`` (1 to 8 http(s) URLs, or
             :func:`upload_reference` of files; image-to-image models only) and ``nsfw_checker`` (boolean, default: not
             sent).
-        :param images_field: what the author calls ``input_urls``.
-        :param allowed: all fields that the author can give, for the message; default: those of ``fields``.
-        :param problems: what is known to be wrong already, to be reported with the rest.
+        :param images_field: the author's name for ``input_urls``.
+        :param allowed: the fields that the author can set, for the message; default: those of ``fields``.
+        :param problems: found before, reported with the rest.
         :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
         """
         problems = list(problems)

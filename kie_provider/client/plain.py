@@ -1,4 +1,4 @@
-"""Plain values and texts: what a template makes of a value, what can be stored, and small words of messages."""
+"""Plain values and texts: checks of rendered values, values that can be stored, and parts of messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shorten(value: Any, limit: int = 60) -> str:
 
 
 def got(value: Any) -> str:
-    """Say what came in the place of a value, for an error message."""
+    """Say which value was given, for an error message."""
     if value is None or value == "None":
         return f"got {value!r}: the upstream task returned nothing"
     return f"got {shorten(value)}"
@@ -43,13 +43,13 @@ def is_kie_task_id(value: Any) -> bool:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether ``value`` is nothing, or what a template or an empty cell of a CSV file makes of nothing."""
+    """Whether ``value`` is None, or what a template or an empty cell of a CSV file makes of it."""
     if isinstance(value, float):
         return math.isnan(value)  # pandas
     return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
 
 
-#: White space, control characters, and half a character. urlsplit overlooks some of them.
+#: White space, control characters and lone surrogates. urlsplit accepts some of them.
 _NOT_IN_A_URL = "[\\s\x00-\x1f\x7f\ud800-\udfff]"
 
 
@@ -65,26 +65,25 @@ def is_http_url(value: object) -> TypeGuard[str]:
 
 
 def clean_text(text: str) -> str:
-    """Return text that can be encoded: an emoji that was cut in two becomes a question mark."""
+    """Return text that can be encoded: half of an emoji becomes a question mark."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def one_line(text: str) -> str:
-    """Return foreign text as one line that can be logged: without control characters, and not without end."""
+    """Return foreign text as one line that can be logged: without control characters, and of limited length."""
     text = re.sub(_CONTROL, " ", clean_text(text)).strip()
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]}..."
 
 
-# The last two ranges turn the direction of what follows them on the screen.
+# The last two ranges change the direction in which text is displayed.
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+"
 _LONGEST_LINE = 2000
 
 
 def storable(value: Any) -> Any:
-    """Return JSON without what JSON alone allows: half surrogate pairs, NUL, NaN, infinity, integers beyond 64 bits.
+    """Return JSON without what only Python's JSON allows: lone surrogates, NUL, NaN, infinity, integers over 64 bits.
 
-    Airflow's API or PostgreSQL refuses these, and the triggerer ends, with all triggers in it, when it cannot encode
-    an event.
+    Airflow's API or PostgreSQL refuses these; and a triggerer that cannot encode an event ends, with all its triggers.
     """
     text = re.sub(_ESCAPED_NUL, r"\1?", clean_text(json.dumps(value, ensure_ascii=False)))
     return json.loads(text, parse_int=_stored_number, parse_float=_stored_number, parse_constant=_stored_number)

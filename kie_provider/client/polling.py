@@ -23,7 +23,7 @@ from kie_provider.client.plain import counted
 from kie_provider.client.records import TaskRecord, TaskState
 from kie_provider.client.retry import backoff, jitter
 
-#: One look at a task: its record, or why there is none.
+#: The outcome of one poll: the record of the task, or why there is none.
 Observation = TaskRecord | KieError
 
 #: A record may be invisible for this many seconds after it was last seen, or the wait began. Market tasks are
@@ -51,12 +51,12 @@ class Waiting:
     """What one wait knows so far. All times are epoch seconds, so that any process can go on with it.
 
     :param started_at: when the wait began.
-    :param poll_interval: seconds between two looks, at first.
-    :param deadline: the last look is taken at this time; None: no deadline.
+    :param poll_interval: seconds between two polls, at first.
+    :param deadline: the last poll is due at this time; None: no deadline.
     :param visible_at: when the record was last seen, or may have been; None: not yet.
     :param interval: the present interval, grown from ``poll_interval``; None: not grown.
     :param failures: transient errors in a row.
-    :param failing_since: when the first of them was seen; None: the last look was good.
+    :param failing_since: when the first of them was seen; None: the last poll succeeded.
     :param key_was_refreshed: the connection was read again after a 401, with no good answer since.
     :param callback: what is known of Kie's callback; None: nothing, so polls alone end the wait.
     """
@@ -80,7 +80,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Again:
+class PollAgain:
     """Look again after ``delay`` seconds, with ``waiting``; first read the connection anew if ``refresh_key``."""
 
     delay: float
@@ -96,21 +96,21 @@ class Raise:
     error: KieError
 
 
-Verdict = Done | Again | Raise
+Verdict = Done | PollAgain | Raise
 
 
 def judge(observation: Observation, waiting: Waiting, now: float) -> Verdict:
-    """Decide what one look at a task means.
+    """Decide what one poll of a task means.
 
     :param observation: the record, or the error in its place.
-    :param waiting: what the wait knew before this look.
-    :param now: epoch seconds when the look was over.
+    :param waiting: the wait before this poll.
+    :param now: epoch seconds at which the poll ended.
     """
     if isinstance(observation, TaskRecord):
         verdict = _judge_record(observation, waiting, now)
     else:
         verdict = _judge_error(observation, waiting, now)
-    if isinstance(verdict, Again) and waiting.deadline is not None and now >= waiting.deadline:
+    if isinstance(verdict, PollAgain) and waiting.deadline is not None and now >= waiting.deadline:
         return Raise(
             KieTaskTimeoutError(
                 f"{verdict.reason} after {counted(round(now - waiting.started_at), 'second')} of this wait",
@@ -135,7 +135,7 @@ def _judge_record(record: TaskRecord, waiting: Waiting, now: float) -> Verdict:
             )
         )
     interval = _next_interval(waiting, now - waiting.started_at)
-    return Again(
+    return PollAgain(
         interval,
         # What went wrong before is forgotten.
         Waiting(
@@ -166,13 +166,13 @@ def _next_interval(waiting: Waiting, elapsed: float) -> float:
 
 def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
     interval = waiting.interval or waiting.poll_interval
-    reason = f"the last look failed ({error.summary}: {error.message})"
+    reason = f"the last poll failed ({error.summary}: {error.message})"
     if isinstance(error, KieAuthError) and not waiting.key_was_refreshed:
-        return Again(0.0, replace(waiting, key_was_refreshed=True), reason, refresh_key=True)
+        return PollAgain(0.0, replace(waiting, key_was_refreshed=True), reason, refresh_key=True)
     if isinstance(error, KieNotFoundError):
         since = waiting.started_at if waiting.visible_at is None else waiting.visible_at
         if now - since < VISIBILITY_GRACE:
-            return Again(interval, replace(waiting, failures=0, failing_since=None), error.message)
+            return PollAgain(interval, replace(waiting, failures=0, failing_since=None), error.message)
         return Raise(error)
     failing_since = now if waiting.failing_since is None else waiting.failing_since
     if not error.is_transient or now - failing_since >= FAILURE_PATIENCE:
@@ -182,7 +182,7 @@ def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
         backoff(failures, first=max(interval, 1.0), longest=max(LONGEST_FAILURE_DELAY, interval)),
         error.retry_after or 0.0,
     )
-    return Again(
+    return PollAgain(
         delay,
         replace(waiting, failures=failures, failing_since=failing_since),
         reason,
@@ -190,12 +190,12 @@ def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
 
 
 class Poll(Protocol):
-    """Takes one look at a Kie task; see :class:`~kie_provider.hooks.kie.TaskPoll`."""
+    """Polls a Kie task once; see :class:`~kie_provider.hooks.kie.TaskPoll`."""
 
     async def __call__(self, *, refresh_key: bool = False) -> Observation:
-        """Return the record, or the error in its place.
+        """Return the record, or the error instead.
 
-        :param refresh_key: read the connection anew before: Kie has refused the key.
+        :param refresh_key: read the connection again before: Kie has refused the key.
         """
 
 

@@ -23,14 +23,14 @@ from kie_provider.client.errors import (
 )
 from kie_provider.client.plain import from_text, got, is_blank, is_http_url, is_kie_task_id, shorten
 from kie_provider.client.records import RUNNING_WORDS, TaskRecord, TaskState
-from kie_provider.client.redaction import blot
+from kie_provider.client.redaction import redact
 from kie_provider.client.results import decoded
 
-#: Credits. What is more is no balance.
+#: Credits. A larger number is not a balance.
 _MORE_THAN_ANYBODY_HAS = 1e15
-#: Kie's codes have three digits. A longer number is none: a message would show all of it.
+#: Kie's codes have three digits. A longer number is not a code, and a message would show all of it.
 _LARGEST_CODE = 10**6
-#: So many bytes are looked at for an error message.
+#: Number of bytes read for an error message.
 _LONGEST_EXCERPT = 20_000
 
 
@@ -51,7 +51,7 @@ class Request:
     file: tuple[str, bytes] | None = None
     to_upload_host: bool = False
 
-    @functools.cached_property  # computed once for all looks of a wait
+    @functools.cached_property  # computed once for all polls of a wait
     def target(self) -> str:
         """Path and query."""
         return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
@@ -62,7 +62,7 @@ class Answer:
     """What came back.
 
     :param retry_after: seconds asked for by the ``Retry-After`` header, if any.
-    :param api_key: blotted out of all that is read from the body, should a server or proxy echo it.
+    :param api_key: removed from everything that is read from the body, should a server or proxy echo it.
     """
 
     http_status: int
@@ -149,7 +149,7 @@ def read_created(answer: Answer) -> str:
         raise _doubt(doubt, answer, named, error.code) from error
     kie_task_id = data.get("taskId") if isinstance(data, Mapping) else None
     kie_task_id = kie_task_id.strip() if isinstance(kie_task_id, str) else kie_task_id
-    if is_kie_task_id(kie_task_id) and blot(kie_task_id, answer.api_key) == kie_task_id:
+    if is_kie_task_id(kie_task_id) and redact(kie_task_id, answer.api_key) == kie_task_id:
         return str(kie_task_id)
     raise _doubt(
         f"Kie says success but sent no taskId that can be one: data is {_shown(data, answer)}",
@@ -185,13 +185,13 @@ def _named_task(answer: Answer) -> Any:
         body = decoded(json.loads(answer.body))
     except (ValueError, RecursionError):
         fragment = _ID_IN_A_FRAGMENT.search(answer.body)
-        return blot(fragment[1].decode(), answer.api_key) if fragment else None
+        return redact(fragment[1].decode(), answer.api_key) if fragment else None
     data = decoded(body.get("data")) if isinstance(body, Mapping) else None
-    for place in (data, *(data if isinstance(data, list) else ()), body):
-        for name in _ID_FIELDS if isinstance(place, Mapping) else ():
-            value = place.get(name)
+    for part in (data, *(data if isinstance(data, list) else ()), body):
+        for name in _ID_FIELDS if isinstance(part, Mapping) else ():
+            value = part.get(name)
             if value not in (None, "", [], {}):
-                return blot(value.strip() if isinstance(value, str) else value, answer.api_key)
+                return redact(value.strip() if isinstance(value, str) else value, answer.api_key)
     return None
 
 
@@ -201,19 +201,19 @@ def read_task(answer: Answer, kie_task_id: str) -> TaskRecord:
     :raises KieNotFoundError: Kie does not know the task, or not yet.
     :raises KieError: any other failure.
     """
-    return _told(_read_record(answer, kie_task_id), kie_task_id, answer)
+    return _redacted_record(_read_record(answer, kie_task_id), kie_task_id, answer)
 
 
-def read_look(answer: Answer, kie_task_id: str) -> TaskRecord:
+def read_poll(answer: Answer, kie_task_id: str) -> TaskRecord:
     """Return the task's record as a wait needs it; otherwise as :func:`read_task`.
 
-    Nearly all looks find a task that is running. Of these only that is told, which costs a third.
+    Nearly all polls find a running task, for which the state alone is parsed, at a third of the cost.
     """
     data = _read_record(answer, kie_task_id)
     kie_state = data.get("state")
     if kie_state in RUNNING_WORDS:
         return _running(kie_task_id, kie_state)
-    return _told(data, kie_task_id, answer)
+    return _redacted_record(data, kie_task_id, answer)
 
 
 @functools.lru_cache(maxsize=4096)  # one for all polls of a wait
@@ -221,11 +221,11 @@ def _running(kie_task_id: str, kie_state: str) -> TaskRecord:
     return TaskRecord(kie_task_id, TaskState.RUNNING, kie_state)
 
 
-def _told(data: Mapping[str, Any], kie_task_id: str, answer: Answer) -> TaskRecord:
-    """Return a record as it may be told: without the key, also where texts were encoded twice."""
+def _redacted_record(data: Mapping[str, Any], kie_task_id: str, answer: Answer) -> TaskRecord:
+    """Return a record without the key in it, also where texts were encoded twice."""
     record = TaskRecord.from_data(data, kie_task_id)
     texts = ("kie_state", "model", "input", "urls", "result", "fail_code", "fail_message")
-    return replace(record, **{name: blot(getattr(record, name), answer.api_key) for name in texts})
+    return replace(record, **{name: redact(getattr(record, name), answer.api_key) for name in texts})
 
 
 def _read_record(answer: Answer, kie_task_id: str) -> Mapping[str, Any]:
@@ -278,7 +278,7 @@ def read_download_url(answer: Answer) -> str:
     data = _read_envelope(answer)
     if not is_http_url(data):
         raise KieServerError(f"the download link is not a URL but {_shown(data, answer)}")
-    return str(blot(data, answer.api_key))
+    return str(redact(data, answer.api_key))
 
 
 def read_upload(answer: Answer) -> str:
@@ -287,7 +287,7 @@ def read_upload(answer: Answer) -> str:
     url = data.get("downloadUrl") if isinstance(data, Mapping) else None
     if not is_http_url(url):
         raise KieServerError(f"the upload was answered without a downloadUrl: {_shown(data, answer)}")
-    return str(blot(url, answer.api_key))
+    return str(redact(url, answer.api_key))
 
 
 def _plain_object(value: Any) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def _read_envelope(answer: Answer) -> Any:
         message = body.get("msg") or body.get("message")
         raise error_for_code(
             code,
-            blot(message, answer.api_key) if isinstance(message, str) else "(no message)",
+            redact(message, answer.api_key) if isinstance(message, str) else "(no message)",
             http_status=status,
             retry_after=answer.retry_after,
         )
@@ -355,12 +355,12 @@ def _foreign_error(answer: Answer, what: str, code: int | None = None) -> KieErr
 
 
 def _excerpt(answer: Answer) -> str:
-    # The key is blotted out before anything is cut, or half of it would be left.
-    text = blot(answer.body[:_LONGEST_EXCERPT].decode("utf-8", "replace"), answer.api_key)
+    # The key is removed before the text is cut; otherwise half of it could remain.
+    text = redact(answer.body[:_LONGEST_EXCERPT].decode("utf-8", "replace"), answer.api_key)
     text = " ".join(text.split())
     return repr(f"{text[:120]}..." if len(text) > 120 else text)
 
 
 def _shown(value: Any, answer: Answer) -> str:
     """Return a value from an answer for an error message."""
-    return shorten(blot(value, answer.api_key))
+    return shorten(redact(value, answer.api_key))

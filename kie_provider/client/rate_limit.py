@@ -1,7 +1,7 @@
-"""Kie's limit on new tasks, kept before Kie has to refuse: 20 in ten seconds for the whole account.
+"""Kie's limit on new tasks, enforced before Kie has to refuse: 20 in ten seconds for the whole account.
 
-One process keeps a window of its own. A fleet of workers shares one in Redis, through the ``limits`` library (extra
-``redis``); while that is away, every process falls back to its own, and to Kie's refusals, which cost nothing.
+A process has its own window. A fleet of workers shares one in Redis, through the ``limits`` library (extra ``redis``);
+while Redis is down, every process falls back to its own, and to Kie's refusals, which cost nothing.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from kie_provider.client.plain import clean_text, counted
 
 log = logging.getLogger(__name__)
 
-#: Kie counts new tasks in windows of so many seconds.
+#: Length of Kie's window for new tasks, in seconds.
 WINDOW_SECONDS = 10
 #: It counts a task when its request arrives, and requests travel unequally fast; so a slot is free this many seconds
 #: later. Each request that Kie refuses although it had a slot adds as much again, up to ten times.
 MARGIN = 0.03
 _MOST_MARGINS = 10
-#: Of so many requests is remembered how long they took until they could leave; a tenth of them counts as outliers.
+#: Number of requests whose time until they could leave is remembered; a tenth of them counts as outliers.
 _REMEMBERED = 40
 _OUTLIERS = 4
 _LONGEST = 0.5
 _LEAST_WAIT = 0.01
-#: A shared storage that failed is left alone for so many seconds.
+#: Seconds for which a shared storage that failed is not used.
 _RECOVERY_SECONDS = 30.0
 _STORAGE_TIMEOUT = 2.0
 
@@ -53,7 +53,7 @@ class Slot:
         self.at = max(self._taken_at, free_at)
 
     def leave(self) -> None:
-        """Wait for that moment, and note that the request leaves this machine now: Kie begins to count.
+        """Wait for that moment, and record that the request leaves this machine now: Kie begins to count.
 
         Called with the connection open, so that nothing comes between.
         """
@@ -84,7 +84,7 @@ class Pace:
         self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
 
     def took(self, seconds: float) -> None:
-        """Remember one."""
+        """Record the seconds of one request."""
         self._seconds.append(seconds)
 
     @property
@@ -205,7 +205,7 @@ class SharedWindow:
                 self._away_until = time.monotonic() + _RECOVERY_SECONDS
                 log.warning(
                     "The storage of [kie] rate_limit_storage does not answer (%s); this process keeps the limit on its "
-                    "own for %.0f seconds, and Kie refuses what is too much",
+                    "own for %.0f seconds, and Kie refuses any excess",
                     clean_text(type(error).__name__),
                     _RECOVERY_SECONDS,
                 )
@@ -269,6 +269,6 @@ def window_of(endpoint: Endpoint, storage_uri: str = "") -> Window:
 
 
 def forget_windows() -> None:
-    """Begin anew, as a test does that begins with a new emulator."""
+    """Discard all windows, for a test that starts with a new emulator."""
     with _windows_lock:
         _windows.clear()

@@ -1,4 +1,4 @@
-"""What Kie says of a task: :class:`TaskRecord`, parsed once."""
+"""Kie's record of a task, parsed: :class:`TaskRecord`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kie_provider.client.results import decoded, result_forms, result_object, re
 
 
 class TaskState(str, Enum):
-    """State of a Kie task; what is neither success nor fail counts as running (new states included)."""
+    """State of a Kie task; anything that is neither success nor failure counts as running, unknown states included."""
 
     RUNNING = "running"
     SUCCESS = "success"
@@ -24,14 +24,14 @@ class TaskState(str, Enum):
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What recordInfo says of one task.
+    """The record of one task, from recordInfo.
 
-    Kie sends fields late, as null, as "", double-encoded or not at all; all of that ends here.
+    Kie sends fields late, as null, as "", double-encoded or not at all; this class hides all of that.
     """
 
     kie_task_id: str
     state: TaskState
-    #: Kie's own word: ``waiting``, ``queuing``, ``generating``, ``success``, ``fail``, or one yet unknown.
+    #: Kie's own term: ``waiting``, ``queuing``, ``generating``, ``success``, ``fail``, or one yet unknown.
     kie_state: str
     model: str | None = None
     input: Mapping[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class TaskRecord:
     callback_url: str | None = None
     #: http(s) URLs of the results; they can expire within 24 hours.
     urls: tuple[str, ...] = ()
-    #: What the model made, if that is more than URLs: the ``resultObject`` of text models, else its own structure.
+    #: What the model returned, if that is more than URLs: the ``resultObject`` of text models, else its own structure.
     result: Any = None
     fail_code: str | None = None
     fail_message: str | None = None
@@ -52,15 +52,15 @@ class TaskRecord:
 
     @property
     def has_result(self) -> bool:
-        """Whether there is something to use; a success without it is none."""
+        """Whether there is a usable result; a success without one counts as an error."""
         return bool(self.urls) or self.result is not None
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], kie_task_id: str) -> TaskRecord:
         """Parse the ``data`` object of a recordInfo answer.
 
-        :param data: the object, in any of the shapes Kie is known to send.
-        :param kie_task_id: the id that was asked for; that is the one that counts.
+        :param data: the object, in any of the forms that Kie is known to send.
+        :param kie_task_id: the id that was asked for; it takes precedence.
         """
         word = _text(data.get("state")) or _text(data.get("status"))
         kie_state = word or _STATE_BY_SUCCESS_FLAG.get(_number(data.get("successFlag")), "unknown")
@@ -99,9 +99,9 @@ class TaskRecord:
         return dict(storable(result))
 
 
-#: Kie's words for tasks that have not ended; any other unknown word counts as one, too.
+#: Kie's terms for tasks that have not ended; an unknown term counts as one, too.
 RUNNING_WORDS = ("waiting", "queuing", "generating")
-# Beside Kie's own two, what clients have met at models that came from other endpoints of Kie's.
+# Besides Kie's own two: terms seen at models that came from other Kie endpoints.
 _STATES = {
     **dict.fromkeys(("success", "succeeded", "succeed", "completed", "complete", "finished"), TaskState.SUCCESS),
     **dict.fromkeys(("fail", "failed", "failure", "error"), TaskState.FAIL),
@@ -134,9 +134,9 @@ def _number(value: Any) -> float | None:
 
 def _time(milliseconds: Any) -> datetime | None:
     number = _number(milliseconds)
-    if not number or not 0 < number < 4e12:  # the year 2096: later is not a time
+    if not number or not 0 < number < 4e12:  # the year 2096; anything later is not a time
         return None
-    # Not pendulum's: it takes 40 microseconds, and every look of every trigger comes by here.
+    # Not pendulum's: it takes 40 microseconds, and every poll of every trigger comes through here.
     return datetime.fromtimestamp(number / 1000, timezone.utc)
 
 

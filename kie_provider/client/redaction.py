@@ -1,4 +1,4 @@
-"""Keep the API key out of every text, should a server or proxy send it back, however it is spelt there."""
+"""Keeps the API key out of every text, if a server or proxy sends it back, in whatever spelling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: A shorter key is only blotted where it stands alone: it would hit other words.
+#: Characters. A shorter key is only redacted where it stands alone: it would match other words.
 _SHORTEST_UNMISTAKABLE = 6
 _DEEPEST = 100
 #: What the HTTP libraries log about an answer that they do not understand quotes it.
@@ -25,15 +25,15 @@ _LOGGERS = (
 )
 
 
-def blot(value: Any, api_key: str) -> Any:
+def redact(value: Any, api_key: str) -> Any:
     """Return text, or JSON with all texts in it, with ``***`` in place of the key; JSON nested 100 deep is cut.
 
     The key is found as it is and as JSON, URLs and HTML escape it, also where texts are encoded several times.
     """
-    return _blot(value, _spellings(api_key) if api_key else None, _DEEPEST)
+    return _redact(value, _spellings(api_key) if api_key else None, _DEEPEST)
 
 
-def _blot(value: Any, pattern: re.Pattern[str] | None, depth: int) -> Any:
+def _redact(value: Any, pattern: re.Pattern[str] | None, depth: int) -> Any:
     if isinstance(value, str):
         return pattern.sub("***", value) if pattern else value
     if not isinstance(value, Mapping | list | tuple):
@@ -41,8 +41,8 @@ def _blot(value: Any, pattern: re.Pattern[str] | None, depth: int) -> Any:
     if not depth:
         return "..."
     if isinstance(value, Mapping):
-        return {_blot(name, pattern, depth): _blot(inner, pattern, depth - 1) for name, inner in value.items()}
-    return type(value)(_blot(inner, pattern, depth - 1) for inner in value)
+        return {_redact(name, pattern, depth): _redact(inner, pattern, depth - 1) for name, inner in value.items()}
+    return type(value)(_redact(inner, pattern, depth - 1) for inner in value)
 
 
 @functools.lru_cache(maxsize=64)
@@ -60,7 +60,7 @@ def _spellings_of_character(character: str) -> str:
 
 
 class _KeyFilter(logging.Filter):
-    """Blots all keys of this process out of log records."""
+    """Redacts all keys of this process in log records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,9 +71,9 @@ class _KeyFilter(logging.Filter):
         with contextlib.suppress(Exception):  # a record that cannot be formatted; no request ends for it
             message, error = record.getMessage(), str(record.exc_info[1] if record.exc_info else "")
             for api_key in tuple(self.keys):
-                if blot(message + error, api_key) != message + error:
+                if redact(message + error, api_key) != message + error:
                     # The traceback ends with the error's text.
-                    message, error = blot(message, api_key), ""
+                    message, error = redact(message, api_key), ""
                     record.msg, record.args, record.exc_info, record.exc_text = message, None, None, None
         return True
 
@@ -82,7 +82,7 @@ _filter = _KeyFilter()
 
 
 def keep_out_of_logs(api_key: str) -> None:
-    """Blot a key out of what the HTTP libraries log from now on, at any level."""
+    """Redact a key in what the HTTP libraries log from now on, at any level."""
     _filter.keys.add(api_key)
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_filter)

@@ -1,4 +1,4 @@
-"""What may be sent again, and after how long. Pure: the caller sleeps.
+"""What may be sent again, and after how many seconds. Pure: the caller sleeps.
 
 A createTask is sent again only after an explicit refusal or when it cannot have left this machine; everything
 else may already run and cost credits.
@@ -18,13 +18,13 @@ from kie_provider.client.errors import (
     KieTransportError,
 )
 
-#: A single look-up (credits, one record, a download link) or download is tried at most this often.
+#: A single look-up (credits, one record, a download link) or download is attempted at most this many times.
 LOOKUP_ATTEMPTS = 4
-#: createTask waits in place for about this many seconds altogether: Kie's window for 20 creations, and a little.
+#: Seconds for which createTask is retried in place: Kie's window for 20 creations, and a margin.
 SUBMIT_PATIENCE = 12.0
-#: A server that asks for a longer wait than this (seconds) is not waited for in place.
+#: Seconds. A longer ``Retry-After`` is not waited out in place.
 LONGEST_RETRY_AFTER = 30.0
-#: No server is believed that it needs more seconds than this.
+#: Seconds. A longer ``Retry-After`` is cut to this.
 BELIEVED_RETRY_AFTER = 600.0
 
 

@@ -20,7 +20,7 @@ from kie_provider.client.errors import KieConnectionError, KieTransportError
 from kie_provider.client.plain import one_line
 from kie_provider.client.protocol import Answer, Request
 from kie_provider.client.proxies import proxy_for
-from kie_provider.client.redaction import blot
+from kie_provider.client.redaction import redact
 from kie_provider.client.retry import parse_retry_after
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def _transport_error(
     host = endpoint.url("", upload=request.to_upload_host)
     outcome = "no usable answer" if may_have_arrived else "the request never left this machine"
     # Protocol errors quote the answer, which may quote the key; others quote the proxy, which may hold a password.
-    cause = one_line(blot(without_userinfo(root_cause(error)), endpoint.api_key))
+    cause = one_line(redact(without_userinfo(root_cause(error)), endpoint.api_key))
     return KieTransportError(
         f"{request.method} {host}{request.path}: {outcome} ({cause})",
         may_have_arrived=may_have_arrived,

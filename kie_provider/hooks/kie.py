@@ -93,13 +93,13 @@ class KieHook(BaseHook):
         return self.get_conn().create_task(model, input, callback_url, slot.leave)
 
     def acquire_slot(self, patience: float | None = None) -> None:
-        """Wait until one more task may be created: Kie allows an account 20 in ten seconds, and refuses the rest.
+        """Wait until one more task may be created: Kie allows an account 20 in ten seconds, and refuses more.
 
         All connections of this process with the same key share a window; with ``[kie] rate_limit_storage``, all workers
         do. :meth:`create_task` calls this itself.
 
-        :param patience: seconds to wait at most; default 12, which is Kie's window and a little.
-        :raises KieRateLimitError: no slot will be free so soon; ``retry_after`` says when one may be.
+        :param patience: seconds to wait at most; default 12, which is Kie's window and a margin.
+        :raises KieRateLimitError: no slot will be free by then; ``retry_after`` says when one may be.
         :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
         """
         self._take_slot(patience).leave()
@@ -110,13 +110,13 @@ class KieHook(BaseHook):
         from kie_provider.client.rate_limit import SlotWait
         from kie_provider.client.retry import SUBMIT_PATIENCE
 
-        wait = SlotWait(self.submit_window, SUBMIT_PATIENCE if patience is None else patience)
+        wait = SlotWait(self.rate_limit_window, SUBMIT_PATIENCE if patience is None else patience)
         for seconds in wait:
             time.sleep(seconds)
         return wait.slot
 
     @property
-    def submit_window(self) -> Window:
+    def rate_limit_window(self) -> Window:
         """The account's window of new tasks.
 
         :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
@@ -132,10 +132,10 @@ class KieHook(BaseHook):
         """
         return self.get_conn().get_task(kie_task_id)
 
-    def look(self, kie_task_id: str) -> Observation:
-        """Take one look at a task and return its record, or the error in its place; nothing is retried."""
+    def poll(self, kie_task_id: str) -> Observation:
+        """Poll a task once and return its record, or the error instead; nothing is retried."""
         try:
-            return self.get_conn().look(kie_task_id)
+            return self.get_conn().poll(kie_task_id)
         except KieError as error:  # the connection itself
             return error
 
@@ -144,9 +144,9 @@ class KieHook(BaseHook):
     ) -> TaskRecord:
         """Wait in this process until the task has succeeded. Prefer the deferrable sensor: it holds no worker slot.
 
-        :param poll_interval: seconds between two looks; grows to 15 after the first minute.
-        :param timeout: seconds, after which one last look is taken.
-        :raises KieTaskTimeoutError: it was still running then; nothing is lost, wait again.
+        :param poll_interval: seconds between two polls; grows to 15 after the first minute.
+        :param timeout: seconds, after which the task is polled once more.
+        :raises KieTaskTimeoutError: it was still running then; nothing is lost, and another wait may follow.
         :raises KieTaskFailedError: it ended in ``state=fail``.
         :raises KieResultError: it succeeded without a result.
         """
@@ -223,11 +223,11 @@ class KieHook(BaseHook):
     ) -> TaskRecord:
         """Wait on the event loop until the task has succeeded; otherwise as :meth:`wait`.
 
-        The first poll is taken at a random time within one interval, as the worker has just polled: after a restart
-        of the triggerer, thousands of waits do not open a connection each at the same moment, but share a few.
+        The first poll is due at a random time within one interval: the worker has just polled, and thousands of waits
+        that start together, as after a restart of the triggerer, share a few connections.
 
-        :param deadline: epoch seconds of the last poll; None: wait for ever.
-        :param gate: held during each poll; a semaphore bounds how many are taken at once.
+        :param deadline: epoch seconds of the last poll; None: wait forever.
+        :param gate: held during each poll; a semaphore bounds their number.
         :param callback: ``expected`` if Kie calls back when the task has ended: polls are rare then, the first one is
             taken after ten seconds. ``came`` if it has called: they get rare after a minute.
         """
@@ -261,9 +261,9 @@ class KieHook(BaseHook):
             yield lambda kie_task_id: TaskPoll(self, shared, kie_task_id, gate)
 
     def refresh_key(self, refused: Endpoint | None) -> None:
-        """Read the connection anew, because Kie has refused its key: it may have been rotated.
+        """Read the connection again, because Kie has refused its key: it may have been rotated.
 
-        :param refused: what was in use; nothing is read if it is not any more.
+        :param refused: the endpoint in use then; nothing is read if another one is in use by now.
         :raises KieConnectionError: there is no such connection any more, or a field of it is not valid.
         """
         if self._endpoint is not refused:
@@ -273,7 +273,7 @@ class KieHook(BaseHook):
             return
         from kie_provider.hooks.connection import read_endpoint
 
-        # Replaced, not removed and made again: other threads use it, and only this one may ask Airflow.
+        # Replaced, never missing: other threads use it, and only this one may ask Airflow.
         before, self._client = self._client, self._new_client(read_endpoint(self.kie_conn_id))
         before.close()
 
@@ -313,7 +313,7 @@ class TaskPoll:
     def __init__(
         self, hook: KieHook, shared: SharedSession, kie_task_id: str, gate: AbstractAsyncContextManager[Any] | None
     ) -> None:
-        from kie_provider.client.protocol import get_task, read_look
+        from kie_provider.client.protocol import get_task, read_poll
         from kie_provider.client.transport import RepeatedGet
 
         self._hook = hook
@@ -321,7 +321,7 @@ class TaskPoll:
         self._kie_task_id = kie_task_id
         self._gate = gate
         self._get_from = functools.partial(RepeatedGet, request=get_task(kie_task_id))
-        self._read = read_look
+        self._read = read_poll
         self._get: RepeatedGet | None = None
 
     async def __call__(self, *, refresh_key: bool = False) -> Observation:

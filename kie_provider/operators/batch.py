@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 
 from kie_provider import parameters
-from kie_provider.assets import tell_assets
+from kie_provider.assets import set_asset_extra
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from kie_provider.links import KieImagesLink, KieLogsLink
 from kie_provider.operators.flux2 import DEFAULT_MODEL
@@ -34,18 +34,18 @@ class Flux2BatchOperator(SavingOperator):
     saves what is ready meanwhile. Then it waits in the triggerer without a worker slot, and comes back when all are
     done, or after a minute with a quarter of them, to save these and submit more.
 
-    Every order is fenced as that of :class:`~kie_provider.operators.kie.KieCreateTaskOperator`: whatever dies, a retry
-    goes on with the Kie tasks that are there and orders only what is missing (Airflow 3.3 and later). So does clearing
-    a batch that failed, with a changed list too; clearing one that had succeeded makes all images anew. Before 3.3
-    nothing outlives a try: use ``retries=0``.
+    Every submission is fenced like that of :class:`~kie_provider.operators.kie.KieCreateTaskOperator`: whatever dies, a
+    retry continues with the Kie tasks that are there and submits only what is missing (Airflow 3.3 and later). So does
+    clearing a batch that failed, with a changed list too; clearing one that had succeeded makes all images anew. Before
+    3.3 nothing outlives a try: use ``retries=0``.
 
     Returns ``manifest`` (path of a JSON file with the result dict of every item, or why there is none), the number of
     ``images`` asked for, of those ``saved``, ``failed``, ``unknown`` (createTask's answer was lost), ``running`` (not
-    done in time) and ``not_ordered`` (the account was empty, for example), ``credits`` (charged for what was saved)
+    done in time) and ``not_submitted`` (the account was empty, for example), ``credits`` (charged for what was saved)
     and ``estimated_credits``. While the batch runs, XCom ``progress`` has the counts and ``manifest``.
 
     The parameters that are not listed here are those of :class:`~kie_provider.operators.results.KieSaveResultOperator`;
-    in ``file_name``, ``{item}`` is the place in the list, from 0, and ``{prompt_slug}`` the prompt as part of a name.
+    in ``file_name``, ``{item}`` is the index in the list, from 0, and ``{prompt_slug}`` the prompt as part of a name.
     Two images of one name are refused before anything is sent, and so is a batch that the account cannot pay.
 
     :param prompts: a list whose items are prompts, or dicts with ``prompt`` and any of ``model``, ``aspect_ratio``,
@@ -57,19 +57,19 @@ class Flux2BatchOperator(SavingOperator):
         and ``nsfw_checker``.
     :param callback_url: public URL that Kie calls when a task ends; optional (templated).
     :param min_success: the task succeeds if this share of the images is saved, default 1.0: all (templated).
-    :param allow_duplicates: order an image for each of several equal items. Default: refuse the list.
+    :param allow_duplicates: make an image for each of several equal items. Default: refuse the list.
     :param max_credits: fail, before anything is sent, if the whole batch costs more credits than this. Default: no
         limit (templated).
     :param min_credits_left: fail, before anything is sent, if fewer credits than this would be left on the account.
         Default: no limit (templated).
-    :param on_unknown_submit: what a later try does about items of which nobody knows whether a task was created:
-        ``fail`` (default) leaves them alone, ``resubmit`` orders them anew and can pay twice.
+    :param on_unknown_submit: what a later try does about items of which it is not known whether a task was created:
+        ``fail`` (default) leaves them alone, ``resubmit`` submits them again and can pay twice.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
-    :param poll_interval: seconds or timedelta between two looks at a Kie task, default 3, at least 1; grows to 15 s
+    :param poll_interval: seconds or timedelta between two polls of a Kie task, default 3, at least 1; grows to 15 s
         after the first minute (templated).
     :param timeout: seconds or timedelta that one image may take, default 900 s, from its submission or the start of the
-        try. What is not done then goes on at Kie, and a retry waits for it again. ``execution_timeout`` ends the whole
-        batch (templated).
+        try. What is not done then keeps running at Kie, and a retry waits for it again. ``execution_timeout`` ends the
+        whole batch (templated).
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
     """
 
@@ -152,20 +152,20 @@ class Flux2BatchOperator(SavingOperator):
         parameters.check_constants(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Check the whole list, then order, wait and save until every image is there."""
+        """Check the whole list, then submit, wait and save until every image is saved."""
         return self._finish(context, self._open(context).execute())
 
     def execute_complete(self, context: Context, event: Any, journal: Sequence[int] | None = None) -> dict[str, Any]:
-        """Save what has ended, order more, and wait again if need be.
+        """Save what has ended, submit more, and wait again if necessary.
 
-        :param journal: how much the journal held when the task was deferred; None: not known.
+        :param journal: position of the journal when the task was deferred; None: not known.
         """
         from kie_provider.triggers.batch import read_error
 
         return self._finish(context, self._open(context).resume(read_error(event), journal))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral, also when the trigger timed out or crashed."""
+        """Resume after the deferral, also when the trigger timed out or crashed."""
 
         def without_event(error: Exception) -> dict[str, Any]:
             return self._finish(context, self._open(context).resume(error))
@@ -173,7 +173,7 @@ class Flux2BatchOperator(SavingOperator):
         return resume(self, next_method, next_kwargs, context, without_event)
 
     def on_kill(self) -> None:
-        """Say in the log that the Kie tasks go on. Nothing else: the signal may come within a call to Airflow."""
+        """Log that the Kie tasks keep running. Nothing else: the signal may interrupt a call to Airflow."""
         if self._run is not None:
             self._run.stop()
 
@@ -184,5 +184,5 @@ class Flux2BatchOperator(SavingOperator):
         return self._run
 
     def _finish(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
-        tell_assets(self, context, result)
+        set_asset_extra(self, context, result)
         return result

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
-from kie_provider.assets import tell_assets
+from kie_provider.assets import set_asset_extra
 from kie_provider.client.plain import counted, from_text, got, is_blank
 from kie_provider.config import price_table
-from kie_provider.failures import Facts, failures
+from kie_provider.failures import FailureContext, failures
 from kie_provider.links import KieRunImagesLink
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class KieContactSheetOperator(BaseOperator):
         from kie_provider.files.provenance import input_of
         from kie_provider.files.storage import storage_path
 
-        with failures(self.log, lambda: Facts(charged="nothing")):
+        with failures(self.log, lambda: FailureContext(charged="nothing")):
             results, prompts = _read_results(self.results), _read_prompts(self.prompts)
             if _is_batch(results):
                 items = read_items(storage_path("results", results["manifest"]))
@@ -98,7 +98,7 @@ class KieContactSheetOperator(BaseOperator):
                 sheet["not_found"],
             )
         files = [file for result in results for file in list_of(result.get("files"))]
-        tell_assets(self, context, {"manifest": sheet["manifest"], "files": files})
+        set_asset_extra(self, context, {"manifest": sheet["manifest"], "files": files})
         return dict(sheet)
 
 

@@ -21,7 +21,7 @@ from kie_provider.operators.results import (
     DEFAULT_MAX_PIXELS,
     SavingOperator,
 )
-from kie_provider.parameters import DEFAULT_FILE_NAME, ORDER_FIELDS
+from kie_provider.parameters import DEFAULT_FILE_NAME, IMAGE_FIELDS
 from kie_provider.waiting import (
     log_success,
     poll_or_defer,
@@ -45,7 +45,7 @@ DEFAULT_MODEL = "flux-2/pro"
 #: XCom key under which a try keeps the Kie task id while it is deferred.
 KIE_TASK_ID_KEY = "kie_task_id"
 #: The parameters that make up createTask's body.
-REQUEST_FIELDS = (*ORDER_FIELDS, "callback_url")
+REQUEST_FIELDS = (*IMAGE_FIELDS, "callback_url")
 
 
 class Flux2CreateTaskOperator(SubmittingOperator):
@@ -131,12 +131,12 @@ class Flux2CreateTaskOperator(SubmittingOperator):
 class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
     """Create one Flux-2 image task, wait until it has succeeded, save the image, and return the result dict.
 
-    One task instance from prompt to file, so a retry after a crash in any step goes on with the same Kie task and
-    pays nothing (Airflow 3.3 and later). Deferred, the wait holds no worker slot.
+    One task instance from prompt to file, so a retry after a crash in any step continues with the same Kie task
+    and pays nothing (Airflow 3.3 and later). Deferred, the wait holds no worker slot.
 
-    When Kie fails the task for a reason of its own, which costs nothing, the retry creates a new one; a refusal of the
-    input fails at once. After the time-out the task fails, and the retry goes on with the same Kie task and a fresh
-    time-out. Before Airflow 3.3 every failure after createTask is final, because a retry would pay again.
+    If Kie fails the task through its own fault, which costs nothing, the retry creates a new one; a refusal of the
+    input fails at once. After the timeout the task fails, and the retry continues with the same Kie task and a fresh
+    timeout. Before Airflow 3.3 every failure after createTask is final, because a retry would pay again.
 
     The result dict is that of :class:`~kie_provider.sensors.kie.KieTaskSensor`; ``urls`` is never empty. With a
     ``target`` it has ``files`` too, and the image is saved as
@@ -146,9 +146,9 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
     :param target: folder for the image and the JSON file that says where it comes from (templated). Default: not
         saved, and Kie's link may die within 24 hours.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
-    :param poll_interval: seconds or timedelta between two looks, default 3, at least 1; grows to 15 s after the first
+    :param poll_interval: seconds or timedelta between two polls, default 3, at least 1; grows to 15 s after the first
         minute (templated).
-    :param timeout: seconds or timedelta from the start of the try, default 900 s; after them one last look is taken.
+    :param timeout: seconds or timedelta from the start of the try, default 900 s; then the task is polled once more.
         The shorter of this and ``execution_timeout`` counts (templated).
     """
 
@@ -232,7 +232,7 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
             return self._finish(read_event(event, submission.kie_task_id or ""), context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral; a trigger that timed out or crashed gets one poll and, if need be, a successor."""
+        """Resume after the deferral; a trigger that timed out or crashed gets one poll and, if need be, a successor."""
 
         def without_event(error: Exception) -> dict[str, Any]:
             submission = self._open_submission(context)
@@ -308,13 +308,13 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
 
 
 def read_request(operator: Flux2CreateTaskOperator | Flux2GenerateImageOperator) -> TaskRequest:
-    """Return what the rendered fields ask for.
+    """Return the request that the rendered fields ask for.
 
     :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
     """
     from kie_provider.submission.inputs import flux2_request
 
-    fields = {name: getattr(operator, name) for name in ORDER_FIELDS}
+    fields = {name: getattr(operator, name) for name in IMAGE_FIELDS}
     return flux2_request(fields, operator.callback_url, parameters.problems(operator))
 
 
@@ -333,7 +333,7 @@ def check_budget(
 
 
 def find_images(operator: Flux2CreateTaskOperator | Flux2GenerateImageOperator) -> Sequence[InputImage]:
-    """Return the input images, where what an earlier try has submitted is sent anew."""
+    """Return the input images, for sending again what an earlier try has submitted."""
     from kie_provider.files.inputs import read_input_images
 
     return read_input_images(operator.input_images)[0]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SubmittingOperator(BaseOperator):
-    """What operators that create one Kie task have in common; not for use in a DAG."""
+    """Base class of the operators that create one Kie task; not for use in a DAG."""
 
     operator_extra_links: Collection[BaseOperatorLink] = (KieImagesLink(), KieLogsLink())
     ui_color = "#e8e4f8"
@@ -26,7 +26,7 @@ class SubmittingOperator(BaseOperator):
     _submission: SingleSubmission | None = None
 
     def on_kill(self) -> None:
-        """Say in the log that the Kie task goes on. Nothing else: the signal may come within a call to Airflow."""
+        """Log that the Kie task keeps running. Nothing else: the signal may interrupt a call to Airflow."""
         if self._submission is not None:
             self._submission.stop()
 
@@ -34,8 +34,8 @@ class SubmittingOperator(BaseOperator):
 class KieCreateTaskOperator(SubmittingOperator):
     """Create one task at Kie.ai and return its Kie task id (str), for a sensor to wait for.
 
-    Kie bills the task when it succeeds. On Airflow 3.3 and later, every later try of this task instance goes on with
-    the task that was created, after a crash too; only clearing a task that had succeeded, or clearing with other
+    Kie bills the task when it succeeds. On Airflow 3.3 and later, every later try of this task instance continues
+    with the task that was created, after a crash too; only clearing a task that had succeeded, or clearing with other
     inputs, pays for a new one. Before 3.3 nothing outlives a try: use ``retries=0``.
 
     createTask is never sent again when the first one may have arrived: the operator then fails without retry and says

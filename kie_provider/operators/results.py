@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
-from kie_provider.assets import tell_assets
+from kie_provider.assets import set_asset_extra
 from kie_provider.client.errors import KieTaskFailedError, KieTaskTimeoutError, raise_for_problems
 from kie_provider.client.plain import from_text, got, is_blank
 from kie_provider.config import price_table, shown_prices
-from kie_provider.failures import Facts, failures
+from kie_provider.failures import FailureContext, failures
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, KieHook
 from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
 from kie_provider.parameters import DEFAULT_FILE_NAME
@@ -29,7 +29,7 @@ DEFAULT_MAX_PIXELS = 12_000_000
 
 
 class SavingOperator(BaseOperator):
-    """What operators that save results have in common; not for use in a DAG.
+    """Base class of the operators that save results; not for use in a DAG.
 
     The parameters are described at :class:`KieSaveResultOperator`.
     """
@@ -65,10 +65,10 @@ class SavingOperator(BaseOperator):
         return shown_prices().cost_of(self._result) if self._result else None
 
     def saver(self, hook: KieHook, *, images_only: bool = False, file_name: str | None = None) -> ResultSaver:
-        """Return what saves; making it checks the rendered parameters.
+        """Return the saver, which checks the rendered parameters.
 
-        :param images_only: nothing else is a result of this operator.
-        :param file_name: in the place of the author's.
+        :param images_only: whether every result must be an image.
+        :param file_name: replaces the author's.
         """
         from kie_provider.files.saving import ResultSaver, SaveOptions
 
@@ -90,7 +90,7 @@ class SavingOperator(BaseOperator):
 
         self._result = result
         saved = saver.save(result, RunFacts.of(context["ti"]))
-        tell_assets(self, context, {name: saved[name] for name in ("kie_task_id", "model", "files")})
+        set_asset_extra(self, context, {name: saved[name] for name in ("kie_task_id", "model", "files")})
         return saved
 
 
@@ -115,8 +115,8 @@ class KieSaveResultOperator(SavingOperator):
     :param file_name: name below the target, default ``{kie_task_id}-{index}.{extension}``; it ends with
         ``.{extension}``, and may have folders (templated).
     :param overwrite: replace a file of that name that is another one. Default: fail, and leave it alone.
-    :param on_wrong_size: ``warn`` (default) or ``fail``, when an image has not the aspect ratio or resolution that was
-        ordered.
+    :param on_wrong_size: ``warn`` (default) or ``fail``, when an image does not have the aspect ratio or resolution
+        that was requested.
     :param embed_provenance: also write model, Kie task id, prompt and the IPTC source type for generated media into
         PNG, JPEG and WebP files, as PNG text, EXIF and XMP. The pixels stay as they are. Refused for files with C2PA.
     :param redact_prompt: leave the prompt out of the JSON file (its sha256 is there instead) and of the image.
@@ -165,8 +165,8 @@ class KieSaveResultOperator(SavingOperator):
             saver = self.saver(hook)
             return self._save(_read_result(self.result, hook), saver, context)
 
-    def _facts(self) -> Facts:
-        return Facts(self.kie_conn_id, self._result.get("kie_task_id"), self._charged())
+    def _facts(self) -> FailureContext:
+        return FailureContext(self.kie_conn_id, self._result.get("kie_task_id"), self._charged())
 
 
 def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:

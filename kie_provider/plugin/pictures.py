@@ -256,7 +256,7 @@ def _of_batch(output: TaskOutput, path: str, read_items: ReadItems, prices: Pric
         if outcome == "saved":
             yield from _of_result(output, item, prices, index)
         else:
-            is_open = outcome in ("running", "not ordered") and output.state in UNFINISHED
+            is_open = outcome in ("running", "not submitted") and output.state in UNFINISHED
             yield _gap(
                 output,
                 text_of(item.get("reason")) or outcome,

@@ -20,9 +20,8 @@ from airflow.providers.common.compat.sdk import (
 from kie_provider import parameters
 from kie_provider.client.errors import KieError, KieTaskTimeoutError, KieValidationError
 from kie_provider.client.plain import counted, got, is_blank, is_kie_task_id, shorten
-from kie_provider.failures import Facts, failures, sensor_failure
+from kie_provider.failures import FailureContext, failures, log_on_kill, sensor_failure, still_billed_message
 from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
-from kie_provider.last_words import goes_on, log_last_words
 from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
 from kie_provider.waiting import (
     expect_callback,
@@ -51,14 +50,14 @@ class KieTaskSensor(BaseSensorOperator):
     The result dict has ``kie_task_id, model, state, urls, result, credits_consumed, cost_seconds, created_at,
     completed_at`` (ISO 8601, UTC) and ``input``.
 
-    ``state=fail`` and other hopeless errors fail the sensor without retry, its deadline raises
+    ``state=fail`` and other final errors fail the sensor without retry, its timeout raises
     ``AirflowSensorTimeout``; ``soft_fail``, ``never_fail`` and ``mode`` act as in every sensor.
 
     :param kie_task_id: what the creating operator returned (templated).
     :param kie_conn_id: Airflow connection of type ``kie``, default ``kie_default`` (templated).
-    :param poke_interval: seconds or timedelta between two looks, default 3, at least 1; a deferred wait slows down to
+    :param poke_interval: seconds or timedelta between two polls, default 3, at least 1; a deferred wait slows down to
         15 s after a minute.
-    :param timeout: seconds from the start of the try, default 900; after them one last look is taken.
+    :param timeout: seconds from the start of the try, default 900; then the task is polled once more.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
     """
 
@@ -116,7 +115,7 @@ class KieTaskSensor(BaseSensorOperator):
             return self._finish(read_event(event, self.kie_task_id))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral; a trigger that timed out or crashed gets one poll and, if need be, a successor."""
+        """Resume after the deferral; a trigger that timed out or crashed gets one poll and, if need be, a successor."""
 
         def without_event(error: Exception) -> dict[str, Any]:
             with self._failures():
@@ -126,25 +125,25 @@ class KieTaskSensor(BaseSensorOperator):
         return resume(self, next_method, next_kwargs, context, without_event)
 
     def on_kill(self) -> None:
-        """Say in the log that the Kie task goes on."""
-        log_last_words(self.log, goes_on(self.kie_task_id))
+        """Log that the Kie task keeps running."""
+        log_on_kill(self.log, still_billed_message(self.kie_task_id))
 
     def _poke(self, waiting: Waiting) -> dict[str, Any] | None:
         """Poll once and return the result dict, or None while the task is running.
 
         :raises KieError: the wait is over without a result.
         """
-        from kie_provider.client.polling import Again
+        from kie_provider.client.polling import PollAgain
 
         verdict = poll(self.kie_conn_id, self._valid_id(), waiting)
-        if not isinstance(verdict, Again):
+        if not isinstance(verdict, PollAgain):
             return self._finish(verdict.record.to_result())
         self.log.info("Kie task %s: %s", self.kie_task_id, verdict.reason)
         self._waiting, self._reason = verdict.waiting, verdict.reason
         return None
 
     def _wait_of_pokes(self, context: Context) -> Waiting:
-        """Return the wait of a sensor that pokes, whose time BaseSensorOperator watches."""
+        """Return the state of a poking sensor's wait; BaseSensorOperator enforces its timeout."""
         from kie_provider.client.polling import Waiting
 
         ti = context["ti"]
@@ -169,7 +168,7 @@ class KieTaskSensor(BaseSensorOperator):
     def _valid_id(self) -> str:
         """Return the Kie task id.
 
-        :raises KieValidationError: it is none.
+        :raises KieValidationError: it cannot be one.
         """
         kie_task_id = self.kie_task_id
         if is_blank(kie_task_id) or not isinstance(kie_task_id, str):
@@ -198,6 +197,6 @@ class KieTaskSensor(BaseSensorOperator):
             return AirflowSkipException(f"Skipped because {flag} is set: {error}")
         return failure
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> FailureContext:
         is_id = is_kie_task_id(self.kie_task_id) and not is_blank(self.kie_task_id)
-        return Facts(self.kie_conn_id, self.kie_task_id if is_id else None)
+        return FailureContext(self.kie_conn_id, self.kie_task_id if is_id else None)

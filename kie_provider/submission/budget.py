@@ -1,4 +1,4 @@
-"""The budget guard: what the images of a task instance may cost, checked before the first is paid for."""
+"""The budget: what the images of a task instance may cost, checked before the first is paid for."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Budget:
-    """What the author of a DAG allows; None: anything.
+    """The limits that the author of a DAG sets; None: no limit.
 
-    :param max_credits: so many credits may be spent.
-    :param min_credits_left: so many credits must be left on the account.
+    :param max_credits: most credits to spend.
+    :param min_credits_left: fewest credits to leave on the account.
     """
 
     max_credits: float | None = None
@@ -32,10 +32,10 @@ class Budget:
         """Raise if the images exceed the budget.
 
         :param what: the images, for the message.
-        :param estimate: credits that they cost; None: one is not in the price table.
-        :param get_credits: asks for the balance; only called if it matters.
-        :param spent: credits that the same batch has cost already.
-        :raises KieBudgetError: they cost too much, leave too little, or nobody knows.
+        :param estimate: credits that they cost; None: one of them is not in the price table.
+        :param get_credits: returns the balance; called only if it matters.
+        :param spent: credits that the same batch has already cost.
+        :raises KieBudgetError: they cost too much, leave too little, or their price is not known.
         """
         if self.max_credits is None and self.min_credits_left is None:
             return
@@ -56,11 +56,11 @@ class Budget:
 
 
 def refuse_unpayable(what: str, price: float | None, get_credits: Callable[[], float]) -> None:
-    """Refuse images that the account cannot pay all together.
+    """Refuse images that the account cannot pay for together.
 
     :param what: the images, for the message.
-    :param price: credits that they cost; None: not known, so nothing is asked.
-    :param get_credits: asks for the balance, which is free of charge.
+    :param price: credits that they cost; None: not known, so nothing is checked.
+    :param get_credits: returns the balance, free of charge.
     :raises KieInsufficientCreditsError: there are too few credits.
     """
     if not price:
@@ -70,7 +70,7 @@ def refuse_unpayable(what: str, price: float | None, get_credits: Callable[[], f
     except KieError as error:
         if not error.is_transient:
             raise
-        log.warning("The balance is not known, so whether it is enough shows when it is spent: %s", error)
+        log.warning("The balance could not be read, so it was not checked: %s", error)
         return
     if balance < price:
         raise KieInsufficientCreditsError(
@@ -80,9 +80,9 @@ def refuse_unpayable(what: str, price: float | None, get_credits: Callable[[], f
 
 
 def estimate(kinds: Iterable[tuple[str, Any]], prices: PriceTable) -> tuple[float | None, str]:
-    """Return the credits that images cost, and the sum in words; None: one of them is not in the price table.
+    """Return the credits that images cost (None: one is not in the price table), and the calculation as text.
 
-    :param kinds: model and resolution of each.
+    :param kinds: model and resolution of each image.
     """
     counts = Counter(kinds)
     by_kind = {kind: prices.credits_for(*kind) for kind in counts}

@@ -1,7 +1,7 @@
-"""What a try makes of the submissions before it. Pure.
+"""What a try does about earlier submissions. Pure.
 
-Items are matched to submissions by what was submitted, not by their place in the list, so a list that has got a new
-item at its top pays for one. A single image is a list of one.
+Items are matched to submissions by content, not by their index in the list, so a new item at the top of the list pays
+for one image. A single image is a list of one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from kie_provider.client.plain import storable
 from kie_provider.submission.record import SubmissionRecord
 
-#: Of several submissions for one item, the one that got furthest counts.
+#: Of several submissions for one item, the one that got furthest counts: the first of these states.
 _PREFERRED = ("submitted", "failed", "refused", "unknown")
 
 
@@ -25,9 +25,9 @@ class Submit:
 
 @dataclass(frozen=True)
 class Reattach:
-    """Go on with the Kie task that was created.
+    """Continue with the Kie task that was created.
 
-    :param has_changed: the inputs would now be submitted differently.
+    :param has_changed: whether the inputs have changed since.
     """
 
     record: SubmissionRecord
@@ -36,7 +36,7 @@ class Reattach:
 
 @dataclass(frozen=True)
 class Unknown:
-    """A Kie task may exist whose id nobody here knows."""
+    """A Kie task may exist whose id is not known."""
 
     record: SubmissionRecord
 
@@ -53,10 +53,10 @@ def next_step(
 ) -> Step:
     """Decide what a try that wants one image must do.
 
-    :param records: what is known of earlier submissions, in their order.
+    :param records: the earlier submissions, in order.
     :param fingerprint: of what would be submitted now.
-    :param max_tries: Airflow's number of the last try, which tells a clear from a retry.
-    :param resubmit_unknown: submit again where a task may exist, and pay twice if it does.
+    :param max_tries: Airflow's ``max_tries``, which tells a clear from a retry.
+    :param resubmit_unknown: submit again although a task may exist, and pay twice if it does.
     """
     states = ("submitted",) if resubmit_unknown else ("submitted", "unknown")
     latest_first = [record for record in reversed(records) if record.state in states]
@@ -78,14 +78,14 @@ def assign(
     max_tries: int | None,
     resubmit_unknown: bool = False,
 ) -> tuple[list[SubmissionRecord | None], list[SubmissionRecord]]:
-    """Decide what a new try of a batch goes on with.
+    """Decide what a new try of a batch continues with.
 
-    :param records: what is known of earlier submissions, in their order.
+    :param records: the earlier submissions, in order.
     :param fingerprints: of the items, as they would be submitted now.
     :return: for every item the submission that counts for it (None: submit), and all submissions that still count.
     """
     wanted = {record for record in records if _is_wanted(record, max_tries, resubmit_unknown)}
-    # What a clear leaves behind must not hide what is in doubt.
+    # What a clear has made obsolete must not hide what is in doubt.
     candidates = [record for record in records if record in wanted or not record.is_cleared_since(max_tries)]
     claimed = claim(candidates, fingerprints, max_tries=max_tries)
     kept = [record for record in records if record in wanted]
@@ -109,11 +109,11 @@ def _is_wanted(record: SubmissionRecord, max_tries: int | None, resubmit_unknown
 def claim(
     records: Sequence[SubmissionRecord], fingerprints: Sequence[str], *, max_tries: int | None
 ) -> list[SubmissionRecord | None]:
-    """Find the submission for every item of the list; None: there is none yet.
+    """Find the submission of every item of the list; None: it has none yet.
 
-    After a retry, items that have changed take over submissions that no other item claims, because the inputs of a
-    batch count as they were when they were first submitted. After a clear they are submitted anew, but what a clear has
-    left out is found again by a list that asks for the same.
+    On a retry, changed items take over submissions that no other item claims, because the inputs of a batch count as
+    they were first submitted. After a clear they are submitted anew; but an item that an earlier clear dropped finds
+    its submission again if it returns unchanged.
     """
     known = [record for record in records if record.state in _PREFERRED]
     before_clear = [record.is_cleared_since(max_tries) for record in known]
@@ -130,7 +130,7 @@ def claim(
 def _claim_the_same(
     claimed: list[SubmissionRecord | None], records: Sequence[SubmissionRecord], fingerprints: Sequence[str]
 ) -> list[SubmissionRecord]:
-    """Give items that have none a submission of the same; return the submissions that are left."""
+    """Give items without a submission one of the same content; return the submissions that are left."""
     by_fingerprint: dict[str, list[SubmissionRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: _PREFERRED.index(record.state)):
         by_fingerprint[record.fingerprint].append(record)
@@ -141,10 +141,10 @@ def _claim_the_same(
 
 
 def of_this_try(records: Sequence[SubmissionRecord], count: int) -> list[SubmissionRecord | None]:
-    """Find the submission for every item of the list that this try has begun with; None: there is none yet.
+    """Find the submission of every item of the list with which this try began; None: it has none yet.
 
-    :param records: of which :meth:`~kie_provider.submission.journal.Journal.begin` has said to which item they belong.
-    :param count: of items.
+    :param records: assigned to items by :meth:`~kie_provider.submission.journal.Journal.begin`.
+    :param count: number of items.
     """
     claimed: list[SubmissionRecord | None] = [None] * count
     known = [record for record in records if record.state in _PREFERRED and record.item < count]
@@ -154,7 +154,7 @@ def of_this_try(records: Sequence[SubmissionRecord], count: int) -> list[Submiss
 
 
 def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the names of the fields of createTask's body in which two requests differ."""
+    """Return the names of the fields in which two bodies of createTask differ."""
     before, now = _flat(before), _flat(storable(now))
     return sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
 

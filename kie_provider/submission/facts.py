@@ -1,4 +1,4 @@
-"""The JSON of every fact that is written about submissions. Pure.
+"""The JSON of every fact about submissions. Pure.
 
 A fact is a key of the task instance's state store that is written once, with one value. T is Airflow's number of the
 try, N counts the submissions of that try, P its summaries, all from 1:
@@ -12,7 +12,7 @@ try, N counts the submissions of that try, P its summaries, all from 1:
 - ``kie.T.sum.P``: what the try knew when it began, then what it has learnt since the summary before.
 - ``kie.T.ok``: Airflow has accepted the success of the try.
 
-All values but that of ``settled`` name their own key, so that an answer to another question is recognised.
+Every value except that of ``settled`` names its own key, so that an answer to another question is recognised.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def summary_key(try_number: int, number: int) -> str:
 
 
 def success_key(try_number: int) -> str:
-    """Return the key that says that a try has succeeded."""
+    """Return the key of the success of a try."""
     return f"kie.{try_number}.ok"
 
 
-# Facts as they are written
+# FailureContext as they are written
 
 
 def success_fact(try_number: int) -> dict[str, Any]:
@@ -82,14 +82,14 @@ def refused_fact(record: SubmissionRecord, error: Exception) -> dict[str, Any]:
     refused = {
         "code": getattr(error, "code", None),
         "message": str(getattr(error, "message", error))[:MAX_REASON],
-        # It would be refused again; not so what a gateway refuses, which a person sets right.
+        # It would be refused again, unless a gateway has refused it, which a person can correct.
         "is_final": isinstance(error, KieValidationError) and not error.is_from_gateway,
     }
     return _fact(record.answer_key, {"refused": refused, "at": iso(time.time())})
 
 
 def summary_facts(try_number: int, number: int, summary: Summary) -> Iterator[tuple[str, dict[str, Any], Summary]]:
-    """Yield a summary as it is written, in as many keys as it needs: key, fact, and the part that it is.
+    """Yield a summary as it is written, split over as many keys as it needs: key, fact, and part of the summary.
 
     :param number: of its first key.
     """
@@ -156,13 +156,13 @@ def _fact(key: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return dict(storable({"key": key, "v": FORMAT, **content}))
 
 
-# Facts as they are read: ValueError says what is wrong with one
+# FailureContext as they are read: ValueError says what is wrong with one
 
 
 def read_intent(value: Any, try_number: int, number: int) -> Intent:
     """Read an intent.
 
-    :raises ValueError: it is none.
+    :raises ValueError: it is not valid.
     """
     fields = _object(value)
     record = SubmissionRecord(
@@ -189,7 +189,7 @@ def read_intent(value: Any, try_number: int, number: int) -> Intent:
 def read_answer(record: SubmissionRecord, value: Any) -> SubmissionRecord:
     """Return the record with Kie's answer.
 
-    :raises ValueError: it is none.
+    :raises ValueError: it is not valid.
     """
     fields = _object(value)
     at = _epoch(_text(fields, "at"))
@@ -202,9 +202,9 @@ def read_answer(record: SubmissionRecord, value: Any) -> SubmissionRecord:
 
 
 def read_settled(record: SubmissionRecord, value: Any) -> SubmissionRecord:
-    """Return the record with what a person has found out.
+    """Return the record as a person has settled it.
 
-    :raises ValueError: that is neither an id nor "nothing".
+    :raises ValueError: the value is neither an id nor "nothing".
     """
     if not isinstance(value, str):
         raise ValueError("it is not text")  # noqa: TRY004
@@ -224,7 +224,7 @@ def read_callback(value: Any) -> str:
 def read_summary(value: Any, try_number: int) -> Summary:
     """Read a summary of a try.
 
-    :raises ValueError: it is none, or lacks a submission that it says to cover.
+    :raises ValueError: it is not valid, or lacks a submission that it claims to cover.
     """
     fields = _object(value)
     lines = fields.get("submissions")
@@ -312,7 +312,7 @@ def _kie_task_id(value: Any) -> str:
 
 
 def _epoch(text: str) -> float:
-    """Return epoch seconds; 0 if that is no time."""
+    """Return epoch seconds; 0 if the text is not a time."""
     try:
         at = pendulum.parse(text)
     except ValueError:

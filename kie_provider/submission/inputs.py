@@ -1,4 +1,4 @@
-"""From the fields that a DAG's author gives to the request that is sent, in which nothing is uploaded yet."""
+"""From the fields of an operator to the request that is sent, before any file is uploaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kie_provider.client.flux2 import Flux2Input, is_upload_reference
 from kie_provider.client.plain import is_blank
 from kie_provider.client.protocol import callback_url_problems, create_task_body
 from kie_provider.files.inputs import InputImage, read_input_images, upload
-from kie_provider.parameters import ORDER_FIELDS
+from kie_provider.parameters import IMAGE_FIELDS
 from kie_provider.submission.record import fingerprint_of_request
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """What createTask shall be sent.
+    """A request to createTask.
 
-    :param body: of createTask; a file stands in it as the sha256 of its content. So the journal keeps it.
-    :param images: its input images; those that are files are uploaded before it is sent.
+    :param body: of createTask, as the journal keeps it: with the sha256 of its content in place of each file.
+    :param images: the input images; files among them are uploaded before the request is sent.
     """
 
     body: Mapping[str, Any]
@@ -32,22 +32,22 @@ class TaskRequest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Stands for what is asked for; where Kie calls back is no part of that."""
+        """Hash of what is asked for; the callback URL is not part of it."""
         return fingerprint_of_request(self.body)
 
     @property
     def kind(self) -> tuple[str, Any]:
-        """Model and resolution, by which Kie charges."""
+        """Model and resolution, which determine the price."""
         return self.body["model"], self.body["input"].get("resolution")
 
     @property
     def files(self) -> list[str]:
-        """The sha256 references in the body, each of which stands for a file."""
+        """The sha256 references in the body, one per file."""
         urls = self.body["input"].get("input_urls")
         return [url for url in urls if is_upload_reference(url)] if isinstance(urls, list) else []
 
     def upload_files(self, hook: KieHook) -> Mapping[str, Any]:
-        """Return the body with a URL at Kie in the place of every file.
+        """Upload the files, and return the body with their URLs at Kie.
 
         :raises KieValidationError: a file of the body is not among the images.
         :raises KieError: the upload failed.
@@ -57,7 +57,7 @@ class TaskRequest:
         images = {image.reference: image for image in self.images}
         raise_for_problems(
             [
-                f"input_images: the file with {file}, which an earlier try has submitted, is not among them any more"
+                f"input_images: the file with {file}, which an earlier try has submitted, is no longer among them"
                 for file in self.files
                 if file not in images
             ]
@@ -75,7 +75,7 @@ def market_request(
 ) -> TaskRequest:
     """Return a request to any model of Kie's market.
 
-    :param problems: what is known to be wrong already.
+    :param problems: found before, reported with the rest.
     :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
     """
     raise_for_problems(list(problems))
@@ -86,17 +86,17 @@ def flux2_request(
     fields: Mapping[str, Any],
     callback_url: str | None = None,
     problems: Iterable[str] = (),
-    allowed: Sequence[str] = ORDER_FIELDS,
+    allowed: Sequence[str] = IMAGE_FIELDS,
     read_images: Callable[[Any], tuple[Sequence[InputImage], list[str]]] = read_input_images,
 ) -> TaskRequest:
-    """Check the fields of one Flux-2 image, all at once, and look at its input images.
+    """Check all fields of one Flux-2 image, and its input images.
 
     :param fields: ``model``, those of :meth:`~kie_provider.client.flux2.Flux2Input.parse`, and ``input_images``.
     :param callback_url: public URL that Kie calls when the task ends.
-    :param problems: what is known to be wrong already, to be reported with the rest.
-    :param allowed: all fields that the author can give, for the message.
+    :param problems: found before, reported with the rest.
+    :param allowed: the fields that the author can set, for the message.
     :raises KieValidationError: names every field that is wrong, its value, and what is allowed.
-    :raises KieStorageError: the storage of an input image failed; it may work later.
+    :raises KieStorageError: the storage of an input image failed; a retry may help.
     """
     flux2_fields = dict(fields)
     model, input_images = flux2_fields.pop("model"), flux2_fields.pop("input_images", None)

@@ -1,13 +1,13 @@
 """The journal of a task instance: facts about its submissions, which are only ever added.
 
-A write to Airflow can be carried out long after the client gave up on it and sent it again; one that stood still in
-the database has landed 22 seconds late, and one of a cleared try has landed while the next try worked (both seen with
-Airflow 3.3.2 and PostgreSQL). So no key ever gets a second value: a late or repeated write changes nothing. The number
-of the try is part of every key, and within a try each intent or summary is written only after the one before was
-acknowledged, so whoever reads until a gap has read everything that counts.
+Airflow can carry out a write long after the client has given up on it and repeated it: a write that hung in the
+database took effect 22 seconds late, and one of a cleared try took effect while the next try was running (both seen
+with Airflow 3.3.2 and PostgreSQL). So no key ever gets a second value: a late or repeated write changes nothing. Every
+key contains the number of the try, and within a try each intent or summary is written only after the previous one was
+acknowledged, so reading up to the first gap reads everything that counts.
 
-The intent is the fence before createTask, and it is read back before anything is sent. That proves three things: it
-is stored, the channel to Airflow gives the right answers, and this try had not been replaced when it was stored. So a
+The intent is the fence before createTask, and it is read back before anything is sent. That proves three things: it is
+stored, the channel to Airflow gives the right answers, and this try had not been replaced when it was stored. So a
 later try, which begins after the replacement, sees it.
 
 Before Airflow 3.3 there is no store that outlives a try: the same facts are XComs of the try, and end with it.
@@ -47,15 +47,15 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: A try that comes back later writes a summary only after this many submissions.
+#: A try that is rescheduled writes a summary only after this many submissions.
 WORTH_A_SUMMARY = 20
-#: Reads, and the intent, are tried this often; Airflow's client has tried each for some 15 seconds by then.
+#: Attempts at a read, or at writing an intent; Airflow's client itself retries each for about 15 seconds.
 ATTEMPTS = 3
-#: Seconds between attempts to write down an answer: doubled each time, up to the second.
+#: Seconds between attempts to record an answer: from the first, doubled each time, up to the second.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
-#: What of an intent is looked at when it is read back.
+#: Fields of an intent that are compared when it is read back.
 _READ_BACK = ("key", "fingerprint", "at")
-#: How often, and for how many seconds, facts are looked for that were there before the task was deferred.
+#: Attempts, and seconds between them, to read facts that were there before the task was deferred.
 LATE_READS, LATE_PAUSE = 3, 5.0
 
 
@@ -94,12 +94,12 @@ class Journal:
 
     @property
     def is_cleared(self) -> bool:
-        """Whether the task was cleared since the last fact: that raises Airflow's ``max_tries``, a retry does not."""
+        """Whether the task was cleared since the last fact: a clear raises ``max_tries``, a retry does not."""
         return bool(self._records) and self._read_max_tries not in (None, self.max_tries)
 
     @property
     def records(self) -> list[SubmissionRecord]:
-        """What is known of the submissions that still count, in the order in which they were submitted."""
+        """The submissions that still count, in the order of submission."""
         return list(self._records.values())
 
     @property
@@ -109,12 +109,12 @@ class Journal:
 
     @property
     def latest(self) -> SubmissionRecord | None:
-        """The last submission of this try, as far as this process knows it."""
+        """The last submission of this try that this process knows."""
         return self._records.get((self.try_number, self._last))
 
     @property
     def submissions_of_this_try(self) -> list[SubmissionRecord]:
-        """Those of them that this try has submitted."""
+        """The submissions among them that this try has made."""
         return [record for record in self._records.values() if record.try_number == self.try_number]
 
     def latest_of(self, item: int) -> SubmissionRecord | None:
@@ -130,10 +130,10 @@ class Journal:
     # Reading
 
     def read(self) -> None:
-        """Read what earlier tries have left, and earlier phases of this one that came back later.
+        """Read what earlier tries have written, and what this one wrote before it was rescheduled.
 
-        :raises KieJournalError: it makes no sense, so nobody knows what was submitted.
-        :raises OutOfStepError: Airflow answers other questions than were asked.
+        :raises KieJournalError: it is inconsistent, so it is not known what was submitted.
+        :raises OutOfStepError: Airflow's answers do not belong to the questions.
         """
         if self.is_durable:
             self._read_all()
@@ -141,9 +141,9 @@ class Journal:
     def resume(self, expected: Sequence[int] | None = None) -> None:
         """Read what this try has written before it was deferred.
 
-        :param expected: the :attr:`position` then; fewer facts are read again, as they must be there.
-        :raises KieJournalError: it makes no sense, so nobody knows what was submitted.
-        :raises OutOfStepError: Airflow answers other questions than were asked.
+        :param expected: the :attr:`position` then; if fewer facts are found, they are read again.
+        :raises KieJournalError: it is inconsistent, so it is not known what was submitted.
+        :raises OutOfStepError: Airflow's answers do not belong to the questions.
         """
         self._read_all()
         if not expected or expected[0] != self.try_number:
@@ -155,8 +155,8 @@ class Journal:
                 self._stopping.wait(LATE_PAUSE)
                 self._read_all()
         raise KieJournalError(
-            f"this try had written {expected[1]} summaries and {expected[2]} submissions down before it was deferred, "
-            f"and now there are {self._summaries} and {self._last} in the state store"
+            f"this try had written {expected[1]} summaries and {expected[2]} submissions before it was deferred, and "
+            f"now there are {self._summaries} and {self._last} in the state store"
         )
 
     def request_of(self, record: SubmissionRecord) -> Mapping[str, Any]:
@@ -185,16 +185,16 @@ class Journal:
             if found is None:
                 continue
             if try_number == self.try_number:
-                self._go_on_after(found)
+                self._continue_after(found)
             elif self._reader.has_succeeded(try_number):
-                return  # and a person has cleared it since, and wants new images
+                return  # it was cleared since, so new images are wanted
             self._records = dict(found.records)
             self._intents = {(try_number, intent.record.number): intent for intent in found.intents}
             self._read_max_tries, self.is_complete = found.max_tries, found.is_complete
             return
 
-    def _go_on_after(self, found: TryFacts) -> None:
-        """Take over where an earlier phase of this try has ended."""
+    def _continue_after(self, found: TryFacts) -> None:
+        """Continue where an earlier phase of this try ended."""
         self.has_begun = True
         self._summaries, self._summarized = len(found.summaries), found.summarized
         self._last = self._summarized + len(found.intents)
@@ -204,7 +204,7 @@ class Journal:
             self.begun_at, self.estimate = found.beginning.begun_at, found.beginning.estimate
 
     def _ask(self, key: str) -> Any:
-        return self._persist(partial(self._store.get, key))
+        return self._retrying(partial(self._store.get, key))
 
     # Writing
 
@@ -215,21 +215,21 @@ class Journal:
         *,
         estimate: float | None = None,
     ) -> None:
-        """Write down what this try knows, so that the next one need not read the tries before.
+        """Record what this try knows, so that the next one need not read the tries before it.
 
         :param kept: the submissions that still count.
-        :param claimed: for every item the one that this try goes on with; those of no item get an index behind them.
+        :param claimed: for every item the submission with which this try continues; the others get indexes after these.
         :raises Exception: it cannot be written, so nothing may be sent.
         """
         self.begun_at, self.estimate = time.time(), estimate
         claimed = list(claimed)
         others = [replace(record, item=len(claimed) + index) for index, record in enumerate(kept)]
-        goes_on = [
+        continued = [
             replace(record, item=index, max_tries=self.max_tries)
             for index, record in enumerate(claimed)
             if record is not None
         ]
-        self._records = merge(merge({}, others), goes_on)
+        self._records = merge(merge({}, others), continued)
         self._add_summary(Summary(tuple(self._records.values()), self.max_tries, 1, 1, self.begun_at, estimate))
         self._write_summaries()
         self.has_begun = True
@@ -237,7 +237,7 @@ class Journal:
     def intend(
         self, request: Mapping[str, Any], fingerprint: str, *, item: int, conn_id: str, host: str, nonce: str = ""
     ) -> SubmissionRecord:
-        """Put up the fence: write the intent, and read it back. Whatever this raises, createTask must not be sent.
+        """Write the intent, the fence before createTask, and read it back. If this raises, createTask must not be sent.
 
         A try that was cleared or replaced reads an empty store, and cannot write to it.
         """
@@ -246,12 +246,12 @@ class Journal:
         )
         intent = Intent(record, request, conn_id, host, self._summaries)
         fact = facts.intent_fact(intent)
-        # True until the fence stands, and then it is not written.
+        # Holds until the fence stands; then it is discarded.
         not_sent = facts.refused_fact(record, InterruptedError("createTask was not sent"))
         self._unwritten[record.answer_key] = (facts.read_answer(record, not_sent), not_sent)
         self._learn(facts.read_answer(record, not_sent))
         self._last = record.number
-        self._persist(partial(self._store.set, record.key, fact))
+        self._retrying(partial(self._store.set, record.key, fact))
         with held():
             stored = self._store.get(record.key)
         if not isinstance(stored, Mapping) or any(stored.get(name) != fact[name] for name in _READ_BACK):
@@ -262,7 +262,7 @@ class Journal:
         return record
 
     def created(self, record: SubmissionRecord, kie_task_id: str, alarm: Alarm) -> SubmissionRecord:
-        """Write down the id of the new Kie task. The very first thing to do with an answer.
+        """Record the id of the new Kie task. The very first thing to do with an answer.
 
         :param alarm: of ``execution_timeout``, which is held meanwhile.
         :raises AirflowFailException: this try has been replaced by another one and must stop.
@@ -273,7 +273,7 @@ class Journal:
         return answered
 
     def refused(self, record: SubmissionRecord, error: Exception, alarm: Alarm) -> SubmissionRecord:
-        """Write down that nothing was created; before anything waits for the next attempt.
+        """Record that nothing was created, before the next attempt.
 
         :raises AirflowFailException: this try has been replaced by another one and must stop.
         """
@@ -287,29 +287,29 @@ class Journal:
 
         :raises Exception: it cannot be written; a later reading finds it out again.
         """
-        self._persist(partial(self._store.set, record.settled_key, kie_task_id))
+        self._retrying(partial(self._store.set, record.settled_key, kie_task_id))
         settled = facts.read_settled(record, kie_task_id)
         self._learn(settled)
         return settled
 
     def failed(self, record: SubmissionRecord, reason: str, *, may_succeed_anew: bool) -> SubmissionRecord:
-        """Note that a Kie task has failed; it is written with the next summary, and a later try can find it out."""
+        """Record best-effort that a Kie task has failed: with the next summary. A later try can find it out again."""
         failed = record.failed(reason, may_succeed_anew=may_succeed_anew)
         self._learn(failed)
         return failed
 
     def summarize(self, *, at_least: int = 0, is_complete: bool = False) -> None:
-        """Write down what was learnt since the last summary, so that nobody has to read it one by one.
+        """Write what was learnt since the last summary, so that later tries need not read it fact by fact.
 
-        Nothing is lost if that fails: it stands in the facts before.
+        If that fails, nothing is lost: the facts themselves are stored.
 
-        :param at_least: not for fewer submissions than this.
-        :param is_complete: the operator is about to return.
+        :param at_least: skip it for fewer submissions than this.
+        :param is_complete: whether the operator is about to return.
         """
         if not is_complete and (not self._news or self._last - self._summarized < at_least):
             return
         try:
-            self._write_summaries()  # what could not be written before comes first, as it was
+            self._write_summaries()  # first what could not be written before, unchanged
             news = tuple(record for _, record in sorted(self._news.items()))
             first, last = self._summarized + 1, self._last
             self._add_summary(Summary(news, self.max_tries, first=first, last=last, is_complete=is_complete))
@@ -317,22 +317,22 @@ class Journal:
         except Exception as error:
             covered = self._pending[0][2].first - 1 if self._pending else self._summarized
             if self._last - covered > MAX_WITHOUT_SUMMARY - SUBMISSIONS_PER_SUMMARY:
-                raise  # the next try would not read so many one by one
+                raise  # the next try does not read that many one by one
             log.warning("A summary of the submissions could not be written: %s", error)
 
     def write_again(self) -> list[SubmissionRecord]:
-        """Try once more to write down what could not be written; return the Kie tasks of which it still is not."""
+        """Retry the answers that could not be recorded; return those with a Kie task that still are not."""
         for key, (_, fact) in list(self._unwritten.items()):
             try:
                 with held():
                     self._store.set(key, fact)
                 del self._unwritten[key]
             except Exception as error:  # noqa: BLE001, PERF203
-                log.warning("Airflow could not note %s under the key %r (%s)", fact, key, error)
+                log.warning("Airflow could not store %s under the key %r (%s)", fact, key, error)
         return [record for record, _ in self._unwritten.values() if record.kie_task_id]
 
     def stop(self) -> None:
-        """Give up writing: the process is about to be killed. A signal handler may call this."""
+        """Stop retrying writes: the process is about to be killed. A signal handler may call this."""
         self._stopping.set()
 
     def _learn(self, record: SubmissionRecord) -> None:
@@ -348,9 +348,9 @@ class Journal:
             self.summarize()
 
     def _write_until_acknowledged(self, record: SubmissionRecord, fact: dict[str, Any], alarm: Alarm) -> bool:
-        """Write an answer; False: it could not be written before the process has to end.
+        """Write an answer; False: the process must end before it could be written.
 
-        Airflow ends a try that is without an API server for about a minute, so there is no other limit here.
+        Airflow itself ends a try that has had no API server for about a minute, so there is no other limit here.
         """
         pause, is_last = FIRST_PAUSE, False
         while True:
@@ -359,7 +359,7 @@ class Journal:
             except Exception as error:  # noqa: BLE001
                 if is_replaced(error):
                     raise AirflowFailException(_replaced_message(record)) from None
-                log.warning("Airflow could not note %s (%s)", _told(record), error)
+                log.warning("Airflow could not store %s (%s)", _answer_text(record), error)
             else:
                 return True
             if is_last or self._stopping.wait(pause):
@@ -373,15 +373,15 @@ class Journal:
         self._news = {}
 
     def _write_summaries(self) -> None:
-        """Write the summaries that are not acknowledged yet, each with the one value that it has for ever."""
+        """Write the summaries that are not acknowledged yet, always with the same values."""
         while self._pending:
             key, fact, _ = self._pending[0]
-            self._persist(partial(self._store.set, key, fact))
+            self._retrying(partial(self._store.set, key, fact))
             self._pending.popleft()
             self._summaries += 1
 
-    def _persist(self, call: Callable[[], T]) -> T:
-        """Make a call to Airflow, again if that may help. ``execution_timeout`` cuts in only between two attempts."""
+    def _retrying(self, call: Callable[[], T]) -> T:
+        """Call Airflow, and retry if that may help. ``execution_timeout`` takes effect only between attempts."""
         attempt, pause = 1, FIRST_PAUSE
         while True:
             try:
@@ -390,14 +390,14 @@ class Journal:
             except Exception as error:
                 if attempt >= ATTEMPTS or is_replaced(error):
                     raise
-                log.warning("Airflow did not answer (%s); asking again", error)
+                log.warning("Airflow did not answer (%s); retrying", error)
             if self._stopping.wait(pause):
                 raise InterruptedError("the task is being killed")
             attempt, pause = attempt + 1, 2 * pause
 
 
 def open_journal(operator: Any, context: Context) -> Journal:
-    """Return the journal of a running operator, and have its success written down, behind its author's callbacks."""
+    """Return the journal of a running operator, and have its success recorded, after the author's own callbacks."""
     if record_success not in operator.on_success_callback:
         operator.on_success_callback = [*operator.on_success_callback, record_success]
     return Journal(context)
@@ -407,7 +407,7 @@ def _reaches(position: Sequence[int], expected: Sequence[int]) -> bool:
     return all(here >= there for here, there in zip(position, expected, strict=True))
 
 
-def _told(record: SubmissionRecord) -> str:
+def _answer_text(record: SubmissionRecord) -> str:
     return f"Kie task {record.kie_task_id}" if record.kie_task_id else "that Kie created nothing"
 
 
@@ -415,7 +415,7 @@ def _replaced_message(record: SubmissionRecord) -> str:
     if record.kie_task_id is None:
         return f"This try was cleared or replaced. Kie refused its createTask, so nothing was created: {record.reason}"
     return (
-        f"This try was cleared or replaced while it created Kie task {record.kie_task_id}, which goes on at Kie and "
+        f"This try was cleared or replaced while it created Kie task {record.kie_task_id}, which keeps running and "
         f"will be billed. The next try does not know it: add the id, as a JSON string, under the key "
         f"{record.settled_key!r} to this task instance's state store, and clear the task."
     )

@@ -1,4 +1,4 @@
-"""Reading the facts of a try back, and telling nonsense from what was written here."""
+"""Reads the facts of a try back, and recognises what was not written here."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ T = TypeVar("T")
 
 #: A summary is written after this many submissions.
 SUBMISSIONS_PER_SUMMARY = 100
-#: More submissions than this without a summary are none of ours.
+#: More submissions than this without a summary were not written here.
 MAX_WITHOUT_SUMMARY = 3 * SUBMISSIONS_PER_SUMMARY
 MAX_SUMMARIES = 10_000
-#: Where a value names another key, it is read again this often, to tell a wrong value from a wrong answer.
+#: Attempts to read a value that names another key, to tell a wrong value from an answer to another question.
 REREADS = 10
 
 
 class OutOfStepError(RuntimeError):
-    """What Airflow answers about a fact is not what was written: nothing may be built on its answers any more."""
+    """Airflow's answer about a fact is not what was written, so none of its answers can be trusted any more."""
 
     def __init__(self, key: str) -> None:
         super().__init__(
             f"Airflow's answer about the key {key!r} of this task instance's state store is not the answer to that "
             "question: the try was cleared or replaced, or its channel to Airflow is out of step. Nothing was sent to "
-            "Kie.ai, and nothing is lost: the next try goes on."
+            "Kie.ai, and nothing is lost: the next try continues."
         )
 
 
@@ -38,8 +38,8 @@ class OutOfStepError(RuntimeError):
 class TryFacts:
     """What one try has written.
 
-    :param intents: those behind the last summary.
-    :param records: what is known of the submissions that the try counted, in the order in which they were submitted.
+    :param intents: those after the last summary.
+    :param records: the submissions that the try knew, in the order of submission.
     """
 
     summaries: Sequence[Summary]
@@ -48,7 +48,7 @@ class TryFacts:
 
     @property
     def max_tries(self) -> int | None:
-        """Airflow's number of the last try then."""
+        """Airflow's ``max_tries`` at that time."""
         return self.summaries[0].max_tries if self.summaries else self.intents[0].record.max_tries
 
     @property
@@ -63,7 +63,7 @@ class TryFacts:
 
     @property
     def beginning(self) -> Summary | None:
-        """What the try knew when it began, if it has written that down."""
+        """What the try knew when it began, if it has recorded that."""
         return self.summaries[0] if self.summaries and self.summaries[0].part else None
 
 
@@ -79,8 +79,8 @@ class Reader:
     def read_try(self, try_number: int) -> TryFacts | None:
         """Return what a try has written; None: nothing that counts.
 
-        :raises KieJournalError: it makes no sense.
-        :raises OutOfStepError: Airflow answers other questions than were asked.
+        :raises KieJournalError: it is inconsistent.
+        :raises OutOfStepError: Airflow's answers do not belong to the questions.
         """
         summaries = self._read_summaries(try_number)
         intents = self._read_intents(try_number, _last(summaries))
@@ -89,10 +89,10 @@ class Reader:
         next_summary = facts.summary_key(try_number, len(summaries) + 1)
         if summaries and summaries[0].part and sum(1 for each in summaries if each.part) < summaries[0].parts:
             if not intents:
-                return None  # it died while it began, so the try before knows everything
-            raise _nonsense(next_summary, "is missing")
+                return None  # it died while it wrote its beginning, so the try before knows everything
+            raise _inconsistent(next_summary, "is missing")
         if any(intent.summaries > len(summaries) for intent in intents):
-            raise _nonsense(next_summary, "is missing")
+            raise _inconsistent(next_summary, "is missing")
         known: dict[tuple[int, int], SubmissionRecord] = {}
         for summary in summaries:
             known = merge(known, summary.records)
@@ -120,24 +120,24 @@ class Reader:
                 return summaries
             follows = summary.part == number if summary.part else summary.first == _last(summaries) + 1
             if not follows:
-                raise _nonsense(key, "does not follow the summary before it")
+                raise _inconsistent(key, "does not follow the summary before it")
             summaries.append(summary)
-        raise _nonsense(facts.summary_key(try_number, MAX_SUMMARIES), "is one of too many")
+        raise _inconsistent(facts.summary_key(try_number, MAX_SUMMARIES), "is one of too many")
 
     def _read_intents(self, try_number: int, after: int) -> list[Intent]:
-        """Return the intents behind the last summary, up to the first gap."""
+        """Return the intents after the last summary, up to the first gap."""
         intents: list[Intent] = []
         for number in range(after + 1, after + MAX_WITHOUT_SUMMARY + 2):
             intent = self.read_intent(try_number, number)
             if intent is None:
                 if (intents or after) and self.read_intent(try_number, number + 1) is not None:
-                    raise _nonsense(f"kie.{try_number}.{number}", "is missing")
+                    raise _inconsistent(f"kie.{try_number}.{number}", "is missing")
                 return intents
             intents.append(intent)
-        raise _nonsense(f"kie.{try_number}.{number}", "is one of too many without a summary")
+        raise _inconsistent(f"kie.{try_number}.{number}", "is one of too many without a summary")
 
     def _settled(self, record: SubmissionRecord) -> SubmissionRecord:
-        """Return the record with its answer, or with what a person has found out."""
+        """Return the record with its answer, or as a person has settled it."""
         if record.state != "unknown":
             return record
         if answered := self._get_fact(record.answer_key, lambda value: facts.read_answer(record, value)):
@@ -146,10 +146,10 @@ class Reader:
         return record if found is None else _read(record.settled_key, found, lambda v: facts.read_settled(record, v))
 
     def _get_fact(self, key: str, read: Callable[[Any], T]) -> T | None:
-        """Read a value that names its key; None: there is none.
+        """Read a value that names its own key; None: there is none.
 
-        :raises KieJournalError: it makes no sense.
-        :raises OutOfStepError: it came in answer to another question.
+        :raises KieJournalError: it is not valid.
+        :raises OutOfStepError: it is the answer to another question.
         """
         for attempt in range(REREADS):
             value = self._ask(key)
@@ -158,7 +158,7 @@ class Reader:
                     raise OutOfStepError(key)
                 return None if value is None else _read(key, value, read)
         why = "it names another key" if isinstance(value, Mapping) else "it is not an object"
-        raise _nonsense(key, f"holds {shorten(value, 200)}: {why}")
+        raise _inconsistent(key, f"holds {shorten(value, 200)}: {why}")
 
 
 def _last(summaries: Iterable[Summary]) -> int:
@@ -169,11 +169,11 @@ def _read(key: str, value: Any, read: Callable[[Any], T]) -> T:
     try:
         return read(value)
     except ValueError as error:
-        raise _nonsense(key, f"holds {shorten(value, 200)}: {error}") from None
+        raise _inconsistent(key, f"holds {shorten(value, 200)}: {error}") from None
 
 
-def _nonsense(key: str, problem: str) -> KieJournalError:
+def _inconsistent(key: str, problem: str) -> KieJournalError:
     return KieJournalError(
-        f"the key {key!r} of this task instance's state store {problem}. Put it right, or remove all keys there that "
-        "begin with 'kie.' to begin anew; then clear this task"
+        f"the key {key!r} of this task instance's state store {problem}. Correct it, or remove all keys there that "
+        "begin with 'kie.' to start over; then clear this task"
     )

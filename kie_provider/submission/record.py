@@ -1,4 +1,4 @@
-"""One submission as the journal knows it. Pure."""
+"""One submission as the journal records it. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pendulum
 
 from kie_provider.client.plain import storable
 
-#: What a person writes where createTask turns out to have created nothing.
+#: What a person writes if createTask has created nothing.
 NOTHING: Final = "nothing"
-#: Characters of a reason.
+#: Longest reason, in characters.
 MAX_REASON = 200
 
 State = Literal["unknown", "submitted", "nothing", "refused", "failed"]
@@ -25,18 +25,17 @@ class SubmissionRecord:
     """One submission.
 
     :param try_number: Airflow's number of the try that submitted it.
-    :param number: which submission of that try, from 1.
-    :param fingerprint: stands for what was submitted.
+    :param number: of the submission within that try, from 1.
+    :param fingerprint: hash of what was submitted.
     :param item: index in the list of a batch; 0 for a single image.
-    :param max_tries: Airflow's number of the last try when this was last counted on; a retry keeps that number, a clear
-        raises it.
-    :param state: ``unknown``: createTask was to be sent, and no answer is known, so a Kie task may exist.
+    :param max_tries: Airflow's ``max_tries`` when a try last relied on this; a retry keeps it, a clear raises it.
+    :param state: ``unknown``: createTask was about to be sent and no answer is known, so a Kie task may exist.
         ``submitted``: the Kie task id is known. ``nothing``: nothing was created, and another attempt may succeed.
-        ``refused``: Kie did not take the request. ``failed``: the Kie task has failed.
+        ``refused``: Kie rejected the request. ``failed``: the Kie task has failed.
     :param kie_task_id: Kie's id of the task, once known.
-    :param at: epoch seconds of the intent, or of the answer once there is one; 0 if that is not known.
+    :param at: epoch seconds of the intent, or of the answer once there is one; 0 if not known.
     :param reason: why it was refused or has failed.
-    :param may_succeed_anew: the same request, as a new task, may well succeed, and this one cost nothing.
+    :param may_succeed_anew: whether the same request may well succeed as a new task, and this one was free.
     :param nonce: of the callback URL that was sent with it; empty: none of ours was.
     """
 
@@ -64,13 +63,13 @@ class SubmissionRecord:
 
     @property
     def settled_key(self) -> str:
-        """The key of what a person has found out."""
+        """The key under which a person settles what became of it."""
         return f"{self.key}.settled"
 
     def is_cleared_since(self, max_tries: int | None) -> bool:
-        """Whether a person has cleared the task since this was last counted on.
+        """Whether a person has cleared the task since a try last relied on this.
 
-        :param max_tries: Airflow's number of the last try now.
+        :param max_tries: Airflow's ``max_tries`` now.
         """
         return self.max_tries is not None and self.max_tries != max_tries
 
@@ -89,10 +88,10 @@ class SubmissionRecord:
 
 @dataclass(frozen=True)
 class Intent:
-    """What was written before createTask was sent.
+    """What is written before createTask is sent.
 
-    :param request: the body of createTask; a local file stands in it as the sha256 of its content.
-    :param summaries: how many summaries of the try were there.
+    :param request: the body of createTask, with the sha256 of its content in place of each local file.
+    :param summaries: number of summaries that the try had written by then.
     """
 
     record: SubmissionRecord
@@ -104,15 +103,15 @@ class Intent:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a try knew when it began, or has learnt since the summary before.
+    """What a try knew when it began, or has learnt since its previous summary.
 
-    :param records: what became of submissions; a later word counts.
-    :param part: which part of the beginning this is, from 1; 0: not of the beginning.
-    :param parts: of how many.
-    :param begun_at: epoch seconds when the try began; in every part of the beginning.
+    :param records: the submissions concerned; a later summary takes precedence.
+    :param part: number of this part of the beginning, from 1; 0: not part of the beginning.
+    :param parts: number of parts of the beginning.
+    :param begun_at: epoch seconds at which the try began; in every part of the beginning.
     :param estimate: credits that the whole batch should cost; None: not in the price table.
     :param first: number of the first submission of this try that it covers; it covers all up to ``last``.
-    :param is_complete: the operator was about to return.
+    :param is_complete: whether the operator was about to return.
     """
 
     records: tuple[SubmissionRecord, ...]
@@ -127,24 +126,24 @@ class Summary:
 
 
 def fingerprint_of(value: Any) -> str:
-    """Return what stands for a request, or for the fields of an item, in the journal."""
+    """Return the hash that identifies a request in the journal."""
     stored = storable(json.loads(json.dumps(value, default=str)))
     return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def fingerprint_of_request(request: Mapping[str, Any]) -> str:
-    """Return what stands for createTask's body. Where Kie calls back is not part of what is asked for."""
+    """Return the hash of createTask's body, without the callback URL: that does not change the result."""
     return fingerprint_of({"model": request.get("model"), "input": request.get("input")})
 
 
 def iso(at: float) -> str:
-    """Return epoch seconds as they stand in facts, ISO 8601 in UTC."""
+    """Return epoch seconds as facts have them: ISO 8601 in UTC."""
     return pendulum.from_timestamp(at).to_iso8601_string()
 
 
 def merge(
     records: Mapping[tuple[int, int], SubmissionRecord], newer: Iterable[SubmissionRecord]
 ) -> dict[tuple[int, int], SubmissionRecord]:
-    """Return the records with what has become known since, in the order in which they were submitted."""
+    """Return the records, updated by newer ones, in the order of submission."""
     merged = {**records, **{(record.try_number, record.number): record for record in newer}}
     return dict(sorted(merged.items()))

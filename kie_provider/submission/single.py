@@ -1,4 +1,4 @@
-"""The one Kie task that an operator of a single image, or of any single task, pays for."""
+"""The one Kie task that an operator for a single task pays for."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ from kie_provider.client.polling import VISIBILITY_GRACE
 from kie_provider.client.records import TaskState
 from kie_provider.config import callback_patience
 from kie_provider.execution_timeout import run
-from kie_provider.failures import Facts, failures, operator_failure
+from kie_provider.failures import FailureContext, failures, log_on_kill, operator_failure, still_billed_message
 from kie_provider.hooks.kie import KieHook
-from kie_provider.last_words import goes_on, log_last_words
 from kie_provider.submission.callbacks import adopt, may_still_be_called
 from kie_provider.submission.decide import Reattach, Step, Unknown, changed_fields, next_step
 from kie_provider.submission.inputs import TaskRequest
 from kie_provider.submission.journal import WORTH_A_SUMMARY, open_journal
 from kie_provider.submission.record import SubmissionRecord, iso
 from kie_provider.submission.submit import Submitter
-from kie_provider.waiting import await_callback, come_back_later
+from kie_provider.waiting import await_callback, reschedule
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -51,7 +50,7 @@ class SingleSubmission:
     :ivar expects_callback: whether Kie was told to call back when it has ended.
 
     :param operator: the running operator; ``kie_conn_id`` and ``on_unknown_submit`` are its parameters.
-    :param charged: returns the credits that the result has cost, once they are known; for the log of a failure.
+    :param charged: returns the credits that the result has cost, once known; for the log of a failure.
     """
 
     def __init__(self, operator: Any, context: Context, charged: Callable[[], float | None] = lambda: None) -> None:
@@ -67,20 +66,20 @@ class SingleSubmission:
     # Ending
 
     def failures(self) -> contextlib.AbstractContextManager[None]:
-        """Log what goes wrong in the block, and turn Kie errors into what Airflow understands."""
+        """Log what goes wrong in the block, and turn Kie errors into exceptions of Airflow."""
         return failures(self._log, self._facts, self._failure)
 
     def stop(self) -> None:
-        """Say in the log that the Kie task goes on. For ``on_kill``, which may come within a call to Airflow."""
+        """Log that the Kie task keeps running. For ``on_kill``, which may interrupt a call to Airflow."""
         self._journal.stop()
         latest = self._journal.latest
         if kie_task_id := self._known_id():
-            log_last_words(self._log, goes_on(kie_task_id))
+            log_on_kill(self._log, still_billed_message(kie_task_id))
         elif latest and latest.state == "unknown":
-            log_last_words(
+            log_on_kill(
                 self._log,
-                "createTask was sent and is not answered yet. If Kie accepts it, the Kie task goes on and is billed "
-                f"when it succeeds. If the answer still comes, its id follows here; see {LOGS_PAGE}",
+                "createTask was sent and is not answered yet. If Kie accepts it, the Kie task keeps running and is "
+                f"billed when it succeeds. If the answer still arrives, its id follows here; see {LOGS_PAGE}",
             )
 
     # Submitting
@@ -95,11 +94,11 @@ class SingleSubmission:
     ) -> str:
         """Return the id of the one Kie task.
 
-        :param read_request: returns what the fields, as they are now, ask for.
-        :param before_paying: checks what has to be checked before a new Kie task is paid for.
-        :param find_images: returns the input images again, where those of an earlier try are to be sent anew.
-        :param on_recorded: called if an earlier try has submitted something; its request is taken then, and the fields
-            are not read. None: they are read in any case.
+        :param read_request: returns the request that the fields ask for now.
+        :param before_paying: runs the checks that precede paying for a new Kie task.
+        :param find_images: returns the input images again, if those of an earlier try are to be sent again.
+        :param on_recorded: called if an earlier try has submitted something: its request is used, and the fields are
+            not read. None: they are read in any case.
         """
         self._journal.read()
         with KieHook(self._conn_id) as hook:
@@ -113,8 +112,8 @@ class SingleSubmission:
         with KieHook(self._conn_id) as hook:
             if isinstance(step, Unknown):
                 raise KieSubmitUnknownError(
-                    f"try {step.record.try_number} sent createTask at {iso(step.record.at)} and died before it knew "
-                    "the answer. If an answer came, the Kie task id is in the log of that try"
+                    f"try {step.record.try_number} sent createTask at {iso(step.record.at)} and died before it "
+                    "recorded the answer. If an answer arrived, the Kie task id is in the log of that try"
                 )
             if isinstance(step, Reattach):
                 if self._can_reattach(step.record, hook):
@@ -123,7 +122,7 @@ class SingleSubmission:
                     request = read_request()
             elif any(record.state == "unknown" for record in self._journal.records):
                 self._log.warning(
-                    "An earlier try sent createTask and died before it knew the answer; sending it again, because "
+                    "An earlier try sent createTask and died before it recorded the answer; sending it again, because "
                     "on_unknown_submit='resubmit': you may pay twice"
                 )
             if request.files and not request.images:
@@ -149,7 +148,7 @@ class SingleSubmission:
             await_callback(record)
 
     def _valid_request(self, read_request: Callable[[], TaskRequest]) -> TaskRequest:
-        """Return what the fields ask for; what was submitted, if a retry's fields are not valid any more.
+        """Return the request that the fields ask for; on a retry with invalid fields, the one that was submitted.
 
         :raises KieValidationError: the fields cannot be sent.
         """
@@ -160,23 +159,23 @@ class SingleSubmission:
             if recorded is None or self._journal.is_cleared or parameters.problems(self._operator):
                 raise
             self._log.warning(
-                "The inputs are not valid any more, but were submitted before, so this goes on: %s", error
+                "The inputs are no longer valid, but an earlier try submitted them, so this try continues: %s", error
             )
             return recorded
 
     def _recorded_request(self) -> TaskRequest | None:
-        """Return what an earlier try has sent; None: nothing."""
+        """Return the request that an earlier try has sent; None: there is none."""
         sent = [record for record in self._journal.records if record.state in ("submitted", "unknown")]
         body = self._journal.request_of(sent[-1]) if sent else None
         return TaskRequest(body) if body else None
 
     def _reattach(self, step: Reattach, body: Mapping[str, Any]) -> str:
         kie_task_id = self.kie_task_id = str(step.record.kie_task_id)
-        self._log.info("Going on with Kie task %s, which an earlier try created", kie_task_id)
+        self._log.info("Continuing with Kie task %s, which an earlier try created", kie_task_id)
         if step.has_changed and (before := self._journal.request_of(step.record)):
             self._log.warning(
-                "The inputs are not what they were when Kie task %s was created; this try goes on with that task. "
-                "Different now: %s. Clear the task to submit the new inputs.",
+                "The inputs have changed since Kie task %s was created (%s); this try continues with that task. "
+                "Clear the task to submit the new inputs.",
                 kie_task_id,
                 ", ".join(changed_fields(before, body)),
             )
@@ -184,14 +183,14 @@ class SingleSubmission:
         self.expects_callback = bool(step.record.nonce)
         return kie_task_id
 
-    def _begin(self, goes_on_with: SubmissionRecord | None = None) -> None:
-        """Have this try know what the tries before it knew, however it ends."""
+    def _begin(self, continued: SubmissionRecord | None = None) -> None:
+        """Record what the earlier tries knew, so that it is not lost however this try ends."""
         known = [record for record in self._journal.records if record.state in ("submitted", "unknown")]
         if known and not self._journal.has_begun:
-            self._journal.begin(known, [goes_on_with])
+            self._journal.begin(known, [continued])
 
     def _can_reattach(self, record: SubmissionRecord, hook: KieHook) -> bool:
-        """Whether to go on with a task that an earlier try created; if not, a new one costs nothing or is wanted.
+        """Whether to continue with a task that an earlier try created; if not, a new one is free or wanted.
 
         :raises KieNotFoundError: Kie does not know it.
         :raises AirflowFailException: it failed and was charged.
@@ -205,7 +204,7 @@ class SingleSubmission:
             intent = self._journal.intent_of(record)
             origin = f" with connection {intent.conn_id!r} at {intent.host}" if intent else ""
             raise KieNotFoundError(
-                f"{error.message}. It was created at {iso(record.at)}{origin}. No new one was created: to order one, "
+                f"{error.message}. It was created at {iso(record.at)}{origin}. No new one was created: to create one, "
                 "remove the keys that begin with 'kie.' from this task instance's state store and clear this task",
                 code=error.code,
                 http_status=error.http_status,
@@ -216,7 +215,7 @@ class SingleSubmission:
             if task.credits_consumed and not is_cleared:
                 raise AirflowFailException(
                     f"{reason}, but was charged {counted(task.credits_consumed, 'credit')}; see {LOGS_PAGE}. No new "
-                    "one was created: to order one, clear this task."
+                    "one was created: to create one, clear this task."
                 )
             self._log.warning("%s; creating a new one", reason)
             return False
@@ -229,8 +228,8 @@ class SingleSubmission:
         """Create a task."""
         if not self._journal.is_durable:
             self._log.info(
-                "There is no task state store (Airflow 3.3 brought it). If this try dies after createTask was sent, "
-                "the next one creates and pays for another task. Use retries=0 here."
+                "This Airflow has no task state store (3.3 and later have). If this try dies after createTask was "
+                "sent, the next one creates and pays for another task. Use retries=0."
             )
         self._begin()
 
@@ -245,22 +244,22 @@ class SingleSubmission:
             raise
         except KieRateLimitError as error:
             self._journal.summarize(at_least=WORTH_A_SUMMARY)
-            come_back_later(error, is_durable=self._journal.is_durable)
+            reschedule(error, is_durable=self._journal.is_durable)
         self.kie_task_id, self.expects_callback = record.kie_task_id, bool(record.nonce)
         return str(record.kie_task_id)
 
     # Failing
 
     def _known_id(self) -> str | None:
-        """Return the Kie task id that this process knows, be it written down or not."""
+        """Return the Kie task id that this process knows, recorded or not."""
         latest = self._journal.latest
         return self.kie_task_id or (latest.kie_task_id if latest else None)
 
-    def _facts(self) -> Facts:
-        """Return what is known, for the log of a failure."""
+    def _facts(self) -> FailureContext:
+        """Return what is known when the task fails."""
         latest = self._journal.latest
         is_in_doubt = latest is not None and latest.state == "unknown"
-        return Facts(self._conn_id, self._known_id(), self._charged(), is_in_doubt=is_in_doubt)
+        return FailureContext(self._conn_id, self._known_id(), self._charged(), is_in_doubt=is_in_doubt)
 
     def _failure(self, error: BaseException) -> BaseException:
         unwritten = self._journal.write_again()
@@ -279,7 +278,7 @@ class SingleSubmission:
             return error
         if (kie_task_id := self._known_id()) and (unwritten or not self._journal.is_durable):
             advice = f" {unwritten[-1].settle_advice()}" if unwritten else ""
-            advice = f"No retry, it would not know the Kie task: {goes_on(kie_task_id)}.{advice}"
+            advice = f"No retry: it would not know the Kie task. {still_billed_message(kie_task_id)}.{advice}"
             if isinstance(error, KieError):
                 error.advice = advice
                 return AirflowFailException(str(error))

@@ -1,4 +1,4 @@
-"""Where facts are kept: Airflow's task state store, or this try's XComs where Airflow has none."""
+"""Where facts are stored: in Airflow's task state store, or in XComs of the try if Airflow has none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Store(Protocol):
-    """Keeps JSON under keys. Its calls go to Airflow, so only the main thread makes them."""
+    """Stores JSON under keys. It calls Airflow, so only the main thread may use it."""
 
     is_durable: bool
 
@@ -40,7 +40,7 @@ def is_replaced(error: Exception) -> bool:
 
 
 class _TaskStateStore:
-    """Airflow's own store (3.3 and later). It outlives tries, deferrals and clears, and goes with the DAG run."""
+    """Airflow's own store (3.3 and later). It outlives tries, deferrals and clears, and is deleted with the DAG run."""
 
     is_durable = True
 
@@ -70,7 +70,7 @@ class _TryXComs:
 
 
 class _Memory:
-    """Nothing: a DAG author's unit test calls ``execute`` without a task instance."""
+    """Memory: a DAG author's unit test calls ``execute`` without a task instance."""
 
     is_durable = False
 

@@ -1,4 +1,4 @@
-"""The paid call: the one place from which operators send createTask."""
+"""The paid call: the only place from which operators send createTask."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: So many createTasks of a task instance are in flight at once; a crash can leave as many of which nobody knows whether
-#: a task was created. Kie answers within a second, so four keep up with the 20 in ten seconds that it allows.
+#: Number of createTasks of a task instance in flight at a time; a crash can leave as many submissions unknown. Kie
+#: answers within a second, so four keep up with the 20 in ten seconds that it allows.
 MAX_IN_FLIGHT = 4
-#: Before Airflow 3.3 nothing can come back later for free, so a submission waits for its slot on the worker.
+#: Seconds. Before Airflow 3.3 a reschedule would use up the try, so a submission waits for its slot on the worker.
 LONGEST_SLOT_WAIT = 600.0
 
 
 class Submitter:
     """Creates the Kie tasks of a task instance, up to :data:`MAX_IN_FLIGHT` at a time, on an event loop.
 
-    Each submission waits for a slot, writes the intent, sends createTask from a thread, and writes down the answer. The
-    journal is written in the thread of the event loop only. Use it as a context manager.
+    Each submission waits for a slot, writes the intent, sends createTask from a thread, and records the answer. The
+    journal is written only in the thread of the event loop. Use it as a context manager.
 
-    :param alarm: of ``execution_timeout``; when it has rung, nothing more is sent.
+    :param alarm: of ``execution_timeout``; once it has rung, nothing more is sent.
     """
 
     def __init__(self, journal: Journal, hook: KieHook, alarm: Alarm) -> None:
@@ -45,11 +45,11 @@ class Submitter:
         self._hook = hook
         self._alarm = alarm
         self._client = hook.get_conn()
-        self._window = hook.submit_window
+        self._window = hook.rate_limit_window
         self._callbacks = CallbackUrls(self._client.endpoint, hook.kie_conn_id, journal.ti_id)
         self._turn = asyncio.Lock()  # slots go in the order of the submissions
-        self._places = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._unwritten: set[asyncio.Future[str]] = set()  # answers of createTask that are not written down yet
+        self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._unwritten: set[asyncio.Future[str]] = set()  # answers of createTask that are not recorded yet
         self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="kie-submit")
 
     def __enter__(self) -> Submitter:
@@ -59,17 +59,17 @@ class Submitter:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def submit(self, request: TaskRequest, *, item: int = 0) -> SubmissionRecord:
-        """Create a Kie task, and return what is known of the submission: its Kie task id.
+        """Create a Kie task, and return its record, with the Kie task id.
 
-        A refusal for the moment (429, 455) is written down before the next attempt waits, about twelve seconds in all,
-        so that no intent stands without an answer while nothing is on its way. Cancelled, it sends nothing more, but
-        writes down the answer to what it has sent.
+        A temporary refusal (429, 455) is recorded before the wait for the next attempt, for about twelve seconds in
+        all: an intent has no answer only while a request is under way. If cancelled, it sends nothing more, but records
+        the answer to what it has sent.
 
         :param item: index in the list of a batch.
         :raises KieSubmitUnknownError: sent, but it is not known whether a task was created; the intent says so.
         :raises KieError: nothing was created.
         """
-        async with self._places:
+        async with self._in_flight:
             body = await self._in_thread(partial(request.upload_files, self._hook))
             patience, slot = SubmitPatience(), None
             while True:
@@ -78,7 +78,7 @@ class Submitter:
                         slot = await self._acquire_slot()
                 await self._catch_up()
                 try:
-                    return await _uncut(self._send(request, body, item, slot))
+                    return await _finish_before_cancel(self._send(request, body, item, slot))
                 except KieError as error:
                     slot = slot.refused() if isinstance(error, KieRateLimitError) else None
                     delay = patience.delay_after(error)
@@ -91,7 +91,7 @@ class Submitter:
         return wait.slot
 
     async def _catch_up(self) -> None:
-        """Let the answers that have arrived be written down before more is sent."""
+        """Let the answers that have arrived be recorded before more is sent."""
         await asyncio.sleep(0)
         while any(answer.done() for answer in self._unwritten):  # noqa: ASYNC110  # they are about to be
             await asyncio.sleep(0)
@@ -99,7 +99,7 @@ class Submitter:
     def _send(
         self, request: TaskRequest, body: Mapping[str, Any], item: int, slot: Slot
     ) -> asyncio.Future[SubmissionRecord]:
-        """Put up the fence and send createTask; the future has the answer, written down."""
+        """Write the intent and send createTask; the future has the answer, once it is recorded."""
         body, nonce = self._callbacks.added_to(body)
         record = self._journal.intend(
             request.body,
@@ -115,13 +115,13 @@ class Submitter:
             raise error
         answer = self._in_thread(partial(self._client.create_task_once, body, slot.leave))
         self._unwritten.add(answer)
-        return asyncio.ensure_future(self._written_down(record, answer))
+        return asyncio.ensure_future(self._recorded(record, answer))
 
-    async def _written_down(self, record: SubmissionRecord, answer: asyncio.Future[str]) -> SubmissionRecord:
+    async def _recorded(self, record: SubmissionRecord, answer: asyncio.Future[str]) -> SubmissionRecord:
         try:
             kie_task_id = await answer
         except KieSubmitUnknownError:
-            raise  # the intent stays: it says what nobody knows
+            raise  # the intent remains as it is: unknown
         except KieError as error:
             self._journal.refused(record, error, self._alarm)
             raise
@@ -134,8 +134,8 @@ class Submitter:
         return asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
-async def _uncut(future: asyncio.Future[T]) -> T:
-    """Return the result of a future; when cancelled, wait for it nevertheless, and be cancelled then."""
+async def _finish_before_cancel(future: asyncio.Future[T]) -> T:
+    """Return the result of a future. If cancelled, wait for the future first."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
@@ -143,6 +143,6 @@ async def _uncut(future: asyncio.Future[T]) -> T:
         except asyncio.CancelledError as error:  # noqa: PERF203
             cancelled = error
     if cancelled is not None:
-        future.exception()  # whatever it is, the time-out counts
+        future.exception()  # whatever it is, the cancellation counts
         raise cancelled
     return future.result()

@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def record_success(context: Context) -> None:
-    """Write down that Airflow has accepted this task's success. A callback for ``on_success_callback``.
+    """Record that Airflow has accepted this task's success. For ``on_success_callback``.
 
-    Airflow calls it after it has tried to record the success, so it is asked for the state: had the task been marked
-    otherwise meanwhile, the success would not count. Without this fact, clearing the task goes on with what was paid.
+    Airflow calls it after its attempt to set the state, so this asks for the state: if somebody has marked the task
+    meanwhile, the success does not count. Without this fact, a cleared task continues with what was paid for.
     """
     ti: Any = context["ti"]
     store = open_store(context)
@@ -34,4 +34,6 @@ def record_success(context: Context) -> None:
         problem: object = f"Airflow's state of the task is {states}"
     except Exception as error:  # noqa: BLE001
         problem = error
-    log.warning("Not noted as a success: %s. Clearing this task would go on with the same Kie task.", problem)
+    log.warning(
+        "The success could not be recorded: %s. If cleared, this task would continue with the same Kie task.", problem
+    )

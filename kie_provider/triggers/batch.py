@@ -11,26 +11,26 @@ from airflow.triggers.base import TriggerEvent
 
 from kie_provider.client.errors import KieError, KieServerError, error_from_dict
 from kie_provider.client.plain import counted
+from kie_provider.failures import tasks_still_billed_message
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
-from kie_provider.last_words import go_on
 from kie_provider.triggers.kie import KieTrigger
 
-#: A batch has so many looks at its tasks under way at the same time.
-LOOKS_AT_ONCE = 10
-#: The worker is called when so large a share has ended, but not before so many seconds.
-ENOUGH_SHARE = 0.25
-ENOUGH_SECONDS = 60.0
+#: Number of polls of a batch under way at a time.
+PARALLEL_POLLS = 10
+#: The trigger fires when this share of the tasks has ended, but not before this many seconds.
+RESUME_SHARE = 0.25
+RESUME_SECONDS = 60.0
 
 
 class KieBatchTrigger(KieTrigger):
     """Fire one event when all Kie tasks have ended, or a quarter of them after a minute.
 
-    The event says how many have ended; the worker looks for itself at what they have come to.
+    The event says how many have ended; the worker polls them itself.
 
     :param kie_conn_id: Airflow connection of type ``kie``.
     :param kie_task_ids: the Kie tasks.
-    :param poll_interval: seconds between two looks at a task; grows to 15 after the first minute.
-    :param deadline: epoch seconds of the last look; None: wait for ever.
+    :param poll_interval: seconds between two polls of a task; grows to 15 after the first minute.
+    :param deadline: epoch seconds of the last poll; None: wait forever.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class KieBatchTrigger(KieTrigger):
         self.deadline = deadline
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return class path and arguments; every release must be able to read those of the ones before."""
+        """Return class path and arguments; every release must be able to read those of earlier ones."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -62,19 +62,19 @@ class KieBatchTrigger(KieTrigger):
         """Wait for the tasks and fire the event."""
         yield TriggerEvent(await self._watch())
 
-    def what_goes_on(self) -> str:
+    def still_billed_message(self) -> str:
         """Say what it means to stop waiting."""
-        return go_on(len(self.kie_task_ids))
+        return tasks_still_billed_message(len(self.kie_task_ids))
 
     async def _watch(self) -> dict[str, Any]:
-        gate = asyncio.Semaphore(LOOKS_AT_ONCE)
+        gate = asyncio.Semaphore(PARALLEL_POLLS)
         started_at = time.monotonic()
-        await self.settle()
+        await self.delay_first_poll()
         waits = [asyncio.ensure_future(self._wait(kie_task_id, gate)) for kie_task_id in self.kie_task_ids]
         running = set(waits)
         try:
-            while running and not is_enough(len(waits) - len(running), len(waits), time.monotonic() - started_at):
-                remaining = started_at + ENOUGH_SECONDS - time.monotonic()
+            while running and not should_resume(len(waits) - len(running), len(waits), time.monotonic() - started_at):
+                remaining = started_at + RESUME_SECONDS - time.monotonic()
                 _, running = await asyncio.wait(
                     running, timeout=remaining if remaining > 0 else None, return_when=asyncio.FIRST_COMPLETED
                 )
@@ -87,7 +87,7 @@ class KieBatchTrigger(KieTrigger):
         return ended_event(len(waits) - len(running), len(running), errors)
 
     async def _wait(self, kie_task_id: str, gate: asyncio.Semaphore) -> KieError | None:
-        """Wait for one task; return why the wait ended, if it did not end well."""
+        """Wait for one task; return the error if the wait ended with one."""
         try:
             await KieHook(self.kie_conn_id).await_task(
                 kie_task_id, poll_interval=self.poll_interval, deadline=self.deadline, gate=gate
@@ -97,16 +97,16 @@ class KieBatchTrigger(KieTrigger):
         return None
 
 
-def is_enough(ended: int, total: int, seconds: float) -> bool:
-    """Whether the worker should come for what has ended. Pure.
+def should_resume(ended: int, total: int, seconds: float) -> bool:
+    """Whether the worker should resume for what has ended. Pure.
 
     :param seconds: how long the trigger has waited.
     """
-    return ended == total or (seconds >= ENOUGH_SECONDS and ended >= total * ENOUGH_SHARE)
+    return ended == total or (seconds >= RESUME_SECONDS and ended >= total * RESUME_SHARE)
 
 
 def ended_event(ended: int, running: int, errors: Sequence[KieError]) -> dict[str, Any]:
-    """Return the event: how many tasks have ended, how many not, and the first error."""
+    """Return the event: the number of tasks that have ended and that have not, and the first error."""
     return {
         "status": "ended",
         "ended": ended,
@@ -116,7 +116,7 @@ def ended_event(ended: int, running: int, errors: Sequence[KieError]) -> dict[st
 
 
 def read_error(event: Any) -> KieError:
-    """Return the error of an event, for the case that the worker finds that nothing has ended."""
+    """Return the error of an event, in case the worker finds that nothing has ended."""
     error = event.get("error") if isinstance(event, Mapping) else None
     if isinstance(error, Mapping):
         try:

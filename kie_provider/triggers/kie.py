@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from kie_provider.client.errors import KieError, error_from_dict
+from kie_provider.failures import log_on_kill, still_billed_message
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
-from kie_provider.last_words import goes_on, log_last_words
 
 if TYPE_CHECKING:
     from kie_provider.client.polling import Callback
     from kie_provider.client.records import TaskRecord
 
 
-#: No trigger fires earlier than so many seconds after it began to run. Airflow's scheduler learns of the end of the
-#: worker's process some time after the triggerer can begin; if the trigger has fired by then, the task is queued once
-#: more, and the scheduler takes the old end for that of the new process and marks the task failed. Tests lower it.
-FIRST_LOOK_AFTER = 3.0
+#: Seconds that every trigger runs before it can fire. The triggerer can begin before the scheduler has learnt that the
+#: worker's process has ended; if the trigger has fired by then, the task is queued again, and the scheduler takes the
+#: late news for the end of the new process and marks the task failed. Tests lower it.
+FIRST_POLL_AFTER = 3.0
 #: A callback that has not come so many seconds after the task has ended is missed.
 LATE_CALLBACK_SECONDS = 15.0
 #: States of a task that was woken; one that was marked, cleared or killed has others.
@@ -31,37 +31,37 @@ STATE_SECONDS = 3.0
 
 
 class KieTrigger(BaseTrigger):
-    """What triggers that wait for Kie tasks have in common."""
+    """Base class of the triggers that wait for Kie tasks."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
-    def what_goes_on(self) -> str:
+    def still_billed_message(self) -> str:
         """Say what it means to stop waiting."""
         raise NotImplementedError
 
-    async def settle(self) -> None:
-        """Wait until it is time for the first look."""
-        await asyncio.sleep(FIRST_LOOK_AFTER)
+    async def delay_first_poll(self) -> None:
+        """Sleep until the first poll is due."""
+        await asyncio.sleep(FIRST_POLL_AFTER)
 
     async def on_kill(self) -> None:
-        """Say in the task's log that the Kie tasks go on. Called by Airflow 3.3 and later, which bounds its time.
+        """Log that the Kie tasks keep running. Called by Airflow 3.3 and later, which bounds its time.
 
-        It comes when the task was cleared or marked, but also when another triggerer takes over. Which of these it is
-        is not asked: the answer can take longer than Airflow waits, and what is said is true all the same.
+        Airflow calls it when the task was cleared or marked, but also when another triggerer takes over. This does not
+        ask which: the answer can take longer than Airflow waits, and the message is true in any case.
         """
-        log_last_words(self.log, self.what_goes_on())
+        log_on_kill(self.log, self.still_billed_message())
 
 
 class KieTaskTrigger(KieTrigger):
-    """Fire one event when a Kie task has ended, or cannot be waited for.
+    """Fire one event when a Kie task has ended, or the wait for it has failed.
 
-    Its arguments are stored unencrypted in Airflow's database, so they name the connection and hold no secret.
+    Airflow stores its arguments unencrypted in the database, so they name the connection and hold no secret.
 
     :param kie_conn_id: Airflow connection of type ``kie``.
-    :param kie_task_id: the Kie task. Never ``task_id``: Airflow sets that attribute to its own task's.
-    :param poll_interval: seconds between two looks; grows to 15 after the first minute.
-    :param deadline: epoch seconds of the last look; None: wait for ever.
+    :param kie_task_id: the Kie task. Not ``task_id``: Airflow sets that attribute to the id of its own task.
+    :param poll_interval: seconds between two polls; grows to 15 after the first minute.
+    :param deadline: epoch seconds of the last poll; None: wait forever.
     :param callback: what is known of Kie's callback, see :class:`~kie_provider.client.polling.Waiting`.
     """
 
@@ -81,7 +81,7 @@ class KieTaskTrigger(KieTrigger):
         self.callback = callback
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return class path and arguments; every release must be able to read those of the ones before."""
+        """Return class path and arguments; every release must be able to read those of earlier ones."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -98,12 +98,12 @@ class KieTaskTrigger(KieTrigger):
         # The HTTP session's lease ends inside: Airflow may never resume this generator after the yield.
         yield TriggerEvent(await self._wait())
 
-    def what_goes_on(self) -> str:
+    def still_billed_message(self) -> str:
         """Say what it means to stop waiting."""
-        return goes_on(self.kie_task_id)
+        return still_billed_message(self.kie_task_id)
 
     async def _wait(self) -> dict[str, Any]:
-        await self.settle()
+        await self.delay_first_poll()
         hook = KieHook(self.kie_conn_id)
         try:
             record = await hook.await_task(
@@ -162,16 +162,16 @@ def success_event(record: TaskRecord) -> dict[str, Any]:
 
 
 def error_event(error: KieError) -> dict[str, Any]:
-    """Return the event of a wait that ended otherwise."""
+    """Return the event of a wait that ended with an error."""
     return {"status": "error", "error": error.to_dict()}
 
 
 def read_event(event: Any, kie_task_id: str) -> dict[str, Any]:
     """Return the result dict of an event that says that ``kie_task_id`` succeeded.
 
-    Only the two shapes above are believed: whatever else comes is an error, never a success.
+    Only the two forms above are accepted: anything else is an error, never a success.
 
-    :raises KieError: the event carries this error, or is not one of ours.
+    :raises KieError: the event carries this error, or is invalid.
     """
     if isinstance(event, Mapping):
         result, error = event.get("result"), event.get("error")

@@ -8,7 +8,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from kie_provider.client import errors
-from kie_provider.failures import WIDTH, Facts, failures, told
+from kie_provider.failures import WIDTH, FailureContext, failures, log_lines
 
 ID = "e760cba36a6e699b85b31ad4cd521d1d"
 
@@ -16,7 +16,7 @@ ID = "e760cba36a6e699b85b31ad4cd521d1d"
 def test_a_refusal_by_moderation():
     error = errors.KieTaskFailedError("Your prompt was flagged as NSFW", code="400", kie_task_id=ID)
 
-    assert told(error, Facts("kie_default", ID)) == [
+    assert log_lines(error, FailureContext("kie_default", ID)) == [
         f"Failed: {error.summary}",
         "Kie says: Your prompt was flagged as NSFW (Kie code 400)",
         f"With: connection 'kie_default', Kie task {ID}",
@@ -29,7 +29,7 @@ def test_a_refusal_by_moderation():
 def test_a_time_out():
     error = errors.KieTaskTimeoutError("still generating after 900 seconds of this wait", kie_task_id=ID)
 
-    lines = told(error, Facts("kie_default", ID))
+    lines = log_lines(error, FailureContext("kie_default", ID))
 
     assert any(line.startswith("Charged: nothing yet") for line in lines)
     assert any(line.startswith("What to do: Clear this task") for line in lines)
@@ -45,7 +45,7 @@ def test_what_to_do_comes_first(name):
 def test_every_field_that_is_wrong_has_a_line():
     error = errors.KieValidationError("nothing was sent.\n  - prompt: is bad\n  - model: is bad, too")
 
-    lines = told(error, Facts("kie_default"))
+    lines = log_lines(error, FailureContext("kie_default"))
 
     assert lines[1:5] == [
         "Why: nothing was sent.",
@@ -61,7 +61,7 @@ def test_every_field_that_is_wrong_has_a_line():
 def test_every_error_says_all_there_is_to_know_in_short_lines(name, kie_task_id):
     error = getattr(errors, name)("word " * 200 + "the end", code=422, http_status=200)
 
-    lines = told(error, Facts("my_conn", kie_task_id))
+    lines = log_lines(error, FailureContext("my_conn", kie_task_id))
 
     assert max(map(len, lines)) <= WIDTH
     text = " ".join(map(str.strip, lines))
@@ -73,8 +73,9 @@ def test_every_error_says_all_there_is_to_know_in_short_lines(name, kie_task_id)
 def test_what_is_charged_is_said():
     error = errors.KieFileError("it is a web page", kie_task_id=ID)
 
-    assert "Charged: 5 credits, once; to save or look again costs nothing" in told(error, Facts("c", ID, charged=5.0))
-    assert "Charged: 1 credit, once; to save or look again costs nothing" in told(error, Facts("c", ID, charged=1))
+    for charged, credits_ in ((5.0, "5 credits"), (1, "1 credit")):
+        lines = log_lines(error, FailureContext("c", ID, charged=charged))
+        assert f"Charged: {credits_}, once; saving or polling it again is free" in lines
 
 
 def fail(error):
@@ -86,16 +87,16 @@ def fail(error):
 
 @pytest.mark.parametrize("error", [errors.KieServerError("no"), errors.KieError("no")])
 def test_there_is_no_chained_copy(error, caplog):
-    with pytest.raises(Exception, match="no") as caught, failures(logging.getLogger("test"), Facts):
+    with pytest.raises(Exception, match="no") as caught, failures(logging.getLogger("test"), FailureContext):
         fail(error)
 
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
-    assert [each.message for each in caplog.records] == told(error, Facts())
+    assert [each.message for each in caplog.records] == log_lines(error, FailureContext())
 
 
 def test_errors_of_others_keep_their_traces(caplog):
-    with pytest.raises(ZeroDivisionError) as caught, failures(logging.getLogger("test"), Facts):
+    with pytest.raises(ZeroDivisionError) as caught, failures(logging.getLogger("test"), FailureContext):
         fail(ZeroDivisionError("by nothing"))
 
     assert isinstance(caught.value.__context__, KeyError)
@@ -103,7 +104,7 @@ def test_errors_of_others_keep_their_traces(caplog):
 
 
 def test_a_skip_is_no_failure(caplog):
-    with pytest.raises(AirflowSkipException), failures(logging.getLogger("test"), Facts):
+    with pytest.raises(AirflowSkipException), failures(logging.getLogger("test"), FailureContext):
         raise AirflowSkipException("skipped")
 
     assert not caplog.records
@@ -112,7 +113,7 @@ def test_a_skip_is_no_failure(caplog):
 def test_our_own_final_words_come_sentence_by_sentence():
     error = AirflowFailException("This failed. Nothing was sent; see https://kie.ai/logs. Clear this task.")
 
-    assert told(error, Facts())[:3] == [
+    assert log_lines(error, FailureContext())[:3] == [
         "Failed: This failed.",
         "    Nothing was sent; see https://kie.ai/logs.",
         "    Clear this task.",

@@ -20,7 +20,7 @@ FLOORS = (
     ("submission",),
     ("waiting", "emulator"),
     ("triggers", "contact_sheet", "links", "assets"),
-    ("failures", "files", "parameters", "last_words"),
+    ("failures", "files", "parameters"),
     ("hooks",),
     ("config", "execution_timeout", "compat"),
     ("client", "addresses", "get_provider_info"),

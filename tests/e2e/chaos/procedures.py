@@ -590,7 +590,7 @@ def mapped_marked_failed(trial: Trial) -> None:
 def wait_for_last_words(trial: Trial, map_index: int = -1) -> None:
     """Airflow calls a trigger's on_kill a moment after the task was taken away from it."""
     trial.arena.wait(
-        lambda: "goes on and is billed" in trial.log(map_index=map_index),
+        lambda: "keeps running and is billed" in trial.log(map_index=map_index),
         lambda: f"{trial.name}: {trial.describe()}",
     )
 

@@ -42,8 +42,8 @@ class Scenario:
     is_long: bool = False
 
 
-GOES_ON = "Kie cannot cancel tasks: Kie task [0-9a-f]{32} goes on and is billed"
-UNKNOWN = "(?s)try 1 sent createTask .* died before it knew the answer.*add its id"
+GOES_ON = "Kie cannot cancel tasks: Kie task [0-9a-f]{32} keeps running and is billed"
+UNKNOWN = "(?s)try 1 sent createTask .* died before it recorded the answer.*add its id"
 
 SCENARIOS = (
     # one way through a try, from its first to its last request
@@ -90,7 +90,7 @@ SCENARIOS = (
         "killed_before_deferral",
         "The worker is killed when the id is in the state store, and the task is about to defer.",
         "The retry continues with the same Kie task.",
-        says="Going on with Kie task",
+        says="Continuing with Kie task",
     ),
     Scenario(
         "killed_after_deferral",
@@ -151,7 +151,7 @@ SCENARIOS = (
         "inputs_change",
         "The worker is killed, and the prompt renders differently in the retry.",
         "The retry continues with the Kie task of the first prompt, and a warning names the field.",
-        says="(?s)warning .*Different now: prompt",
+        says="(?s)warning .*inputs have changed .*prompt",
     ),
     Scenario(
         "batch_killed_while_ordering",
@@ -351,7 +351,7 @@ SCENARIOS = (
         "A try has stopped because it did not know the id; a person adds the id, and clears the task.",
         "The new try continues with that Kie task.",
         tries=3,
-        says="Going on with Kie task",
+        says="Continuing with Kie task",
     ),
     Scenario(
         "settled_as_not_created",

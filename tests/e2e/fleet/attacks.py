@@ -12,7 +12,7 @@ SUCCESS, UNKNOWN, MARKED = "success", "unknown", "marked"
 # How a task instance may end, and what its log says then.
 ENDS = {
     UNKNOWN: r"(?i)add its id",
-    MARKED: r"goes on and is billed",
+    MARKED: r"keeps running and is billed",
 }
 PROMPTS = {
     "chaos_generate": 1,

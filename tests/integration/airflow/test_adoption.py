@@ -154,7 +154,7 @@ def test_without_a_callback_it_ends_as_it_would_without_callbacks(operator, ti, 
     comes_back(operator(), ti)
     time.sleep(0.6)
 
-    with pytest.raises(AirflowFailException, match="died before it knew"):
+    with pytest.raises(AirflowFailException, match="died before it recorded"):
         execute(operator(), ti)
 
     call_back(ti, paid(kie_emulator)[0])  # much later, and a person clears the task

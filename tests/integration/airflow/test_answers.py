@@ -17,7 +17,7 @@ from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateI
 from kie_provider.operators.kie import KieCreateTaskOperator
 from kie_provider.operators.results import KieSaveResultOperator
 from kie_provider.sensors.kie import KieTaskSensor
-from kie_provider.waiting import come_back_later
+from kie_provider.waiting import reschedule
 from tests.support.airflow_inprocess import run_task
 from tests.support.kie import INPUT, MODEL, requests_to
 from tests.support.messages import assert_tells
@@ -186,7 +186,7 @@ class TestAGatewayBeforeKie:
         assert outcome.state == "failed"
         assert 1 <= len(requests_to(kie_emulator)) <= 4  # so many are in flight
         [entry] = tmp_path.glob("it-*.json")
-        assert [item["outcome"] for item in json.loads(entry.read_text())["items"]] == ["not_ordered"] * 5
+        assert [item["outcome"] for item in json.loads(entry.read_text())["items"]] == ["not_submitted"] * 5
 
 
 @durable
@@ -198,5 +198,5 @@ def test_nobody_waits_longer_than_ten_minutes(kie_emulator, create, retry_after)
     with pytest.raises(KieRateLimitError) as refused:
         create()
     with pytest.raises(AirflowRescheduleException) as parked:
-        come_back_later(refused.value, is_durable=True)
+        reschedule(refused.value, is_durable=True)
     assert 590 < (parked.value.reschedule_date - pendulum.now("UTC")).total_seconds() <= 600

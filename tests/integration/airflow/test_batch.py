@@ -41,8 +41,8 @@ def outcomes_in(folder):
     return [item["outcome"] for item in manifest_in(folder)["items"]]
 
 
-def counts(saved=0, failed=0, unknown=0, running=0, not_ordered=0):
-    return {"saved": saved, "failed": failed, "unknown": unknown, "running": running, "not_ordered": not_ordered}
+def counts(saved=0, failed=0, unknown=0, running=0, not_submitted=0):
+    return {"saved": saved, "failed": failed, "unknown": unknown, "running": running, "not_submitted": not_submitted}
 
 
 def at_try(number, do):
@@ -363,7 +363,7 @@ class TestPartialSuccess:
 
         assert (outcome.state, outcome.retried) == ("failed", False)
         assert_tells(outcome.error, KieBatchError, "4 of 6", KieInsufficientCreditsError.summary)
-        assert sorted(outcomes_in(tmp_path)) == ["not_ordered"] * 2 + ["saved"] * 4
+        assert sorted(outcomes_in(tmp_path)) == ["not_submitted"] * 2 + ["saved"] * 4
         assert "Credits insufficient" in " ".join(item.get("reason", "") for item in manifest_in(tmp_path)["items"])
         assert kie.bill()["charged_total"] == 20
         assert 4 + 1 < len(requests_to(kie)) <= 4 + 2 * 2  # asked once more when the four were saved

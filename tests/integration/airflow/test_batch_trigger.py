@@ -11,7 +11,7 @@ import pytest
 from kie_provider.client import transport
 from kie_provider.client.errors import KieServerError, KieTaskFailedError
 from kie_provider.triggers import batch
-from kie_provider.triggers.batch import KieBatchTrigger, is_enough, read_error
+from kie_provider.triggers.batch import KieBatchTrigger, read_error, should_resume
 from tests.support.kie import INTERNAL, STUCK
 from tests.support.messages import assert_tells
 from tests.support.task_instances import as_in_the_triggerer, fire
@@ -36,7 +36,7 @@ def trigger_for(kie_task_ids, seconds=30.0):
     ],
 )
 def test_when_the_worker_is_called(ended, total, seconds, expected):
-    assert is_enough(ended, total, seconds) is expected
+    assert should_resume(ended, total, seconds) is expected
 
 
 async def test_all_have_ended(create):
@@ -59,7 +59,7 @@ async def test_failed_ones_have_ended_too(create):
 
 
 async def test_a_quarter_is_enough_after_a_while(create, monkeypatch):
-    monkeypatch.setattr(batch, "ENOUGH_SECONDS", 0.5)
+    monkeypatch.setattr(batch, "RESUME_SECONDS", 0.5)
     kie_task_ids = [create(), *(create(STUCK) for _ in range(3))]
     began = time.monotonic()
 
@@ -71,7 +71,7 @@ async def test_a_quarter_is_enough_after_a_while(create, monkeypatch):
 
 
 async def test_less_is_not_enough_until_the_deadline(create, monkeypatch):
-    monkeypatch.setattr(batch, "ENOUGH_SECONDS", 0.1)
+    monkeypatch.setattr(batch, "RESUME_SECONDS", 0.1)
     kie_task_ids = [create(), *(create(STUCK) for _ in range(4))]
 
     event = await fire(trigger_for(kie_task_ids, seconds=1))
@@ -81,7 +81,7 @@ async def test_less_is_not_enough_until_the_deadline(create, monkeypatch):
 
 
 async def test_looks_at_the_same_time_are_bounded(create, monkeypatch):
-    monkeypatch.setattr(batch, "LOOKS_AT_ONCE", 2)
+    monkeypatch.setattr(batch, "PARALLEL_POLLS", 2)
     kie_task_id = create()
     under_way, most = [], []
     send = transport.RepeatedGet.send

@@ -113,7 +113,7 @@ def test_a_sensor_without_callbacks_says_nothing(kie_emulator, ti):
 @pytest.fixture
 def soon(monkeypatch):
     """No test waits for ten seconds."""
-    monkeypatch.setattr("kie_provider.triggers.kie.FIRST_LOOK_AFTER", 0.0)
+    monkeypatch.setattr("kie_provider.triggers.kie.FIRST_POLL_AFTER", 0.0)
     monkeypatch.setattr("kie_provider.client.polling.BACKSTOP_POLLS", (0.5, 1.0))
 
 

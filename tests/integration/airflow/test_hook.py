@@ -123,7 +123,7 @@ def test_a_connection_of_another_type_is_refused(value, monkeypatch, tmp_path):
             with pytest.raises(KieConnectionError, match="connection 'other': conn_type: must be 'kie', got") as caught:
                 call()
             assert "hunter2" not in str(caught.value)
-        assert isinstance(hook.look("0" * 32), KieConnectionError)
+        assert isinstance(hook.poll("0" * 32), KieConnectionError)
         assert not hook.test_connection()[0]
     assert server.connections == 0
 

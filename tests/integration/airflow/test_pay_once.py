@@ -164,7 +164,7 @@ class TestRetry:
 
         assert outcome.result == running
         assert at_kie() == [running]
-        assert "The inputs are not valid any more" in log()
+        assert "The inputs are no longer valid" in log()
 
     @OPERATORS
     def test_of_a_failed_task_that_cost_nothing_creates_another(self, operator, create_ended, at_kie, journal):
@@ -422,7 +422,7 @@ class TestSuccess:
         run_task(flux2)
 
         assert "kie.1.ok" not in journal()
-        assert "Not noted as a success" in log()
+        assert "The success could not be recorded" in log()
 
 
 class TestUnknownSubmission:
@@ -585,7 +585,7 @@ class TestStoreFails:
 
         assert (outcome.state, [kie_task_id(outcome.result)]) == ("success", at_kie())
         assert journal()["kie.1.1.answer"]["kie_task_id"] == at_kie()[0]
-        assert log().count(f"Airflow could not note Kie task {at_kie()[0]}") == 4
+        assert log().count(f"Airflow could not store Kie task {at_kie()[0]}") == 4
 
     def test_a_refusal_is_written_before_the_next_attempt(self, kie_emulator, at_kie, journal):
         kie_emulator.fault({"on": "createTask", "do": "code", "code": 429})
@@ -637,7 +637,7 @@ class TestStoreFails:
         outcome = run_task(lambda **kw: flux2(pre_execute=failing_at("kie.1.ok", 500), **kw))
 
         assert (outcome.state, outcome.tries, [outcome.result]) == ("success", 1, at_kie())
-        assert "Not noted as a success" in log()
+        assert "The success could not be recorded" in log()
 
     @pytest.mark.parametrize("status", [401, 500])
     def test_that_cannot_be_read_pays_for_nothing(self, status, at_kie):
@@ -697,7 +697,8 @@ class TestBeforeAirflow33:
 
         assert (outcome.state, outcome.retried) == ("failed", False)
         [created] = at_kie()
-        for text in ("Gave up waiting", "No retry, it would not know the Kie task", f"Kie task {created} goes on"):
+        kept = f"Kie task {created} keeps running"
+        for text in ("Gave up waiting", "No retry: it would not know the Kie task", kept):
             assert text in str(outcome.error)
 
     def test_the_execution_timeout_is_final_once_there_is_a_task(self, kie_emulator, at_kie):
@@ -729,4 +730,4 @@ class TestBeforeAirflow33:
     def test_the_log_says_what_that_means(self, log):
         run_task(lambda **kw: flux2(pre_execute=without_store, **kw))
 
-        assert log().count("There is no task state store") == 1
+        assert log().count("This Airflow has no task state store") == 1

@@ -11,7 +11,7 @@ import pytest
 
 from kie_provider.client import transport
 from kie_provider.triggers.batch import KieBatchTrigger
-from kie_provider.triggers.kie import FIRST_LOOK_AFTER, KieTaskTrigger, read_event
+from kie_provider.triggers.kie import FIRST_POLL_AFTER, KieTaskTrigger, read_event
 from tests.support.kie import INTERNAL, NO_URLS, STUCK
 from tests.support.messages import assert_tells
 from tests.support.task_instances import as_in_the_triggerer, fire
@@ -50,8 +50,8 @@ async def test_success(create):
 @pytest.mark.parametrize("make", [KieTaskTrigger, lambda conn, id_, **kw: KieBatchTrigger(conn, [id_], **kw)])
 @pytest.mark.parametrize("seconds", [30.0, 0.0])
 async def test_no_trigger_fires_before_the_scheduler_has_seen_the_worker_end(create, monkeypatch, make, seconds):
-    assert FIRST_LOOK_AFTER == 3.0
-    monkeypatch.setattr("kie_provider.triggers.kie.FIRST_LOOK_AFTER", 0.5)
+    assert FIRST_POLL_AFTER == 3.0
+    monkeypatch.setattr("kie_provider.triggers.kie.FIRST_POLL_AFTER", 0.5)
     kie_task_id = create()
     started_at = time.monotonic()
 

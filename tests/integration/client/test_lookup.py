@@ -66,7 +66,7 @@ def emulator():
 def wait(client, kie_task_id, waiting, sleep):
     async def poll(*, refresh_key=False):
         assert not refresh_key
-        return client.look(kie_task_id)
+        return client.poll(kie_task_id)
 
     return asyncio.run(watch(waiting, poll, clock=lambda: 0.0, sleep=sleep))
 
@@ -140,7 +140,7 @@ def test_a_slow_answer(connect):
 def test_an_answer_in_drips(name, connect):
     began = time.monotonic()
     with ScriptedServer(DRIPS[name]) as server:
-        error = connect(server.url, request_timeout=0.3).look(TASK)
+        error = connect(server.url, request_timeout=0.3).poll(TASK)
         assert time.monotonic() - began < 2
     assert type(error) is errors.KieTransportError
     assert error.may_have_arrived
@@ -152,7 +152,7 @@ def test_a_compressed_answer_is_not_read(encoding, status, connect):
     body = gzip.compress(bytes(50_000_000))
     with ScriptedServer(reply(body, status, Content_Encoding=encoding, Location="/")) as server:
         tracemalloc.start()
-        error = connect(server.url).look(TASK)
+        error = connect(server.url).poll(TASK)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert type(error) is errors.KieTransportError
@@ -175,7 +175,7 @@ def test_an_answer_that_does_not_end(is_chunked, connect):
             exchange.send(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
 
     with ScriptedServer(pour) as server:
-        error = connect(server.url).look(TASK)
+        error = connect(server.url).poll(TASK)
     assert type(error) is errors.KieTransportError
     assert "the answer has more than 4194304 bytes" in error.message
 
@@ -227,7 +227,7 @@ def test_a_long_retry_after_is_not_waited_for(connect, pauses):
 @pytest.mark.parametrize("step", [step for name, step in PASSING.items()], ids=list(PASSING))
 def test_a_look_is_taken_once_and_returns_its_error(step, connect, pauses):
     with ScriptedServer(step) as server:
-        error = connect(server.url).look(TASK)
+        error = connect(server.url).poll(TASK)
     assert isinstance(error, errors.KieError)
     assert error.kie_task_id == TASK
     assert_no_key(error)
@@ -236,7 +236,7 @@ def test_a_look_is_taken_once_and_returns_its_error(step, connect, pauses):
 
 def test_a_look_returns_the_record(connect):
     with ScriptedServer(envelope({"taskId": TASK, "state": "waiting"})) as server:
-        record = connect(server.url).look(TASK)
+        record = connect(server.url).poll(TASK)
     assert isinstance(record, TaskRecord)
     assert server.requests[0].query == {"taskId": [TASK]}
 
@@ -328,7 +328,7 @@ def test_the_key_is_in_no_error(step, connect):
         error_of(client.get_task, TASK)
         error_of(client.get_credits)
         error_of(client.get_download_url, "https://x/1")
-        assert_no_key(client.look(TASK))
+        assert_no_key(client.poll(TASK))
 
 
 # ---------------------------------------------------------------- conversations as Kie has held them

@@ -704,7 +704,7 @@ class TestTarget:
                     save(result_of(host.url))
             assert names(out) == []
             assert caught.value.is_transient
-            assert "it goes on with the same Kie task" in str(caught.value)
+            assert "it continues with the same Kie task" in str(caught.value)
             save(result_of(host.url))
         assert len(names(out)) == 3
 

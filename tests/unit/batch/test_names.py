@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from airflow.sdk import ObjectStoragePath
 
-from kie_provider.batch.names import fill_in, read_names, slug, taken
+from kie_provider.batch.names import existing_names, fill_in, read_names, slug
 from tests.support.messages import assert_tells
 
 DEFAULT = "{kie_task_id}-{index}.{extension}"
@@ -55,7 +55,7 @@ def test_names_that_meet(names, default, place, name):
 
     assert len(problems) == (0 if place is None else 1)
     assert place is None or problems[0].startswith(
-        f"prompts[{place}].file_name: would be {name!r}, as that of prompts[0]"
+        f"prompts[{place}].file_name: would be {name!r}, like that of prompts[0]"
     )
 
 
@@ -73,4 +73,4 @@ def test_names_that_are_there(tmp_path):
 
     patterns = ["birds/owl.{extension}", "fox.{extension}", "hare.{extension}", "no/such.{extension}", DEFAULT]
 
-    assert sorted(taken(folder, patterns)) == ["birds/owl.webp", "hare.png"]
+    assert sorted(existing_names(folder, patterns)) == ["birds/owl.webp", "hare.png"]

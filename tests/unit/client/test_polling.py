@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kie_provider.client import errors, polling
 from kie_provider.client.errors import KieError
-from kie_provider.client.polling import Again, Done, Raise, Waiting, judge
+from kie_provider.client.polling import Done, PollAgain, Raise, Waiting, judge
 from kie_provider.client.records import TaskRecord, TaskState
 
 START = 1_790_000_000.0
@@ -104,17 +104,17 @@ def test_success_counts_after_the_deadline_and_final_errors_stay_what_they_are(o
     ("observation", "reason"),
     [
         (running("queuing"), "still queuing after 10 seconds of this wait"),
-        (BUSY, "the last look failed (Kie.ai server error: Server exception) after 10 seconds of this wait"),
+        (BUSY, "the last poll failed (Kie.ai server error: Server exception) after 10 seconds of this wait"),
         (NOT_FOUND, "recordInfo is null after 10 seconds of this wait"),
         (
             REFUSED_KEY,
-            "the last look failed (Kie.ai did not accept the API key: Unauthorized) after 10 seconds of this wait",
+            "the last poll failed (Kie.ai did not accept the API key: Unauthorized) after 10 seconds of this wait",
         ),
     ],
 )
 def test_the_deadline(observation, reason):
     waiting = Waiting(START, deadline=START + 10)
-    assert isinstance(judge(observation, waiting, START + 9.999), Again)
+    assert isinstance(judge(observation, waiting, START + 9.999), PollAgain)
     verdict = judge(observation, waiting, START + 10)
     assert isinstance(verdict, Raise)
     assert type(verdict.error) is errors.KieTaskTimeoutError
@@ -127,7 +127,7 @@ def delays(observations, *, seconds_apart, waiting):
     found, now = [], waiting.started_at
     for observation in observations:
         verdict = judge(observation, waiting, now)
-        assert isinstance(verdict, Again)
+        assert isinstance(verdict, PollAgain)
         found.append(verdict.delay)
         waiting, now = verdict.waiting, now + seconds_apart
     return found
@@ -168,7 +168,7 @@ def test_an_invisible_record_has_ninety_seconds_since_it_was_last_seen(visible_a
     waiting = Waiting(START, visible_at=visible_at)
     since = visible_at or START
     verdict = judge(NOT_FOUND, waiting, since + 89.9)
-    assert isinstance(verdict, Again)
+    assert isinstance(verdict, PollAgain)
     assert verdict.waiting.visible_at == visible_at
     assert judge(NOT_FOUND, waiting, since + 90) == Raise(NOT_FOUND)
     assert judge(NOT_FOUND, waiting, since + 91) == Raise(NOT_FOUND)
@@ -177,7 +177,7 @@ def test_an_invisible_record_has_ninety_seconds_since_it_was_last_seen(visible_a
 def test_seeing_the_record_starts_its_grace_anew():
     verdict = judge(running(), Waiting(START), START + 80)
     assert verdict.waiting.visible_at == START + 80
-    assert isinstance(judge(NOT_FOUND, verdict.waiting, START + 169), Again)
+    assert isinstance(judge(NOT_FOUND, verdict.waiting, START + 169), PollAgain)
     assert isinstance(judge(NOT_FOUND, verdict.waiting, START + 170), Raise)
 
 
@@ -196,7 +196,7 @@ def test_a_refused_key_is_read_anew_once_in_a_row():
 
 def test_failures_in_a_row_are_waited_out_for_six_minutes():
     waiting, now, asked = Waiting(START), START, []
-    while isinstance(verdict := judge(BUSY, waiting, now), Again):
+    while isinstance(verdict := judge(BUSY, waiting, now), PollAgain):
         asked.append(verdict.delay)
         waiting, now = verdict.waiting, now + verdict.delay
     assert asked == [3, 6, 12, 24, 48, 60, 60, 60, 60, 60]
@@ -207,12 +207,12 @@ def test_failures_in_a_row_are_waited_out_for_six_minutes():
 @pytest.mark.parametrize("good", [running(), NOT_FOUND])
 def test_a_good_look_restores_the_patience(good):
     first = judge(BUSY, Waiting(START), START + 10)
-    assert isinstance(judge(BUSY, first.waiting, START + 369), Again)
+    assert isinstance(judge(BUSY, first.waiting, START + 369), PollAgain)
     assert judge(BUSY, first.waiting, START + 370) == Raise(BUSY)
     between = judge(good, first.waiting, START + 20)
     later = judge(BUSY, between.waiting, START + 380)
     assert later.delay == 3
-    assert isinstance(judge(BUSY, later.waiting, START + 739), Again)
+    assert isinstance(judge(BUSY, later.waiting, START + 739), PollAgain)
 
 
 def test_retry_after_lengthens_the_delay_only():
@@ -242,7 +242,7 @@ def test_final_errors_end_the_wait_at_once(error_class):
     "error_class", [errors.KieRateLimitError, errors.KieMaintenanceError, errors.KieTransportError]
 )
 def test_passing_errors_are_waited_out(error_class):
-    assert isinstance(judge(error_class("x"), Waiting(START), START), Again)
+    assert isinstance(judge(error_class("x"), Waiting(START), START), PollAgain)
 
 
 # ---------------------------------------------------------------- the loops, on a simulated clock
@@ -431,7 +431,7 @@ def test_every_look_has_a_verdict(observation, waiting, after, failures, failing
     now = START + after
     waiting = polling.replace(waiting, failures=failures, failing_since=now - failing_for if failures else None)
     verdict = judge(observation, waiting, now)
-    if isinstance(verdict, Again):
+    if isinstance(verdict, PollAgain):
         assert verdict.delay >= 0
         assert waiting.deadline is None or now < waiting.deadline
         if isinstance(observation, KieError) and observation.is_transient:

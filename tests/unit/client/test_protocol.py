@@ -28,7 +28,7 @@ TASK = "ee9c2715375b7837f8bb51d641ff5863"
 READERS = {
     "create": protocol.read_created,
     "record": lambda answer: protocol.read_task(answer, TASK),
-    "look": lambda answer: protocol.read_look(answer, TASK),
+    "look": lambda answer: protocol.read_poll(answer, TASK),
     "credits": protocol.read_credits,
     "download": protocol.read_download_url,
     "upload": protocol.read_upload,
@@ -591,7 +591,7 @@ def test_deep_data(name):
 @pytest.mark.parametrize("rest", [{}, {"successFlag": 1, "response": {"resultUrls": ["https://x/1.png"]}}])
 def test_a_look_tells_what_a_record_tells_of_the_state(state, rest):
     given_answer = answer({"code": 200, "data": {"taskId": TASK, "state": state, **rest}})
-    look, record = protocol.read_look(given_answer, TASK), protocol.read_task(given_answer, TASK)
+    look, record = protocol.read_poll(given_answer, TASK), protocol.read_task(given_answer, TASK)
 
     assert (look.kie_task_id, look.state, look.kie_state) == (record.kie_task_id, record.state, record.kie_state)
     if record.state is not TaskState.RUNNING:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kie_provider.client import protocol, redaction
 from kie_provider.client.errors import KieError
 from kie_provider.client.protocol import Answer
-from kie_provider.client.redaction import blot
+from kie_provider.client.redaction import redact
 
 KEY = 'sk/0123+abc=DEF\\"&456'
 TASK = "ee9c2715375b7837f8bb51d641ff5863"
@@ -35,7 +35,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_the_key_is_blotted_out_however_it_is_spelt(name):
-    told = blot({"msg": f"Bearer {SPELLINGS[name]}.", SPELLINGS[name]: [SPELLINGS[name], 7, None]}, KEY)
+    told = redact({"msg": f"Bearer {SPELLINGS[name]}.", SPELLINGS[name]: [SPELLINGS[name], 7, None]}, KEY)
     assert told["msg"].replace("\0", "") == "Bearer ***."
     assert str(told).count("***") == 3
 
@@ -43,7 +43,7 @@ def test_the_key_is_blotted_out_however_it_is_spelt(name):
 @given(st.text(), st.text(), st.text(string.ascii_letters + string.digits + string.punctuation, min_size=6))
 def test_no_key_of_usual_length_survives(before, after, key):
     for text in (key, json.dumps(key)[1:-1], quote(key, safe="")):
-        assert text not in blot(before + text + after, key).replace("***", "")
+        assert text not in redact(before + text + after, key).replace("***", "")
 
 
 @pytest.mark.parametrize(
@@ -55,21 +55,21 @@ def test_no_key_of_usual_length_survives(before, after, key):
     ],
 )
 def test_short_keys_are_blotted_where_they_stand_alone(key, text, told):
-    assert blot(text, key) == told
+    assert redact(text, key) == told
 
 
 def test_the_shape_of_what_is_told_stays():
     value = {"a": [1, True, None, 1.5, "x"], "b": ("u", "v")}
-    assert blot(value, KEY) == value
+    assert redact(value, KEY) == value
     deep = []
     for _ in range(5000):
         deep = [deep]
-    assert json.dumps(blot(deep, KEY)) == "[" * 100 + '"..."' + "]" * 100
+    assert json.dumps(redact(deep, KEY)) == "[" * 100 + '"..."' + "]" * 100
 
 
 def test_it_is_fast_on_hostile_text():
     for text in ("\\" * 300_000, "%" * 300_000, "&#0" * 100_000, "\0" * 300_000, "s" * 300_000):
-        assert blot(text, KEY) == text
+        assert redact(text, KEY) == text
 
 
 def shown(error):

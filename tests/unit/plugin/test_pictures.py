@@ -139,17 +139,17 @@ class TestBatch:
         items = [
             {**result(IDS[1]), "item": 0, "outcome": "saved"},
             {"item": 1, "outcome": "failed", "reason": "no", "kie_task_id": IDS[2], "input": {"prompt": "b"}},
-            {"item": 2, "outcome": "not_ordered", "kie_task_id": None, "input": {}},
+            {"item": 2, "outcome": "not_submitted", "kie_task_id": None, "input": {}},
             {"item": "x"},
         ]
         pictures = shown(output(self.COUNTS), items=items)
         assert [(p.item, p.state, p.note) for p in pictures] == [
             (0, "image", ""),
             (1, "failed", "no"),
-            (2, "failed", "not ordered"),
+            (2, "failed", "not submitted"),
         ]
         [*_, last] = shown(output(None, "deferred", progress=self.COUNTS), items=items)
-        assert (last.state, last.note) == ("running", "not ordered")
+        assert (last.state, last.note) == ("running", "not submitted")
 
     def test_without_its_list(self):
         [running] = shown(output(None, "running", progress=self.COUNTS), items="not there")

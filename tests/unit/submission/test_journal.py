@@ -178,14 +178,14 @@ class TestOneImage:
         journal.created(record, "the-id", QUIET)
 
         assert told(open_journal(try_number=2)) == [("kie.1.1", "submitted", "the-id")]
-        assert caplog.text.count("Airflow could not note Kie task the-id") == 6
+        assert caplog.text.count("Airflow could not store Kie task the-id") == 6
 
     def test_or_until_the_try_was_replaced(self, open_journal, store):
         journal = open_journal()
         record = intend(journal)
         store.errors["kie.1.1.answer"] = [store_error(500), store_error(404)]
 
-        with pytest.raises(AirflowFailException, match=r"created Kie task the-id, which goes on .* 'kie.1.1.settled'"):
+        with pytest.raises(AirflowFailException, match=r"Kie task the-id, which keeps running .* 'kie.1.1.settled'"):
             journal.created(record, "the-id", QUIET)
 
     @pytest.mark.parametrize("end", ["alarm", "signal"])

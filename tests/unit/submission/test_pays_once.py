@@ -161,7 +161,7 @@ class Kie:
     def get_conn(self):
         return self
 
-    submit_window = LocalWindow(10**9)
+    rate_limit_window = LocalWindow(10**9)
 
     def create_task_once(self, body, sent):
         world = self.world
