@@ -7,12 +7,14 @@ import time
 from typing import TYPE_CHECKING
 
 from kie_provider.client import webhook
-from kie_provider.client.endpoint import is_private_host, without_userinfo
+from kie_provider.client.endpoint import without_userinfo
 from kie_provider.client.errors import KieConnectionError
 from kie_provider.hooks.kie import KieHook
 
 if TYPE_CHECKING:
     import requests
+
+    from kie_provider.client.endpoint import Endpoint
 
 #: As long as Kie waits for an answer.
 PATIENCE = 15.0
@@ -43,15 +45,14 @@ _UNKNOWN = "That is no answer of the receiver: something between here and it ans
 def test(args: argparse.Namespace) -> None:
     """Call the receiver of a connection, and say what happened; exit code 1 if it is not reached."""
     try:
-        url, headers, body = _call(args.conn_id)
+        endpoint = _endpoint(args.conn_id)
     except KieConnectionError as error:
         raise SystemExit(error.message) from None
-    base_url, reference = url.split(webhook.CALLBACKS, 1)
-    print(f"POST {base_url}{webhook.CALLBACKS}...{' (signed)' if headers else ''}")
-    if base_url.lower().startswith("http:"):
-        print("Warning: that is http, not https. Whoever listens on the way can call in Kie's name.")
-    if is_private_host(base_url):
-        print("Warning: that is an address of this machine or network, which Kie cannot call.")
+    reference, headers, body = _call(endpoint, args.conn_id)
+    url = webhook.callback_url(endpoint.callback_base_url, reference)
+    print(f"POST {url.removesuffix(reference)}...{' (signed)' if headers else ''}")
+    for warning in webhook.warnings_about(endpoint):
+        print(f"Warning: {warning}")
     import requests
 
     try:
@@ -67,10 +68,10 @@ def test(args: argparse.Namespace) -> None:
         raise SystemExit(_MORE)
 
 
-def _call(conn_id: str) -> tuple[str, dict[str, str], dict[str, object]]:
-    """Return URL, headers and body of a call for a task instance that no Airflow has.
+def _endpoint(conn_id: str) -> Endpoint:
+    """Return what the connection says.
 
-    :raises KieConnectionError: there is no such connection, a field of it is not valid, or it takes no callbacks.
+    :raises KieConnectionError: there is no such connection, a field of it is not valid, or it has no callbacks.
     """
     endpoint = KieHook(conn_id).get_conn().endpoint
     if not endpoint.callback_base_url:
@@ -78,12 +79,16 @@ def _call(conn_id: str) -> tuple[str, dict[str, str], dict[str, object]]:
             f"connection {conn_id!r}: callback_base_url: neither it nor [kie] callback_base_url is set, so no task "
             "asks Kie to call back"
         )
+    return endpoint
+
+
+def _call(endpoint: Endpoint, conn_id: str) -> tuple[str, dict[str, str], dict[str, object]]:
+    """Return reference, headers and body of a call for a task instance that no Airflow has."""
     nonce = webhook.new_nonce()
     reference = webhook.make_reference(webhook.derive_key(endpoint), conn_id, webhook.TEST_TI_ID, nonce)
     kie_task_id = nonce * 2
     headers = webhook.sign(endpoint.webhook_secret, kie_task_id, time.time()) if endpoint.webhook_secret else {}
-    body = {"code": 200, "msg": "success", "data": {"taskId": kie_task_id, "state": "success"}}
-    return webhook.callback_url(endpoint.callback_base_url, reference), headers, body
+    return reference, headers, {"code": 200, "msg": "success", "data": {"taskId": kie_task_id, "state": "success"}}
 
 
 def _is_from_receiver(answer: requests.Response, status: int) -> bool:

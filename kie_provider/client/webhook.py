@@ -13,14 +13,12 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, unquote
 
+from kie_provider.client.endpoint import Endpoint, is_private_host
 from kie_provider.client.errors import KieConnectionError
 from kie_provider.client.plain import shorten
-
-if TYPE_CHECKING:
-    from kie_provider.client.endpoint import Endpoint
 
 #: Where the receiver is, below the base URL of the API server.
 CALLBACKS = "kie/callbacks/"
@@ -106,6 +104,16 @@ def callback_url(base_url: str, reference: str) -> str:
     :param reference: from :func:`make_reference`.
     """
     return f"{base_url.rstrip('/')}/{CALLBACKS}{reference}"
+
+
+def warnings_about(endpoint: Endpoint) -> list[str]:
+    """Return what is allowed, but hardly meant, about where Kie is to call."""
+    found, url = [], endpoint.callback_base_url
+    if url.lower().startswith("http:"):
+        found.append(f"callback_base_url {url} is http, not https: others can read callback URLs on the way")
+    if is_private_host(url) and not is_private_host(endpoint.host):
+        found.append(f"callback_base_url {url} is an address of this machine or network: Kie cannot call it")
+    return found
 
 
 def sign(secret: str, kie_task_id: str, now: float) -> dict[str, str]:

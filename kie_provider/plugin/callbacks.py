@@ -226,5 +226,5 @@ def _not_found() -> Response:
 
 def _answer(status: int, message: str) -> Response:
     # What was not read of a body is left unread.
-    headers = {"Connection": "close"} if status == 413 else None
+    headers = None if status == 200 else {"Connection": "close"}
     return JSONResponse({"code": status, "msg": message}, status, headers)

@@ -18,7 +18,7 @@ import requests
 
 from kie_provider.client import webhook
 from kie_provider.client.endpoint import Endpoint
-from tests.integration.callbacks.conftest import API_KEY, CONN_ID, SECRET, Receiver, Waiting
+from tests.integration.callbacks.conftest import API_KEY, CONN_ID, HAS_STORE, SECRET, Receiver, Waiting
 from tests.support import image_site, postgres
 
 SUCCESS = {"code": 200, "msg": "success"}
@@ -126,8 +126,10 @@ def row_of(database, task):
     return database.query("SELECT state, trigger_id FROM task_instance WHERE id = ?", task.ti_id)[0]
 
 
-def noted(database, task):
-    return database.query("SELECT count(*) FROM task_state_store WHERE key = ?", webhook.callback_key(task.nonce))[0][0]
+def is_noted(database, task):
+    """Whether the callback was written down, once, where Airflow has a place for it."""
+    count = "SELECT count(*) FROM task_state_store WHERE key = ?"
+    return not HAS_STORE or database.query(count, webhook.callback_key(task.nonce)) == [(1,)]
 
 
 def calls_and_pings(site, task, seconds):
@@ -171,7 +173,7 @@ def test_many_identical_callbacks_over_two_processes_wake_a_task_once(busy_site)
     calls_and_pings(site, task, seconds=0)
     assert row_of(database, task) == ("scheduled", None)
     assert site.log.read_text().count(f"woke {task.scope[0]}/") == 1
-    assert noted(database, task) == 1
+    assert is_noted(database, task)
 
 
 def test_the_locked_row_of_a_task_holds_up_nobody(busy_site):
@@ -181,7 +183,7 @@ def test_the_locked_row_of_a_task_holds_up_nobody(busy_site):
     state, _ = row_of(database, task)
     lock.join()
     assert (slowest_call < 6, slowest_ping < 2, state) == (True, True, "deferred"), (slowest_call, slowest_ping)
-    assert noted(database, task) == 1  # the next poll finds what it needs
+    assert is_noted(database, task)  # the next poll finds what it needs
 
 
 def test_the_locked_row_of_a_run_holds_up_callbacks_only(busy_site):

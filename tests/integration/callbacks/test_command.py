@@ -52,8 +52,8 @@ def test_a_receiver_that_is_reached(run, receiver, caplog):
     assert code == 0
     assert out.splitlines() == [
         f"POST {receiver.url}/kie/callbacks/... (signed)",
-        "Warning: that is http, not https. Whoever listens on the way can call in Kie's name.",
-        "Warning: that is an address of this machine or network, which Kie cannot call.",
+        f"Warning: callback_base_url {receiver.url} is http, not https: others can read callback URLs on the way",
+        f"Warning: callback_base_url {receiver.url} is an address of this machine or network: Kie cannot call it",
         "HTTP 200: The receiver took it. Kie must reach the same address from the internet.",
     ]
     assert "/kie/callbacks/reference" in caplog.text

@@ -107,6 +107,25 @@ def test_nonces_differ():
     assert len({webhook.new_nonce() for _ in range(1000)}) == 1000
 
 
+@pytest.mark.parametrize(
+    ("base_url", "host", "words"),
+    [
+        ("", "https://api.kie.ai", []),
+        ("https://airflow.example", "https://api.kie.ai", []),
+        ("http://airflow.example", "https://api.kie.ai", ["is http, not https"]),
+        ("https://10.0.0.7", "https://api.kie.ai", ["Kie cannot call it"]),
+        ("HTTP://localhost:8080", "https://api.kie.ai", ["is http, not https", "Kie cannot call it"]),
+        ("https://localhost:8080", "http://127.0.0.1:8787", []),  # an emulator can
+    ],
+)
+def test_what_is_hardly_meant(base_url, host, words):
+    found = webhook.warnings_about(Endpoint("an-api-key", host=host, callback_base_url=base_url))
+    assert len(found) == len(words)
+    for word, warning in zip(words, found, strict=True):
+        assert word in warning
+        assert base_url in warning
+
+
 # ---- signatures
 
 
