@@ -198,7 +198,7 @@ def _wait_for_end(stack: AirflowStack, book: SlotBook, dag_id: str, runs: list[s
 def _rate(kie: KieEmulator, *, is_forged: bool) -> float:
     """Return how many callbacks for tasks that have ended are answered in a second."""
     tasks = kie._server.world.account.tasks.values()
-    calls = [(str(task.order.callback_url), {"code": 200, "data": {"taskId": task.id}}) for task in tasks]
+    calls = [(str(task.request.callback_url), {"code": 200, "data": {"taskId": task.id}}) for task in tasks]
     if is_forged:
         calls = [(f"{url[:-1]}{'A' if url[-1] != 'A' else 'Q'}", body) for url, body in calls]
     return asyncio.run(_send(calls, 404 if is_forged else 200))

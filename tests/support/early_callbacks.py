@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -52,13 +53,13 @@ class EarlyCaller:
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
         """Call for the duration of the block."""
-        thread = threading.Thread(target=self._call_all, name="early-caller")
-        thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            calling = pool.submit(self._call_all)
+            try:
+                yield
+            finally:
+                self._over.set()
+            calling.result()
 
     def _call_all(self) -> None:
         with requests.Session() as session:
@@ -72,8 +73,8 @@ class EarlyCaller:
     def _call(self, session: requests.Session, ti_key: str, since: float) -> None:
         tasks = list(self._kie._server.world.account.tasks.values())
         for task in tasks:
-            reference = parse_reference((task.order.callback_url or "").partition(CALLBACKS)[2])
+            reference = parse_reference((task.request.callback_url or "").partition(CALLBACKS)[2])
             if reference is not None and reference.ti_id.replace("-", "") == ti_key:
                 body = {"code": 200, "data": {"taskId": task.id}}
-                self.answers.append(session.post(task.order.callback_url, json=body, timeout=30).status_code)
+                self.answers.append(session.post(task.request.callback_url, json=body, timeout=30).status_code)
                 self.called.append(time.time() - since)

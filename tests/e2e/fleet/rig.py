@@ -292,8 +292,8 @@ class Load:
         import requests
 
         tasks = self.kie._server.world.account.tasks.values()
-        (task,) = [task for task in tasks if trial.name in task.order.prompt]
-        path = urlsplit(str(task.order.callback_url)).path
+        (task,) = [task for task in tasks if trial.name in task.request.prompt]
+        path = urlsplit(str(task.request.callback_url)).path
         urls = [self.fleet.api_urls[number % len(self.fleet.api_urls)] + path for number in range(times)]
         body = {"code": 200, "data": {"taskId": task.id}}
         with ThreadPoolExecutor(times) as pool:
