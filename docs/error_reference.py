@@ -11,7 +11,7 @@ from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 from kie_provider.client import errors
-from kie_provider.failures import Facts, operator_failure, sensor_failure, told
+from kie_provider.failures import FailureContext, log_lines, operator_failure, sensor_failure
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -126,7 +126,7 @@ class LogExample(ErrorExample):
 
     def run(self) -> list[nodes.Node]:
         """Return a literal block."""
-        lines = "\n".join(told(self.example(), Facts("kie_default")))
+        lines = "\n".join(log_lines(self.example(), FailureContext("kie_default")))
         return [nodes.literal_block(lines, lines, language="text", classes=["wrap"])]
 
 

@@ -70,7 +70,7 @@ def test_everybody_gives_the_same_answer(result, changes, cost, tmp_path, caplog
     assert (told["credits"], told["usd"]) == (cost, None if cost is None else round(cost * 0.005, 4))
 
     item = Item(0, {}, "", state="saved", result=result)
-    manifest = Report([item], PRICES, RUN, storage_path("target", tmp_path), redact_prompt=False).entries(None)
+    manifest = Report([item], PRICES, RUN, storage_path("target", tmp_path), redact_prompt=False).manifest_content(None)
     sheet = write_contact_sheet([result], tmp_path, prices=PRICES)
     totals = json.loads(Path(sheet["manifest"]).read_text())["totals"]
     assert manifest["credits"] == sheet["credits"] == totals["credits"] == (cost or 0.0)
