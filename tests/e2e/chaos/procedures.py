@@ -378,6 +378,9 @@ def called_back_after_the_patience(trial: Trial) -> None:
 def batch_called_back(trial: Trial) -> None:
     trial.kie.fault({"on": "createTask", "do": "lost_answer", "times": 4})
     start_with_callbacks(trial, "chaos_batch")
+    trial.wait_for("deferred")
+    trial.finish_at_kie()  # the lost answers have left two to order
+    trial.arena.wait(lambda: len(trial.charged()) == 8, lambda: f"{trial.name}: {trial.describe()}")
     finish(trial)
 
 
