@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -52,13 +53,13 @@ class EarlyCaller:
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
         """Call for the duration of the block."""
-        thread = threading.Thread(target=self._call_all, name="early-caller")
-        thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            calling = pool.submit(self._call_all)
+            try:
+                yield
+            finally:
+                self._over.set()
+            calling.result()
 
     def _call_all(self) -> None:
         with requests.Session() as session:
