@@ -39,7 +39,7 @@ def add_connection(stack: AirflowStack, kie: KieEmulator, conn_id: str, **extra:
 class EarlyCaller:
     """Calls back for each task of a DAG as soon as that is deferred; what Kie itself sends comes besides.
 
-    :ivar called: seconds from each deferral to the answer to its callback.
+    :ivar called: seconds from each deferral to its callback.
     :ivar answers: the status codes of these answers.
     """
 
@@ -76,5 +76,5 @@ class EarlyCaller:
             reference = parse_reference((task.request.callback_url or "").partition(CALLBACKS)[2])
             if reference is not None and reference.ti_id.replace("-", "") == ti_key:
                 body = {"code": 200, "data": {"taskId": task.id}}
-                self.answers.append(session.post(task.request.callback_url, json=body, timeout=30).status_code)
                 self.called.append(time.time() - since)
+                self.answers.append(session.post(task.request.callback_url, json=body, timeout=30).status_code)
