@@ -19,7 +19,8 @@ DAG_ID, RUNS, MAPPED = "called_back", 2, 20
 
 @pytest.mark.timeout(300)
 def test_a_callback_in_the_second_of_the_deferral_fails_no_task(airflow_stack: AirflowStack) -> None:
-    with KieEmulator(generating_seconds=2.0) as kie:
+    # A key of its own: it stands in the connection that the test adds to the database of all tests here.
+    with KieEmulator(api_key="key-of-callbacks", generating_seconds=2.0) as kie:
         add_connection(airflow_stack, kie, "kie_early", callback_base_url=airflow_stack.url)
         caller = EarlyCaller(airflow_stack, kie, DAG_ID)
         with caller.calling():
