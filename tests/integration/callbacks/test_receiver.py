@@ -110,7 +110,7 @@ def test_a_sensor_is_woken_by_the_task_that_it_waits_for(receiver, wait):
 
 @pytest.mark.parametrize("state", ["running", "queued", "success", "failed", "up_for_retry", "up_for_reschedule"])
 def test_late_or_early_a_task_that_does_not_wait_is_left_alone(receiver, wait, state):
-    task = wait(state=state, trigger_id=None)
+    task = wait(state=state)
     assert answer(receiver.call(task.reference(), task.kie_task_id)) == SUCCESS
     assert (task.state, task.resumed_with) == (state, None)
     assert task.is_noted
