@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import importlib
 import signal
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 #: Each is a module here with ``run(quick: bool) -> Report``.
 BENCHMARKS = ("imports", "waiting", "callbacks", "submission", "batch", "saving", "pipeline")
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,9 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{report.as_text()}\n", flush=True)
         missed += sum(not goal.is_met for goal in report.goals)
         if options.write_docs:
-            DOCS.mkdir(exist_ok=True)
-            today = dt.datetime.now(dt.timezone.utc).date().isoformat()
-            (DOCS / f"{name}.md").write_text(report.as_markdown(today), encoding="utf-8")
+            report.write()
     return 1 if missed else 0
 
 

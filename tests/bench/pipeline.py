@@ -84,7 +84,7 @@ def run(quick: bool) -> Report:
         KieEmulator(generating_seconds=GENERATING_SECONDS) as kie,
         airflow(kie, Path(target)) as stack,
     ):
-        book = SlotBook(stack.home / "airflow.db")
+        book = SlotBook(stack.database)
         one_run(stack, book, kie, WARM_UP, 1)
         for images in (1, 3) if quick else (1, 10, 100):
             for name, way in WAYS.items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Report:
     :param columns: heads of the table; the first names the contender.
     :param rows: its cells, as text.
     :param packages: distributions whose versions matter here.
+    :param again: the command that measures it; default: `make bench`.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Report:
     rows: list[Sequence[str]] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     packages: Sequence[str] = ()
+    again: str = ""
 
     def as_text(self) -> str:
         """Return the table for a terminal."""
@@ -61,9 +66,17 @@ class Report:
         goals = [_row(["Goal", "Measured", ""]), _row(["---", "---:", "---"])]
         goals += [_row([goal.text, goal.measured, "met" if goal.is_met else "**missed**"]) for goal in self.goals]
         facts = f"Measured {when} on {machine()}, Python {platform.python_version()}, {versions(self.packages)}."
-        again = f'Again with: `make bench BENCH_ARGS="{self.name}"`'
+        again = self.again or f'make bench BENCH_ARGS="{self.name}"'
         rows = [*head, *map(_row, self.rows)]
-        return "\n".join([self.method, "", *rows, "", *(goals if self.goals else []), "", facts, "", again, ""])
+        return "\n".join(
+            [self.method, "", *rows, "", *(goals if self.goals else []), "", facts, "", f"Again with: `{again}`", ""]
+        )
+
+    def write(self) -> None:
+        """Write it where the documentation includes it from."""
+        DOCS.mkdir(exist_ok=True)
+        today = dt.datetime.now(dt.timezone.utc).date().isoformat()
+        (DOCS / f"{self.name}.md").write_text(self.as_markdown(today), encoding="utf-8")
 
 
 def machine() -> str:

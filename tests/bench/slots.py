@@ -1,46 +1,71 @@
 """Which task instance was in which state from when on: the metadata database itself takes notes.
 
-A trigger in SQLite writes down every change of a task instance's state, to the millisecond. So no look comes too late,
-and nothing asks Airflow while it is being measured.
+A trigger in the database writes down every change of a task instance's state, to the millisecond. So no look comes too
+late, and nothing asks Airflow while it is being measured.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import sqlite3
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from pathlib import Path
+    from tests.support.database import Database
 
-_NOW = "(julianday('now') - 2440587.5) * 86400.0"
-_NOTES = f"""
-CREATE TABLE bench_note (dag_id, run_id, task_id, map_index, state, at);
-CREATE TRIGGER bench_change AFTER UPDATE OF state ON task_instance WHEN new.state IS NOT old.state BEGIN
-    INSERT INTO bench_note VALUES (new.dag_id, new.run_id, new.task_id, new.map_index, new.state, {_NOW});
-END;
-"""
+_NOTE = "INSERT INTO bench_note (dag_id, run_id, task_id, map_index, state, at)"
+_VALUES = "new.dag_id, new.run_id, new.task_id, new.map_index, new.state"
+_COLUMNS = "dag_id TEXT, run_id TEXT, task_id TEXT, map_index INTEGER, state TEXT, at DOUBLE PRECISION"
+_SQLITE = (
+    f"CREATE TABLE bench_note (id INTEGER PRIMARY KEY, {_COLUMNS})",
+    f"""
+    CREATE TRIGGER bench_change AFTER UPDATE OF state ON task_instance WHEN new.state IS NOT old.state BEGIN
+        {_NOTE} VALUES ({_VALUES}, (julianday('now') - 2440587.5) * 86400.0);
+    END
+    """,
+)
+_POSTGRESQL = (
+    f"CREATE TABLE bench_note (id SERIAL PRIMARY KEY, {_COLUMNS})",
+    f"""
+    CREATE FUNCTION bench_change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        {_NOTE} VALUES ({_VALUES}, extract(epoch FROM clock_timestamp()));
+        RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE TRIGGER bench_change AFTER UPDATE OF state ON task_instance FOR EACH ROW
+        WHEN (new.state IS DISTINCT FROM old.state) EXECUTE FUNCTION bench_change()
+    """,
+)
+#: Every state that a task instance has taken, and when, in epoch seconds.
+History = list[tuple[str, float]]
 
 
 class SlotBook:
     """The notes in a database of Airflow's.
 
-    :param database: SQLite, migrated.
+    :param database: migrated.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        with self._connection() as connection:
-            connection.executescript(_NOTES)
+        with database.transaction() as connection:
+            for statement in _SQLITE if database.is_sqlite else _POSTGRESQL:
+                connection.exec_driver_sql(statement)
+
+    def histories(self, dag_id: str, run_id: str) -> dict[tuple[str, int], History]:
+        """Return the states of a run's task instances, by task id and map index."""
+        query = "SELECT task_id, map_index, state, at FROM bench_note WHERE dag_id = ? AND run_id = ? ORDER BY id"
+        histories = defaultdict(list)
+        for task_id, map_index, state, at in self._database.query(query, dag_id, run_id):
+            histories[task_id, map_index].append((state, at))
+        return histories
 
     def running(self, dag_id: str, run_id: str) -> tuple[float, int]:
         """Return how long the task instances of a run were running, summed up, and how often they began to."""
         phases = [
             ended - began
-            for history in self._histories(dag_id, run_id)
+            for history in self.histories(dag_id, run_id).values()
             for (state, began), (_, ended) in itertools.pairwise(history)
             if state == "running"
         ]
@@ -48,29 +73,15 @@ class SlotBook:
 
     def starts(self, dag_id: str, run_id: str) -> list[float]:
         """Return when (epoch seconds) task instances of a run began to run."""
-        return sorted(at for history in self._histories(dag_id, run_id) for state, at in history if state == "running")
+        histories = self.histories(dag_id, run_id).values()
+        return sorted(at for history in histories for state, at in history if state == "running")
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """Return the state of a run."""
-        with self._connection() as connection:
-            query = "SELECT state FROM dag_run WHERE dag_id = ? AND run_id = ?"
-            return str(connection.execute(query, (dag_id, run_id)).fetchone()[0])
+        query = "SELECT state FROM dag_run WHERE dag_id = ? AND run_id = ?"
+        return str(self._database.query(query, dag_id, run_id)[0][0])
 
     def is_busy(self) -> bool:
         """Whether any task instance has a worker, or is about to get one."""
-        with self._connection() as connection:
-            query = "SELECT count(*) FROM task_instance WHERE state IN ('queued', 'running')"
-            return bool(connection.execute(query).fetchone()[0])
-
-    def _histories(self, dag_id: str, run_id: str) -> Collection[list[tuple[str, float]]]:
-        query = "SELECT task_id, map_index, state, at FROM bench_note WHERE dag_id = ? AND run_id = ? ORDER BY rowid"
-        histories = defaultdict(list)
-        with self._connection() as connection:
-            for task_id, map_index, state, at in connection.execute(query, (dag_id, run_id)):
-                histories[task_id, map_index].append((state, at))
-        return histories.values()
-
-    @contextlib.contextmanager
-    def _connection(self):
-        with contextlib.closing(sqlite3.connect(self._database, timeout=30)) as connection, connection:
-            yield connection
+        query = "SELECT count(*) FROM task_instance WHERE state IN ('queued', 'running')"
+        return bool(self._database.query(query)[0][0])

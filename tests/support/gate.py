@@ -20,6 +20,7 @@ import http.client
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,6 +64,22 @@ class Caught:
     path: str
     body: str
     by: Try
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A request that was answered.
+
+    :param seconds: from the gate to Airflow and back.
+    :param sent: bytes of its body; ``answered``: bytes of the answer's.
+    """
+
+    run_id: str
+    method: str
+    path: str
+    seconds: float
+    sent: int
+    answered: int
 
 
 @dataclass(frozen=True)
@@ -158,6 +175,7 @@ class Gate:
         self, upstream: Callable[[], str], look_up: Callable[[str], Try | None], *, one_at_a_time: bool
     ) -> None:
         self.upstream = upstream
+        self.on_pass: Callable[[Passed], None] | None = None  # called with every request that a task has sent
         self.writing: AbstractContextManager[Any] = threading.Lock() if one_at_a_time else contextlib.nullcontext()
         self._look_up = look_up
         self._lock = threading.Lock()
@@ -220,11 +238,15 @@ class Gate:
         if hold is not None and hold.rule.at == "request" and hold.is_dropped():
             handler.close_connection = True
             return
+        began = time.monotonic()
         try:
             status, headers, answer = self._forward(handler, body)
         except (OSError, http.client.HTTPException):
             handler.close_connection = True  # as if it had been sent there
             return
+        if by is not None and self.on_pass is not None:
+            seconds = time.monotonic() - began
+            self.on_pass(Passed(by.run_id, handler.command, handler.path, seconds, len(body), len(answer)))
         if hold is not None and hold.rule.at == "answer" and hold.is_dropped():
             handler.close_connection = True
             return

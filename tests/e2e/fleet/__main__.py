@@ -11,6 +11,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tests.e2e.fleet import numbers
 from tests.e2e.fleet.attacks import ATTACKS
 from tests.e2e.fleet.ground import folder_of_this_user, ground
 from tests.e2e.fleet.rig import Fleet
@@ -19,6 +20,7 @@ from tests.support.processes import ProcessError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
     from types import FrameType
 
     from tests.e2e.fleet.attacks import Attack
@@ -30,12 +32,18 @@ def main(arguments: list[str] | None = None) -> int:
     names = [each.name for each in ATTACKS]
     parser.add_argument("--only", action="append", choices=names, metavar="ATTACK", help=f"one of {', '.join(names)}")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="repeat an earlier run's choices")
+    parser.add_argument("--numbers", action="store_true", help="measure what the fleet does, and attack nothing")
+    parser.add_argument("--write-docs", action="store_true", help="with --numbers: write docs/benchmarks/fleet.md")
     options = parser.parse_args(arguments)
+    if options.write_docs and not options.numbers:
+        parser.error("--write-docs needs --numbers")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     began = time.monotonic()
     try:
         with ground(folder_of_this_user()) as folder:
+            if options.numbers:
+                return measure_all(folder, write_docs=options.write_docs)
             print(f"Seed {options.seed}. Starting the fleet ...", flush=True)
             with Fleet(folder) as fleet:
                 print(f"  it works after {time.monotonic() - began:.0f} s", flush=True)
@@ -50,6 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
     report(outcomes)
     print(f"Seed {options.seed}, {time.monotonic() - began:.0f} s")
     return 1 if any(outcome.problems for outcome in outcomes) else 0
+
+
+def measure_all(folder: Path, *, write_docs: bool) -> int:
+    """Measure, print the table, and write it down if that is wanted."""
+    began = time.monotonic()
+    print("Starting the fleet ...", flush=True)
+    with Fleet(folder, numbers.DAGS, numbers.ENV) as fleet:
+        print(f"  it works after {time.monotonic() - began:.0f} s", flush=True)
+        found = numbers.measure(fleet)
+    print(f"\n{found.as_text()}\n{time.monotonic() - began:.0f} s")
+    if write_docs:
+        found.write()
+    return 0
 
 
 def make(fleet: Fleet, attacks: Sequence[Attack], seed: int) -> list[Outcome]:

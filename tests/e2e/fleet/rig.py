@@ -27,7 +27,7 @@ from tests.support.redis import Redis
 from tests.support.tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from typing_extensions import Self
@@ -58,11 +58,14 @@ class Fleet(Arena):
     """Like the arena, but with workers on Celery, each on a disk of its own, whose images go to S3.
 
     :param folder: empty; everything stands in it.
+    :param env: further settings of all parts.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dags: Path = DAGS, env: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.folder = folder
+        self._dags = dags
+        self._extra_env = dict(env or {})
 
     def _build(self, cleanup: contextlib.ExitStack) -> None:
         program = shutil.which("redis-server")
@@ -84,8 +87,8 @@ class Fleet(Arena):
         self.gate = Gate(lambda: self.balancer.url, self._look_up, one_at_a_time=False)
         cleanup.enter_context(self.gate)
         self.airflow = AirflowStack(
-            DAGS,
-            env=SETTINGS | FLEET_SETTINGS | self._addresses(),
+            self._dags,
+            env=SETTINGS | FLEET_SETTINGS | self._addresses() | self._extra_env,
             home=self.folder / "airflow",
             database=self.postgres.database(),
             parts=self._parts(ports),
@@ -258,8 +261,8 @@ class Load:
 
     def __init__(self, fleet: Fleet, name: str, dag_ids: tuple[str, ...], **kie: Any) -> None:
         self.fleet = fleet
-        self.kie = KieEmulator(clock=lambda: time.time() + self._ahead, **{"generating_seconds": 10.0} | kie)
-        self._ahead = 0.0
+        self.kie = KieEmulator(clock=lambda: time.time() + self.ahead, **{"generating_seconds": 10.0} | kie)
+        self.ahead = 0.0  # of the real time is Kie's clock, in seconds
         self._dags = {f"{name}-{number}-{dag_id}": dag_id for number, dag_id in enumerate(dag_ids)}
         self.trials = [Trial(fleet, run_id, self.kie) for run_id in self._dags]
         self.deleted: set[str] = set()  # runs that a person has deleted
@@ -331,7 +334,7 @@ class Load:
 
     def skip_time(self) -> None:
         """Let Kie finish what it has."""
-        self._ahead += self.kie.settings.generating_seconds + 1
+        self.ahead += self.kie.settings.generating_seconds + 1
 
     def __str__(self) -> str:
         return "; ".join(f"{trial.name}: {trial.task_instances()}" for trial in self.trials)
