@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kie_provider.client.plain import counted
 from kie_provider.files import storage
 from kie_provider.files.provenance import plain
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from kie_provider.files.provenance import RunFacts
 
 FORMAT = 1
+#: What follows a problem, wherever it is noticed.
+ANOTHER_DISK = (
+    "as this worker sees it: it was changed or removed, or another worker has written it on a disk of its own. A local "
+    "target must be a disk that all workers share"
+)
 #: Bytes. A larger manifest is not read; that of a batch of ten thousand items has 15 MB.
 _LARGEST = 2**28
 
@@ -34,15 +40,41 @@ def manifest_path(folder: ObjectStoragePath, run: RunFacts) -> ObjectStoragePath
     return folder / f"{readable}-{unique}.json"
 
 
-def read_items(path: ObjectStoragePath) -> list[dict[str, Any]]:
-    """Return the entries of a manifest; that of a saved item is its result dict. An invalid manifest has none."""
-    content = storage.read_bytes(path, _LARGEST)
+def read(path: ObjectStoragePath) -> dict[str, Any]:
+    """Return the content of a manifest. One that is missing or invalid has none."""
     try:
-        manifest = json.loads(content or b"{}")
+        content = json.loads(storage.read_bytes(path, _LARGEST) or b"{}")
     except (ValueError, RecursionError):
-        return []
-    items = manifest.get("items") if isinstance(manifest, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def items_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a manifest; that of a saved item is its result dict."""
+    items = content.get("items")
     return [plain(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def problem(content: Mapping[str, Any], told: Mapping[str, Any]) -> str | None:
+    """Say why this is not the manifest that a batch has told of, nor a later one; None: it may be.
+
+    :param told: ``try_number`` of the batch and how many images it has ``saved``, as far as that is known.
+    """
+    if not items_of(content):
+        return "is not there, or makes no sense"
+    run = content.get("airflow")
+    here, there = _number(run if isinstance(run, Mapping) else {}, "try_number"), _number(told, "try_number")
+    if here < there:
+        return f"is of try {here}, and not of try {there}"
+    saved, told_saved = _number(content, "saved"), _number(told, "saved")
+    if here == there and saved < told_saved:
+        return f"tells of {counted(saved, 'saved image')}, and not of {told_saved}"
+    return None
+
+
+def _number(content: Mapping[str, Any], name: str) -> int:
+    number = content.get(name)
+    return number if isinstance(number, int) else 0
 
 
 def is_saved(item: Mapping[str, Any]) -> bool:

@@ -53,8 +53,12 @@ class Report:
         return self.prices.total_of(item.result for item in self.items if item.result is not None)
 
     def progress(self) -> dict[str, Any]:
-        """Return the counts and the credits, as XCom shows them while the batch runs."""
+        """Return the counts and the credits."""
         return {"images": len(self.items), **self.counts(), "credits": self.credits}
+
+    def told(self) -> dict[str, Any]:
+        """Return what XCom shows while the batch runs, and in the end."""
+        return {**self.progress(), "manifest": str(self.manifest), "try_number": self.run.try_number}
 
     def failure_lines(self) -> str:
         """Return one line for each of the first items that are not saved."""

@@ -88,8 +88,9 @@ class BatchRun:
             )
             adopt(self._journal, hook)
             items, _ = self._read_items()
-            plan = self._new_plan(items, of_this_try(self._journal.records, len(items)), hook)
-            self._warn_of_another_disk(plan.report)
+            claimed = of_this_try(self._journal.records, len(items))
+            told = pull_xcom(self._ti, PROGRESS_KEY)
+            plan = self._new_plan(items, claimed, hook, told if isinstance(told, Mapping) else {})
             return self._work(plan, trigger_error)
 
     def stop(self) -> None:
@@ -130,7 +131,7 @@ class BatchRun:
             claimed, kept = assign(
                 journal.records, fingerprints, max_tries=journal.max_tries, resubmit_unknown=resubmits
             )
-        plan = self._new_plan(items, claimed, hook)
+        plan = self._new_plan(items, claimed, hook, {"try_number": journal.read_try_number})
         if returns_the_same:
             for item in plan.to_submit:
                 item.become("left_out")  # as before; what Kie has made is saved again if its files are gone
@@ -139,6 +140,7 @@ class BatchRun:
         credits_in_all, words = estimate((request.kind for request in requests), price_table())
         log.info("%s, %s credits by the price table: %s", counted(len(items), "image"), _credits(credits_in_all), words)
         if not journal.has_begun:
+            plan.manifest_writer()()  # before anything is ordered: a later try that misses it is on another disk
             journal.begin(kept, claimed, estimate=credits_in_all)
         return plan
 
@@ -229,13 +231,13 @@ class BatchRun:
             self._is_final = not may_help
             raise error
         self._journal.summarize(is_complete=True)
-        return {**report.progress(), "manifest": str(report.manifest), "estimated_credits": estimated}
+        return {**report.told(), "estimated_credits": estimated}
 
     def _report_progress(self) -> None:
         if self._plan is None:
             return
         report = self._plan.report
-        progress = {**report.progress(), "manifest": str(report.manifest)}
+        progress = report.told()
         if progress == self._reported:
             return
         self._reported = progress
@@ -268,7 +270,13 @@ class BatchRun:
         ]
         return items, [*problems, *name_problems]
 
-    def _new_plan(self, items: list[Item], claimed: Sequence[SubmissionRecord | None], hook: KieHook) -> Plan:
+    def _new_plan(
+        self, items: list[Item], claimed: Sequence[SubmissionRecord | None], hook: KieHook, told: Mapping[str, Any]
+    ) -> Plan:
+        """Return what there is to do.
+
+        :param told: what is known of the manifest that the last phase or try has written.
+        """
         operator = self._operator
         limit = operator.execution_timeout
         report = Report(
@@ -290,13 +298,16 @@ class BatchRun:
             defers=operator.deferrable,
             on_progress=self._report_progress,
         )
-        self._recall(self._plan, claimed)
+        self._recall(self._plan, claimed, told)
         return self._plan
 
-    def _recall(self, plan: Plan, claimed: Sequence[SubmissionRecord | None]) -> None:
+    def _recall(self, plan: Plan, claimed: Sequence[SubmissionRecord | None], told: Mapping[str, Any]) -> None:
         """Take over what the journal and the manifest say about the items."""
-        entries = manifest.read_items(plan.report.manifest)
-        saved = {entry["kie_task_id"]: entry for entry in entries if manifest.is_saved(entry)}
+        content = manifest.read(plan.report.manifest)
+        if told.get("try_number") and (problem := manifest.problem(content, told)):
+            what = "The images that were saved before are saved again"
+            log.warning("%s %s, %s. %s.", plan.report.manifest, problem, manifest.ANOTHER_DISK, what)
+        saved = {entry["kie_task_id"]: entry for entry in manifest.items_of(content) if manifest.is_saved(entry)}
         for item, record in zip(plan.report.items, claimed, strict=True):
             item.recall(record)
             result = saved.get(item.kie_task_id) if item.state == "running" else None
@@ -322,19 +333,6 @@ class BatchRun:
             else:
                 item.become("saved", result=result)
         return all(found)
-
-    def _warn_of_another_disk(self, report: Report) -> None:
-        progress = pull_xcom(self._ti, PROGRESS_KEY)
-        saved = progress.get("saved", 0) if isinstance(progress, Mapping) else 0
-        here = report.counts()["saved"]
-        if here < saved:
-            log.warning(
-                "This try has saved %s, and this worker finds %d in %s: it saves the others again. A local target "
-                "must be a disk that all workers share.",
-                counted(saved, "image"),
-                here,
-                report.target,
-            )
 
     def _warn_of_changes(self, items: Sequence[Item]) -> None:
         changed = [item for item in items if item.is_changed]

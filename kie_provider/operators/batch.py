@@ -39,10 +39,11 @@ class Flux2BatchOperator(SavingOperator):
     clearing a batch that failed, with a changed list too; clearing one that had succeeded makes all images anew. Before
     3.3 nothing outlives a try: use ``retries=0``.
 
-    Returns ``manifest`` (path of a JSON file with the result dict of every item, or why there is none), the number of
-    ``images`` asked for, of those ``saved``, ``failed``, ``unknown`` (createTask's answer was lost), ``running`` (not
-    done in time) and ``not_submitted`` (the account was empty, for example), ``credits`` (charged for what was saved)
-    and ``estimated_credits``. While the batch runs, XCom ``progress`` has the counts and ``manifest``.
+    Returns ``manifest`` (path of a JSON file with the result dict of every item, or why there is none), ``try_number``
+    (the try that wrote it), the number of ``images`` asked for, of those ``saved``, ``failed``, ``unknown``
+    (createTask's answer was lost), ``running`` (not done in time) and ``not_submitted`` (the account was empty, for
+    example), ``credits`` (charged for what was saved) and ``estimated_credits``. While the batch runs, XCom
+    ``progress`` has the same, without the estimate.
 
     The parameters that are not listed here are those of :class:`~kie_provider.operators.results.KieSaveResultOperator`;
     in ``file_name``, ``{item}`` is the index in the list, from 0, and ``{prompt_slug}`` the prompt as part of a name.

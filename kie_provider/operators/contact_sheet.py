@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
 from kie_provider.assets import set_asset_extra
+from kie_provider.client.errors import KieStorageError
 from kie_provider.client.plain import counted, from_text, got, is_blank
 from kie_provider.config import price_table
 from kie_provider.failures import FailureContext, failures
@@ -63,7 +64,7 @@ class KieContactSheetOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Write the three files and return where they are, and the totals."""
-        from kie_provider.batch.manifest import is_saved, read_items
+        from kie_provider.batch import manifest
         from kie_provider.contact_sheet import write_contact_sheet
         from kie_provider.contact_sheet.results import list_of, result_dicts
         from kie_provider.files.provenance import input_of
@@ -72,8 +73,14 @@ class KieContactSheetOperator(BaseOperator):
         with failures(self.log, lambda: FailureContext(charged="nothing")):
             results, prompts = _read_results(self.results), _read_prompts(self.prompts)
             if _is_batch(results):
-                items = read_items(storage_path("results", results["manifest"]))
-                results = [item for item in items if is_saved(item)]
+                content = manifest.read(path := storage_path("results", results["manifest"]))
+                items = manifest.items_of(content)
+                if problem := manifest.problem(content, results):
+                    problem = f"{path} {problem}, {manifest.ANOTHER_DISK}"
+                    if not items:
+                        raise KieStorageError(f"results: {problem}")
+                    self.log.warning("Images may be missing from the sheet: %s.", problem)
+                results = [item for item in items if manifest.is_saved(item)]
                 prompts = prompts or [input_of(item).get("prompt") for item in items]
             results = result_dicts(results)
             sheet = write_contact_sheet(

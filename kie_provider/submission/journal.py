@@ -86,6 +86,7 @@ class Journal:
         self.estimate: float | None = None
         self.is_complete = False
         self.has_begun = False  # whether this try has written anything
+        self.read_try_number: int | None = None  # the try whose facts were read
 
     @property
     def is_durable(self) -> bool:
@@ -188,6 +189,7 @@ class Journal:
                 self._continue_after(found)
             elif self._reader.has_succeeded(try_number):
                 return  # it was cleared since, so new images are wanted
+            self.read_try_number = try_number
             self._records = dict(found.records)
             self._intents = {(try_number, intent.record.number): intent for intent in found.intents}
             self._read_max_tries, self.is_complete = found.max_tries, found.is_complete

@@ -82,7 +82,7 @@ def run(quick: bool) -> Report:
         early = stack.enter_context(KieEmulator(generating_seconds=2.0, create_limit=1000))
         here = stack.enter_context(airflow(kies[0], target))
         version = here.api("GET", "/version")["version"]
-        book = SlotBook(here.home / "airflow.db")
+        book = SlotBook(here.database)
         images = _images(here, book, kies, 8 if quick else IMAGES)
         calls, answers, tries = _early(here, book, early, runs)
         bears = {name: _rate(early, is_forged=name == "forged") for name in ("repeated", "forged")}
