@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SUCCESS, UNKNOWN, MARKED = "success", "unknown", "marked"
+SUCCESS, UNKNOWN, MARKED, FINAL = "success", "unknown", "marked", "final"
 # How a task instance may end, and what its log says then.
 ENDS = {
     UNKNOWN: r"(?i)add its id",
     MARKED: r"keeps running and is billed",
+    FINAL: r"No retry: it would",  # before Airflow 3.3
 }
 PROMPTS = {
     "chaos_generate": 1,

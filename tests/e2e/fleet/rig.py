@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -206,6 +207,18 @@ class Fleet(Arena):
             return super()._look_up(ti_id)
         except requests.ConnectionError as error:
             raise ConnectionError("the database is away") from error  # the gate closes the worker's connection
+
+    @functools.cached_property
+    def has_journal(self) -> bool:
+        """Whether this is Airflow 3.3 or later; before that, nothing outlives a try."""
+        return self.query("SELECT to_regclass('task_state_store') IS NOT NULL") == [(True,)]
+
+    def facts(self, trial: Trial) -> str:
+        """All that Airflow keeps of the Kie tasks of a run."""
+        table = "task_state_store" if self.has_journal else "xcom"
+        where = "dag_id = ? AND run_id = ?"
+        stored = self.query(f"SELECT value FROM {table} WHERE {where}", trial.dag_id, trial.name)
+        return "\n".join(str(value) for (value,) in stored)
 
     def images(self, run_id: str) -> list[str]:
         """The keys of all images that a run has saved."""

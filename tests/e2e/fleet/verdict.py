@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.e2e.fleet.attacks import ENDS, PROMPTS, SUCCESS, UNKNOWN
+from tests.e2e.fleet.attacks import ENDS, FINAL, PROMPTS, SUCCESS, UNKNOWN
 from tests.e2e.fleet.procedures import PROCEDURES
 from tests.e2e.fleet.rig import Fleet, Load
 
@@ -64,7 +64,7 @@ def _judge(load: Load, outcome: Outcome) -> None:
     charged = {task["taskId"]: task["prompt"] for task in load.kie.bill()["tasks"] if task["credits"]}
     outcome.paid = len(charged)
     outcome.twice = sum(number > 1 for number in Counter(charged.values()).values())
-    if outcome.twice:
+    if outcome.twice and load.fleet.has_journal:
         prompts = [prompt for prompt, number in Counter(charged.values()).items() if number > 1]
         outcome.problems.append(f"paid twice: { {i: p for i, p in charged.items() if p in prompts} }")
     unheard = dict(charged)
@@ -74,31 +74,31 @@ def _judge(load: Load, outcome: Outcome) -> None:
             continue
         unheard = _judge_run(load, trial, unheard, outcome)
     outcome.lost = len(unheard)
-    if unheard:
+    if unheard and load.fleet.has_journal:
         outcome.problems.append(f"paid, and known to nobody: {unheard}")
 
 
 def _judge_run(load: Load, trial: Trial, unheard: dict[str, str], outcome: Outcome) -> dict[str, str]:
     """Note how a run has ended, and return the charged ids that are not known to it."""
     logs: dict[int, str] = {}
-    unknown = 0
+    unknown, final = 0, 0
+    ends = outcome.attack.ends if load.fleet.has_journal else outcome.attack.ends | {UNKNOWN, FINAL}
     for state, _, map_index in trial.task_instances():
         logs[map_index] = "" if state == SUCCESS else trial.log(map_index=map_index)
-        end = _end(str(state), logs[map_index], outcome.attack.ends)
+        end = _end(str(state), logs[map_index], ends)
         outcome.ends[end] += 1
         unknown += end == UNKNOWN
-        if end not in {SUCCESS, *outcome.attack.ends}:
+        final += end == FINAL
+        if end not in {SUCCESS, *ends}:
             outcome.problems.append(f"{trial.name} [{map_index}] is {state}\n{logs[map_index][-6000:]}")
-    where = "dag_id = ? AND run_id = ?"
-    stored = load.fleet.query(f"SELECT value FROM task_state_store WHERE {where}", trial.dag_id, trial.name)
-    known = "\n".join(text for (text,) in stored)
+    known = load.fleet.facts(trial)
     left = {i: prompt for i, prompt in unheard.items() if i not in known}
     if any(trial.name in prompt for prompt in left.values()):
         known = "\n".join(trial.log(map_index=map_index) for map_index in logs)
         left = {i: prompt for i, prompt in left.items() if i not in known}
     only_kie = [i for i, prompt in left.items() if trial.name in prompt] if unknown else []
     outcome.unknown += len(only_kie)
-    _judge_images(load, trial, outcome, ended_well=not unknown)
+    _judge_images(load, trial, outcome, ended_well=not unknown + final)
     return {i: prompt for i, prompt in left.items() if i not in only_kie}
 
 
