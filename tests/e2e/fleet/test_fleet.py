@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from airflow.jobs.triggerer_job_runner import TriggerRunner
 
 from tests.e2e.fleet.attacks import ATTACKS, ENDS, PROMPTS, Attack
 from tests.e2e.fleet.ground import FleetError, ground
+from tests.e2e.fleet.numbers import _stalls
 from tests.e2e.fleet.procedures import PROCEDURES
 
 ROOT = Path(__file__).resolve().parents[3]
+WATCHDOG = textwrap.dedent(inspect.getsource(TriggerRunner.block_watchdog))
 
 
 def test_every_attack_has_a_procedure_and_the_other_way_round() -> None:
@@ -30,6 +36,20 @@ def test_an_attack_tries_a_sentence_of_the_documentation(attack: Attack) -> None
     assert sentence in text
     assert attack.ends <= set(ENDS)
     assert set(attack.dags) <= set(PROMPTS)
+
+
+def test_the_stalls_are_those_that_airflow_tells_of(tmp_path: Path) -> None:
+    told = [each.value for each in ast.walk(ast.parse(WATCHDOG)) if isinstance(each, ast.Constant)]
+    [sentence] = [each for each in told if isinstance(each, str) and "was blocked" in each]
+    log = tmp_path / "triggerer.log"
+    lines = [
+        f"2026-11-26T07:00:00Z [info] {sentence.replace('%.2f', str(seconds), 1)}\n"
+        for seconds in (0.5, 0.15, 0.31, 0.7)
+    ]
+    log.write_text("".join(lines))
+    first, last = len(lines[0]), len("".join(lines[:3]))
+
+    assert _stalls(log, first, last) == pytest.approx([0.05, 0.21])
 
 
 def test_the_ground_is_for_one_run_at_a_time_and_empty_after_it(tmp_path: Path) -> None:
