@@ -129,6 +129,7 @@ class AirflowStack(AirflowRest):
                 self._start_all(kind)
                 self.wait_until(lambda: not self._not_yet_working(), self.start_timeout, f"no {kind} works")
             self.wait_healthy(self.start_timeout)
+            self.log_in()
         except BaseException:
             self.stop()
             raise
