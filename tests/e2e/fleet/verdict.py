@@ -98,7 +98,7 @@ def _judge_run(load: Load, trial: Trial, unheard: dict[str, str], outcome: Outco
         left = {i: prompt for i, prompt in left.items() if i not in known}
     only_kie = [i for i, prompt in left.items() if trial.name in prompt] if unknown else []
     outcome.unknown += len(only_kie)
-    _judge_images(load, trial, outcome, ended_well=not unknown + final)
+    _judge_images(load, trial, outcome, ended_well=not (unknown or final))
     return {i: prompt for i, prompt in left.items() if i not in only_kie}
 
 

@@ -582,6 +582,7 @@ class TestRetry:
 class TestWhatStandsInTheManifest:
     """It is a hint. What counts is an image that is there, with its JSON file."""
 
+    @pytest.mark.parametrize("kie", [{"generating_seconds": 1.0}], indirect=True)  # longer than a slow first phase
     @pytest.mark.parametrize("ending", ["png", "json"])
     def test_an_image_that_was_deleted_between_two_phases_is_saved_again(self, run, kie, tmp_path, monkeypatch, ending):
         monkeypatch.setattr("kie_provider.batch.engine.MAX_RUNNING", 2)
