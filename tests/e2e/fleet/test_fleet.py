@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import os
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import psutil
 import pytest
 from airflow.jobs.triggerer_job_runner import TriggerRunner
 
+from tests.e2e.fleet import numbers
 from tests.e2e.fleet.attacks import ATTACKS, ENDS, PROMPTS, Attack
 from tests.e2e.fleet.ground import FleetError, ground
-from tests.e2e.fleet.numbers import _stalls
 from tests.e2e.fleet.procedures import PROCEDURES
+from tests.e2e.fleet.rig import Fleet, Load
 
 ROOT = Path(__file__).resolve().parents[3]
 WATCHDOG = textwrap.dedent(inspect.getsource(TriggerRunner.block_watchdog))
@@ -49,7 +51,21 @@ def test_the_stalls_are_those_that_airflow_tells_of(tmp_path: Path) -> None:
     log.write_text("".join(lines))
     first, last = len(lines[0]), len("".join(lines[:3]))
 
-    assert _stalls(log, first, last) == pytest.approx([0.05, 0.21])
+    assert numbers._stalls(log, first, last) == pytest.approx([0.05, 0.21])
+
+
+def test_fifty_of_a_thousand_waits_end_one_after_another() -> None:
+    kie = {"generating_seconds": numbers.LONG, "create_limit": 10**6, "credits": 10.0**6}
+    with Load(Fleet(Path("unused")), "numbers", (), **kie) as load:
+        ended = numbers._order(load)
+        ends = [ended[index] for index in sorted(ended)]
+        load.ahead = ends[9] - time.time() + 0.5
+        states = [task["state"] for task in load.kie.bill()["tasks"]]
+
+    assert len(states) == numbers.WAITS
+    assert len(ends) == numbers.WAITS_THAT_END
+    assert all(0.9 < later - earlier < 5 for earlier, later in itertools.pairwise(ends))
+    assert [index for index, state in enumerate(states) if state == "success"] == sorted(ended)[:10]
 
 
 def test_the_ground_is_for_one_run_at_a_time_and_empty_after_it(tmp_path: Path) -> None:
