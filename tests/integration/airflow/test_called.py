@@ -164,7 +164,7 @@ async def test_a_trigger_that_a_call_has_replaced_keeps_quiet(kie, monkeypatch, 
     trigger = KieTaskTrigger("kie_default", "e" * 32, callback="expected")
     trigger.task_instance = SimpleNamespace(task_id="it", dag_id="d", run_id="r", map_index=-1, try_number=1)
     await trigger.on_kill()
-    assert ("goes on" in caplog.text + capsys.readouterr().out) is (state != "queued")
+    assert ("keeps running" in caplog.text + capsys.readouterr().out) is (state != "queued")
 
 
 def test_in_a_dag_run_nothing_changes_where_nobody_calls(kie, soon):

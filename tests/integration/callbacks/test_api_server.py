@@ -146,7 +146,7 @@ def calls_and_pings(site, task, seconds):
     with ThreadPoolExecutor(40) as pool:
         calls = [pool.submit(timed, lambda: receiver.call(task.reference(), task.kie_task_id)) for _ in range(30)]
         pings, until = [], time.monotonic() + seconds
-        while time.monotonic() < until:
+        while not pings or time.monotonic() < until:
             pings.append(timed(lambda: site.session.get(f"{site.url}/api/v2/monitor/health", timeout=30)))
             time.sleep(0.05)
         return max(call.result() for call in calls), max(pings)
