@@ -149,7 +149,7 @@ def calls_and_pings(site, task, seconds):
         while not pings or time.monotonic() < until:
             pings.append(timed(lambda: site.session.get(f"{site.url}/api/v2/monitor/health", timeout=30)))
             time.sleep(0.05)
-        return max(call.result() for call in calls), max(pings)
+        return max(call.result() for call in calls), max(pings, default=0.0)
 
 
 def held(database, seconds, statement, *values):
