@@ -13,7 +13,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from pathlib import Path
 
 _NOW = "(julianday('now') - 2440587.5) * 86400.0"
@@ -38,17 +37,18 @@ class SlotBook:
 
     def running(self, dag_id: str, run_id: str) -> tuple[float, int]:
         """Return how long the task instances of a run were running, summed up, and how often they began to."""
+        query = "SELECT task_id, map_index, state, at FROM bench_note WHERE dag_id = ? AND run_id = ? ORDER BY rowid"
+        histories = defaultdict(list)
+        with self._connection() as connection:
+            for task_id, map_index, state, at in connection.execute(query, (dag_id, run_id)):
+                histories[task_id, map_index].append((state, at))
         phases = [
             ended - began
-            for history in self._histories(dag_id, run_id)
+            for history in histories.values()
             for (state, began), (_, ended) in itertools.pairwise(history)
             if state == "running"
         ]
         return sum(phases), len(phases)
-
-    def starts(self, dag_id: str, run_id: str) -> list[float]:
-        """Return when (epoch seconds) task instances of a run began to run."""
-        return sorted(at for history in self._histories(dag_id, run_id) for state, at in history if state == "running")
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """Return the state of a run."""
@@ -61,14 +61,6 @@ class SlotBook:
         with self._connection() as connection:
             query = "SELECT count(*) FROM task_instance WHERE state IN ('queued', 'running')"
             return bool(connection.execute(query).fetchone()[0])
-
-    def _histories(self, dag_id: str, run_id: str) -> Collection[list[tuple[str, float]]]:
-        query = "SELECT task_id, map_index, state, at FROM bench_note WHERE dag_id = ? AND run_id = ? ORDER BY rowid"
-        histories = defaultdict(list)
-        with self._connection() as connection:
-            for task_id, map_index, state, at in connection.execute(query, (dag_id, run_id)):
-                histories[task_id, map_index].append((state, at))
-        return histories.values()
 
     @contextlib.contextmanager
     def _connection(self):
