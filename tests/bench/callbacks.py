@@ -46,10 +46,10 @@ then each minute.
 All else is a real Airflow {version} (API server, scheduler, triggerer, LocalExecutor, {database}), with an emulated
 Kie.ai, which takes 18 to 20 s for an image. A run of one image begins every {pace:g} s, with and without callbacks in
 turn. *Done to running* is from the moment in which Kie is done to the first line that the task logs on a worker again;
-a callback is on its way in that time, too. A callback *when deferred* comes when Airflow does not know yet that the
-worker has ended: it must wake nobody. Those tasks begin as fast as the machine can. At last {callers} connections send
-callbacks for {calling:g} s to one API server: repeated ones, which are looked up in the database, and forged ones,
-which are not. The sender is on the same machine.
+a callback is on its way in that time, too, and the scheduler rests for 0.2 s at most; by default it is 1 s. A callback
+*when deferred* comes when Airflow does not know yet that the worker has ended: it must wake nobody. Those tasks begin
+as fast as the machine can. At last {callers} connections send callbacks for {calling:g} s to one API server: repeated
+ones, which are looked up in the database, and forged ones, which are not. The sender is on the same machine.
 """
 
 
