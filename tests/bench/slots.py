@@ -71,11 +71,6 @@ class SlotBook:
         ]
         return sum(phases), len(phases)
 
-    def starts(self, dag_id: str, run_id: str) -> list[float]:
-        """Return when (epoch seconds) task instances of a run began to run."""
-        histories = self.histories(dag_id, run_id).values()
-        return sorted(at for history in histories for state, at in history if state == "running")
-
     def run_state(self, dag_id: str, run_id: str) -> str:
         """Return the state of a run."""
         query = "SELECT state FROM dag_run WHERE dag_id = ? AND run_id = ?"
