@@ -131,12 +131,13 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres_if_wanted() -> Iterator[Database | None]:
+def postgres_if_wanted(default: str = "sqlite") -> Iterator[Database | None]:
     """Run one for the block if ``TEST_DATABASE=postgresql`` asks for it; else None.
 
-    Not by default: with dozens of tasks at once, two cores miss heartbeats on it that they keep on SQLite.
+    :param default: in place of that variable. Not PostgreSQL for tests: with dozens of tasks at once, two cores miss
+        heartbeats on it that they keep on SQLite.
     """
-    wanted = os.environ.get("TEST_DATABASE", "sqlite")
+    wanted = os.environ.get("TEST_DATABASE", default)
     if wanted not in ("postgresql", "sqlite"):
         raise RuntimeError(f"TEST_DATABASE: must be postgresql or sqlite, got {wanted!r}")
     if wanted == "sqlite":
