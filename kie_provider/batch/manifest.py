@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kie_provider.files import storage
 from kie_provider.files.provenance import plain
@@ -34,7 +34,7 @@ def manifest_path(folder: ObjectStoragePath, run: RunFacts) -> ObjectStoragePath
     return folder / f"{readable}-{unique}.json"
 
 
-def read_items(path: ObjectStoragePath) -> list[dict[str, Any]]:
+def read_items(path: ObjectStoragePath) -> list[dict[str, object]]:
     """Return the entries of a manifest; that of a saved item is its result dict. An invalid manifest has none."""
     content = storage.read_bytes(path, _LARGEST)
     try:
@@ -45,12 +45,12 @@ def read_items(path: ObjectStoragePath) -> list[dict[str, Any]]:
     return [plain(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def is_saved(item: Mapping[str, Any]) -> bool:
+def is_saved(item: Mapping[str, object]) -> bool:
     """Whether this entry of a manifest is a result dict."""
     return item.get("outcome") == "saved" and isinstance(item.get("kie_task_id"), str)
 
 
-def write(path: ObjectStoragePath, content: Mapping[str, Any]) -> None:
+def write(path: ObjectStoragePath, content: Mapping[str, object]) -> None:
     """Write the manifest.
 
     :raises KieTargetError: it cannot be written there.
