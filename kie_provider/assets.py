@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, Context
 
 
-def set_asset_extra(operator: BaseOperator, context: Context, extra: Mapping[str, Any]) -> None:
+def set_asset_extra(operator: BaseOperator, context: Context, extra: Mapping[str, Any]) -> None:  # any JSON
     """Put ``extra`` into the event that each asset among the outlets gets when the task has succeeded."""
     for outlet in operator.outlets:
         if isinstance(outlet, Asset):

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow.providers.common.compat.sdk import Context
+    from airflow.sdk.types import Logger, RuntimeTaskInstanceProtocol
     from airflow.triggers.base import BaseTrigger
 
     from kie_provider.client.polling import Callback, Done, PollAgain, Waiting
-    from kie_provider.client.records import TaskRecord
+    from kie_provider.client.records import ResultDict, TaskRecord
     from kie_provider.submission.record import SubmissionRecord
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ _RESTARTS_KEY = "kie_trigger_restarts"
 
 
 def poll_or_defer(
-    ti: Any,
+    ti: RuntimeTaskInstanceProtocol,
     kie_conn_id: str,
     kie_task_id: str,
     waiting: Waiting,
@@ -92,10 +93,9 @@ def poll(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> Done | PollAga
     return verdict
 
 
-def try_started_at(ti: Any) -> float:
+def try_started_at(ti: RuntimeTaskInstanceProtocol) -> float:
     """Return when a try began, in epoch seconds; a deferral does not change it."""
-    start: float = ti.start_date.timestamp() if ti.start_date else time.time()
-    return start
+    return ti.start_date.timestamp() if ti.start_date else time.time()
 
 
 def try_seconds(timeout: float, execution_timeout: timedelta | None) -> float:
@@ -103,7 +103,9 @@ def try_seconds(timeout: float, execution_timeout: timedelta | None) -> float:
     return timeout if execution_timeout is None else min(timeout, execution_timeout.total_seconds())
 
 
-def wait_of_try(ti: Any, poll_interval: float, seconds: float, callback: Callback | None = None) -> Waiting:
+def wait_of_try(
+    ti: RuntimeTaskInstanceProtocol, poll_interval: float, seconds: float, callback: Callback | None = None
+) -> Waiting:
     """Return the state of a try's wait, as a worker begins or resumes it.
 
     :param seconds: from the start of the try to the deadline.
@@ -122,7 +124,7 @@ def wait_of_try(ti: Any, poll_interval: float, seconds: float, callback: Callbac
     )
 
 
-def expect_callback(ti: Any, kie_conn_id: str, kie_task_id: str) -> Callback | None:
+def expect_callback(ti: RuntimeTaskInstanceProtocol, kie_conn_id: str, kie_task_id: str) -> Callback | None:
     """Let Kie's callback for a Kie task of another task instance wake this one; None: callbacks are off."""
     from kie_provider.client.webhook import waiting_key
 
@@ -133,7 +135,7 @@ def expect_callback(ti: Any, kie_conn_id: str, kie_task_id: str) -> Callback | N
     return "expected"
 
 
-def deferral(trigger: BaseTrigger, deadline: float, kwargs: dict[str, Any] | None = None) -> TaskDeferred:
+def deferral(trigger: BaseTrigger, deadline: float, kwargs: dict[str, object] | None = None) -> TaskDeferred:
     """Return the exception that continues the wait in the triggerer; ``execute_complete`` follows.
 
     :param deadline: epoch seconds of the trigger's last poll.
@@ -152,8 +154,8 @@ def resume(
     next_method: str,
     next_kwargs: dict[str, Any] | None,
     context: Context,
-    without_event: Callable[[Exception], Any],
-) -> Any:
+    without_event: Callable[[Exception], object],
+) -> object:
     """Resume after a deferral.
 
     :param without_event: called instead of the next method if the trigger timed out, crashed or could not be loaded.
@@ -203,7 +205,7 @@ def await_callback(record: SubmissionRecord) -> NoReturn:
     ) from None
 
 
-def require_image(result: dict[str, Any]) -> dict[str, Any]:
+def require_image(result: ResultDict) -> ResultDict:
     """Return the result dict of an image task unchanged.
 
     :raises KieResultError: it has no URL.
@@ -213,7 +215,7 @@ def require_image(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def log_success(log: Any, result: dict[str, Any]) -> None:
+def log_success(log: Logger, result: ResultDict) -> None:
     """Log one line about the result of a successful task."""
     cost = shown_prices().cost_of(result)
     log.info(
@@ -224,7 +226,7 @@ def log_success(log: Any, result: dict[str, Any]) -> None:
     )
 
 
-def count_trigger_restart(ti: Any, error: Exception) -> None:
+def count_trigger_restart(ti: RuntimeTaskInstanceProtocol, error: Exception) -> None:
     """Count a new trigger against the limit per try, in XCom: the deferral's own arguments are lost with the trigger.
 
     :raises Exception: ``error``, once the limit is reached.
@@ -235,13 +237,13 @@ def count_trigger_restart(ti: Any, error: Exception) -> None:
     push_xcom(ti, _RESTARTS_KEY, restarts + 1)
 
 
-def pull_xcom(ti: Any, key: str) -> Any:
+def pull_xcom(ti: RuntimeTaskInstanceProtocol, key: str) -> Any:  # whatever was pushed
     """Return an XCom that this try has pushed; ``execution_timeout`` is held back meanwhile."""
     with held():
         return ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=key)
 
 
-def push_xcom(ti: Any, key: str, value: Any) -> None:
+def push_xcom(ti: RuntimeTaskInstanceProtocol, key: str, value: object) -> None:
     """Push an XCom of this try; ``execution_timeout`` is held back meanwhile."""
     with held():
         ti.xcom_push(key, value)

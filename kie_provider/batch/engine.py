@@ -36,6 +36,7 @@ from kie_provider.waiting import RATE_LIMIT_SECONDS
 if TYPE_CHECKING:
     from kie_provider.batch.plan import Plan
     from kie_provider.client.polling import Poll
+    from kie_provider.client.records import ResultDict, TaskRecord
     from kie_provider.hooks.kie import TaskPoll
     from kie_provider.submission.journal import Journal
 
@@ -282,7 +283,7 @@ class Phase:
         self._ended += 1
         self._is_manifest_due = True
 
-    async def _wait(self, item: Item) -> Any:
+    async def _wait(self, item: Item) -> TaskRecord | None:
         """Return the record of the Kie task; None: it has not succeeded, and the item's state says why."""
         assert item.record is not None  # noqa: S101  # it was submitted
         waiting = Waiting(
@@ -318,7 +319,7 @@ class Phase:
 
         return poll_and_mark
 
-    async def _save(self, item: Item, result: dict[str, Any]) -> None:
+    async def _save(self, item: Item, result: ResultDict) -> None:
         item.become("saving")
         save = partial(self._plan.saver.named(item.file_name).save, result, self._report.run)
         try:

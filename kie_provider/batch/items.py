@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from kie_provider.submission.record import iso
 
 if TYPE_CHECKING:
+    from kie_provider.files.provenance import SavedResult
     from kie_provider.submission.inputs import TaskRequest
     from kie_provider.submission.record import SubmissionRecord
 
@@ -46,14 +47,14 @@ class Item:
     """
 
     index: int
-    fields: Mapping[str, Any]
+    fields: Mapping[str, object]
     file_name: str
     request: TaskRequest | None = None
     record: SubmissionRecord | None = None
     state: State = "to_submit"
     reason: str = ""
     may_succeed_later: bool = False
-    result: Mapping[str, Any] | None = None
+    result: SavedResult | None = None
 
     def become(
         self,
@@ -61,7 +62,7 @@ class Item:
         reason: str = "",
         *,
         may_succeed_later: bool = False,
-        result: Mapping[str, Any] | None = None,
+        result: SavedResult | None = None,
     ) -> None:
         """Change the state, and reset what belonged to the previous one."""
         self.state, self.reason = state, reason

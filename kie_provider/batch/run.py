@@ -57,10 +57,10 @@ class BatchRun:
         self._ti: Any = context["ti"]
         self._journal = open_journal(operator, context)
         self._plan: Plan | None = None
-        self._reported: dict[str, Any] | None = None
+        self._reported: dict[str, object] | None = None
         self._is_final = False  # a retry would save no more images
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> dict[str, object]:
         """Check the whole list, then submit, wait and save until every image is saved; return the counts.
 
         :raises TaskDeferred: nothing but waiting is left to do.
@@ -70,7 +70,7 @@ class BatchRun:
             adopt(self._journal, hook)
             return self._work(self._begin(hook))
 
-    def resume(self, trigger_error: Exception, position: Sequence[int] | None = None) -> dict[str, Any]:
+    def resume(self, trigger_error: Exception, position: Sequence[int] | None = None) -> dict[str, object]:
         """Resume after a deferral; otherwise as :meth:`execute`.
 
         :param trigger_error: raised if triggers keep ending although no Kie task has.
@@ -170,7 +170,7 @@ class BatchRun:
                 "pays for all images again. Use retries=0."
             )
 
-    def _work(self, plan: Plan, trigger_error: Exception | None = None) -> dict[str, Any]:
+    def _work(self, plan: Plan, trigger_error: Exception | None = None) -> dict[str, object]:
         """Save, submit and wait until nothing is left to wait for.
 
         :param trigger_error: raised if triggers keep ending although no Kie task has.
@@ -204,7 +204,7 @@ class BatchRun:
             self._journal.summarize(at_least=WORTH_A_SUMMARY)
             await_callback(awaited[0])
 
-    def _finish(self, plan: Plan) -> dict[str, Any]:
+    def _finish(self, plan: Plan) -> dict[str, object]:
         report = plan.report
         plan.manifest_writer()()
         saved, wanted = report.counts()["saved"], len(report.items)

@@ -5,11 +5,28 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from kie_provider.client.plain import clean_text, storable
 
 LOGS_PAGE = "https://kie.ai/logs"
+
+
+class ErrorDict(TypedDict):
+    """The JSON of a :class:`KieError`."""
+
+    type: str
+    message: str
+    code: int | str | None
+    http_status: int | None
+    kie_task_id: str | None
+    retry_after: float | None
+
+
+class TaskFailedDict(ErrorDict):
+    """The JSON of a :class:`KieTaskFailedError`."""
+
+    credits_consumed: float | None
 
 
 class KieError(Exception):
@@ -68,9 +85,9 @@ class KieError(Exception):
             text += f" -> {self.advice}"
         return text
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ErrorDict:
         """Return the error as JSON, for a trigger event; :func:`error_from_dict` reads it back."""
-        facts = {
+        facts: ErrorDict = {
             "type": type(self).__name__,
             "message": self.message,
             "code": self.code,
@@ -78,7 +95,7 @@ class KieError(Exception):
             "kie_task_id": self.kie_task_id,
             "retry_after": self.retry_after,
         }
-        return dict(storable(facts))
+        return storable(facts)
 
 
 class KieAuthError(KieError):
@@ -230,7 +247,7 @@ class KieTaskFailedError(KieError):
                 "does not charge failed tasks."
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> TaskFailedDict:
         """Return the error as JSON, with what was charged."""
         return {**super().to_dict(), "credits_consumed": self.credits_consumed}
 
@@ -318,7 +335,7 @@ _HOPELESS = (
 _HOPELESS_TYPES = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-def storage_error(path: Any, error: OSError) -> KieStorageError | KieTargetError:
+def storage_error(path: object, error: OSError) -> KieStorageError | KieTargetError:
     """Return the error for a file that could not be read or written; a ``KieTargetError`` where no retry can help."""
     is_hopeless = error.errno in _HOPELESS or isinstance(error, _HOPELESS_TYPES)
     kind = KieTargetError if is_hopeless else KieStorageError
@@ -329,18 +346,19 @@ _ERROR_CLASSES: list[type[KieError]] = [KieError, *KieError.__subclasses__(), Ki
 _ERRORS_BY_NAME: Mapping[str, type[KieError]] = {error.__name__: error for error in _ERROR_CLASSES}
 
 
-def error_from_dict(data: Mapping[str, Any]) -> KieError:
+def error_from_dict(data: Mapping[str, object]) -> KieError:
     """Read back what :meth:`KieError.to_dict` wrote.
 
     :raises ValueError: ``data`` does not describe a Kie error.
     """
     error = _ERRORS_BY_NAME.get(str(data.get("type")))
-    if error is None or not isinstance(data.get("message"), str):
+    message = data.get("message")
+    if error is None or not isinstance(message, str):
         raise ValueError(f"not a Kie error: {data!r}")
-    facts = {name: data.get(name) for name in ("code", "http_status", "kie_task_id", "retry_after")}
+    facts: dict[str, Any] = {name: data.get(name) for name in ("code", "http_status", "kie_task_id", "retry_after")}
     if error is KieTaskFailedError:
         facts["credits_consumed"] = data.get("credits_consumed")
-    return error(data["message"], **facts)
+    return error(message, **facts)
 
 
 def raise_for_problems(problems: Sequence[str], headline: str = "nothing was sent.") -> None:

@@ -7,11 +7,13 @@ import contextlib
 import json
 import math
 import re
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 from urllib.parse import urlsplit
 
+T = TypeVar("T")
 
-def from_text(value: Any) -> Any:
+
+def from_text(value: object) -> Any:  # whatever the text holds
     """Return the list or object that a template has turned into text; anything else as it is."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         with contextlib.suppress(ValueError, RecursionError):
@@ -21,7 +23,7 @@ def from_text(value: Any) -> Any:
     return value
 
 
-def shorten(value: Any, limit: int = 60) -> str:
+def shorten(value: object, limit: int = 60) -> str:
     """Return ``repr(value)``, cut to ``limit`` characters, for an error message."""
     try:
         text = repr(value)
@@ -30,19 +32,19 @@ def shorten(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def got(value: Any) -> str:
+def got(value: object) -> str:
     """Say which value was given, for an error message."""
     if value is None or value == "None":
         return f"got {value!r}: the upstream task returned nothing"
     return f"got {shorten(value)}"
 
 
-def is_kie_task_id(value: Any) -> bool:
+def is_kie_task_id(value: object) -> TypeGuard[str]:
     """Whether ``value`` can be the id of a Kie task. Kie's have 32 characters; their form is not promised."""
     return isinstance(value, str) and bool(re.fullmatch(r"[!-~]{1,200}", value))
 
 
-def is_blank(value: Any) -> bool:
+def is_blank(value: object) -> bool:
     """Whether ``value`` is None, or what a template or an empty cell of a CSV file makes of it."""
     if isinstance(value, float):
         return math.isnan(value)  # pandas
@@ -80,13 +82,14 @@ _CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+"
 _LONGEST_LINE = 2000
 
 
-def storable(value: Any) -> Any:
+def storable(value: T) -> T:
     """Return JSON without what only Python's JSON allows: lone surrogates, NUL, NaN, infinity, integers over 64 bits.
 
     Airflow's API or PostgreSQL refuses these; and a triggerer that cannot encode an event ends, with all its triggers.
     """
     text = re.sub(_ESCAPED_NUL, r"\1?", clean_text(json.dumps(value, ensure_ascii=False)))
-    return json.loads(text, parse_int=_stored_number, parse_float=_stored_number, parse_constant=_stored_number)
+    stored: T = json.loads(text, parse_int=_stored_number, parse_float=_stored_number, parse_constant=_stored_number)
+    return stored
 
 
 # Not a backslash that is escaped itself, followed by "u0000".

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
-from typing import Any
+from typing import TypedDict
 
 import pendulum
 
@@ -22,6 +22,24 @@ class TaskState(str, Enum):
     FAIL = "fail"
 
 
+class ResultDict(TypedDict):
+    """The result dict that operators and sensors return, as JSON."""
+
+    kie_task_id: str
+    model: str | None
+    state: str
+    urls: list[str]
+    #: Whatever the model returned, if that is more than URLs.
+    result: object
+    credits_consumed: float | None
+    cost_seconds: int | None
+    #: ISO 8601, in UTC.
+    created_at: str | None
+    completed_at: str | None
+    #: As Kie recorded it.
+    input: dict[str, object]
+
+
 @dataclass(frozen=True)
 class TaskRecord:
     """The record of one task, from recordInfo.
@@ -34,13 +52,13 @@ class TaskRecord:
     #: Kie's own term: ``waiting``, ``queuing``, ``generating``, ``success``, ``fail``, or one yet unknown.
     kie_state: str
     model: str | None = None
-    input: Mapping[str, Any] = field(default_factory=dict)
+    input: Mapping[str, object] = field(default_factory=dict)
     #: Where Kie was told to call back.
     callback_url: str | None = None
     #: http(s) URLs of the results; they can expire within 24 hours.
     urls: tuple[str, ...] = ()
     #: What the model returned, if that is more than URLs: the ``resultObject`` of text models, else its own structure.
-    result: Any = None
+    result: object = None
     fail_code: str | None = None
     fail_message: str | None = None
     #: Credits held while running, charged on success.
@@ -56,7 +74,7 @@ class TaskRecord:
         return bool(self.urls) or self.result is not None
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any], kie_task_id: str) -> TaskRecord:
+    def from_data(cls, data: Mapping[str, object], kie_task_id: str) -> TaskRecord:
         """Parse the ``data`` object of a recordInfo answer.
 
         :param data: the object, in any of the forms that Kie is known to send.
@@ -82,9 +100,9 @@ class TaskRecord:
             completed_at=_time(data.get("completeTime")),
         )
 
-    def to_result(self) -> dict[str, Any]:
+    def to_result(self) -> ResultDict:
         """Return the result dict that operators and sensors push to XCom: JSON, times as ISO 8601 in UTC."""
-        result = {
+        result: ResultDict = {
             "kie_task_id": self.kie_task_id,
             "model": self.model,
             "state": self.state.value,
@@ -92,11 +110,11 @@ class TaskRecord:
             "result": self.result,
             "credits_consumed": self.credits_consumed,
             "cost_seconds": self.cost_seconds,
-            "created_at": self.created_at and pendulum.instance(self.created_at).to_iso8601_string(),
-            "completed_at": self.completed_at and pendulum.instance(self.completed_at).to_iso8601_string(),
+            "created_at": _iso(self.created_at),
+            "completed_at": _iso(self.completed_at),
             "input": dict(self.input),
         }
-        return dict(storable(result))
+        return storable(result)
 
 
 #: Kie's terms for tasks that have not ended; an unknown term counts as one, too.
@@ -115,14 +133,14 @@ _STATE_BY_SUCCESS_FLAG: Mapping[float | None, str] = {0: "generating", 1: "succe
 _SCALARS = (str, int, float)
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     """Return a non-empty string, or None; numbers (codes) become text."""
     if isinstance(value, bool) or not isinstance(value, _SCALARS):
         return None
     return one_line(str(value)) or None
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, _SCALARS):
         return None
     try:
@@ -132,7 +150,7 @@ def _number(value: Any) -> float | None:
     return number if abs(number) < 1e15 else None  # neither nan nor inf nor nonsense
 
 
-def _time(milliseconds: Any) -> datetime | None:
+def _time(milliseconds: object) -> datetime | None:
     number = _number(milliseconds)
     if not number or not 0 < number < 4e12:  # the year 2096; anything later is not a time
         return None
@@ -140,12 +158,16 @@ def _time(milliseconds: Any) -> datetime | None:
     return datetime.fromtimestamp(number / 1000, timezone.utc)
 
 
-def _object(value: Any) -> Mapping[str, Any]:
+def _iso(at: datetime | None) -> str | None:
+    return None if at is None else pendulum.instance(at).to_iso8601_string()
+
+
+def _object(value: object) -> Mapping[str, object]:
     """Return a JSON object given as such or as text; anything else is an empty one."""
     value = decoded(value)
     return value if isinstance(value, dict) else {}
 
 
-def _param(data: Mapping[str, Any]) -> Mapping[str, Any]:
+def _param(data: Mapping[str, object]) -> Mapping[str, object]:
     """Return createTask's body as Kie tells it: JSON text whose ``input`` is JSON text once more."""
     return _object(data.get("param")) or _object(data.get("paramJson"))

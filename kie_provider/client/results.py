@@ -23,7 +23,7 @@ _LOOSE = (
 _NO_RESULT = re.compile(r"(input|param|request|reference|call_?back|source|origin|stream)", re.IGNORECASE)
 
 
-def decoded(value: Any) -> Any:
+def decoded(value: object) -> Any:  # whatever JSON the text holds
     """Return the JSON in a text, however often it was encoded; any other value, or text, as it is."""
     for _ in range(_ENCODINGS):
         if not isinstance(value, str) or not value.lstrip().startswith(("{", "[", '"', "null")):
@@ -35,13 +35,13 @@ def decoded(value: Any) -> Any:
     return value
 
 
-def result_forms(data: Mapping[str, Any]) -> list[Any]:
+def result_forms(data: Mapping[str, object]) -> list[object]:
     """Return what the fields of a record hold as its result, the preferred ``response`` before ``resultJson``."""
     loose = {name: decoded(data[name]) for name in _LOOSE if name in data}
     return [decoded(data.get("response")), decoded(data.get("resultJson")), loose]
 
 
-def result_urls(forms: Sequence[Any]) -> list[str]:
+def result_urls(forms: Sequence[object]) -> list[str]:
     """Return the http(s) URLs of the results: those under ``resultUrls``, else those wherever a model keeps them."""
     for form in forms:
         if isinstance(form, Mapping) and (urls := list(_urls(form.get("resultUrls")))):
@@ -49,7 +49,7 @@ def result_urls(forms: Sequence[Any]) -> list[str]:
     return next((urls for form in forms if (urls := list(dict.fromkeys(_urls(form))))), [])
 
 
-def result_object(forms: Sequence[Any]) -> Any:
+def result_object(forms: Sequence[object]) -> object:
     """Return what there is beside mere URLs: the ``resultObject``, else the model's own structure; None: nothing."""
     for form in forms:
         if isinstance(form, Mapping) and form.get("resultObject") is not None:
@@ -58,7 +58,7 @@ def result_object(forms: Sequence[Any]) -> Any:
     return None if _is_media(form) else form
 
 
-def _urls(value: Any, name: str = "urls", depth: int = _DEEPEST) -> Iterator[str]:
+def _urls(value: object, name: str = "urls", depth: int = _DEEPEST) -> Iterator[str]:
     if not depth or _NO_RESULT.match(name):
         return
     value = decoded(value)
@@ -74,7 +74,7 @@ def _urls(value: Any, name: str = "urls", depth: int = _DEEPEST) -> Iterator[str
             yield from _urls(inner, name, depth - 1)
 
 
-def _is_media(form: Any) -> bool:
+def _is_media(form: object) -> bool:
     """Whether it has nothing but ``resultUrls`` that can be used."""
     if not isinstance(form, Mapping):
         return False
@@ -83,7 +83,7 @@ def _is_media(form: Any) -> bool:
     )
 
 
-def _is_empty(value: Any, depth: int = _DEEPEST) -> bool:
+def _is_empty(value: object, depth: int = _DEEPEST) -> bool:
     if isinstance(value, str):
         return not value.strip()
     if isinstance(value, Mapping | list) and depth:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import pendulum
 
@@ -19,8 +19,34 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _DEEPEST = 50
-#: A result dict that came through XCom: ``kie_task_id`` and ``urls`` were checked, the rest may hold anything.
-Result = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class Result(TypedDict):
+    """A result dict that came through XCom: these fields were checked; all others may hold anything, or be missing."""
+
+    kie_task_id: str
+    urls: list[str]
+
+
+class FileDict(TypedDict):
+    """One of ``files`` in a result dict: the JSON of a :class:`SavedFile`."""
+
+    path: str
+    sha256: str
+    stored_sha256: str
+    bytes: int
+    media_type: str
+    width: int | None
+    height: int | None
+    sidecar: str
+    thumbnail: str | None
+
+
+class SavedResult(Result):
+    """A result dict with the files that were saved."""
+
+    files: list[FileDict]
 
 
 @dataclass(frozen=True)
@@ -48,9 +74,9 @@ class SavedFile:
     sidecar: str
     thumbnail: str | None = None
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> FileDict:
         """Return it as JSON."""
-        return asdict(self)
+        return cast("FileDict", asdict(self))
 
     @classmethod
     def from_json(cls, value: object) -> SavedFile | None:
@@ -89,9 +115,9 @@ def input_of(result: Mapping[str, object]) -> Mapping[str, object]:
     return task_input if isinstance(task_input, Mapping) else {}
 
 
-def plain(value: object) -> Any:  # JSON, whose shape is that of the argument
+def plain(value: T) -> T:
     """Return ``value`` as plain JSON values that can be stored anywhere, whatever its content and depth."""
-    return storable(_plain(value, _DEEPEST))
+    return cast("T", storable(_plain(value, _DEEPEST)))
 
 
 def _plain(value: object, levels: int) -> object:
@@ -126,7 +152,7 @@ def sidecar(
         task_input.pop("prompt", None)
         facts = {"prompt": None, "prompt_sha256": prompt_sha256(prompt)}
     credits_used = prices.cost_of(result)
-    content = {
+    content: dict[str, object] = {
         "v": FORMAT,
         "kie_task_id": result["kie_task_id"],
         "index": index,
@@ -146,7 +172,7 @@ def sidecar(
         "airflow": asdict(run),
         "provider": f"airflow-provider-kie {__version__}",
     }
-    return dict(plain(content))
+    return plain(content)
 
 
 def prompt_sha256(prompt: object) -> str | None:

@@ -6,12 +6,12 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 from kie_provider.client.errors import KieError, KieResultError, KieTargetError
 from kie_provider.client.plain import shorten
@@ -19,7 +19,7 @@ from kie_provider.files import naming, storage
 from kie_provider.files.decoding import DECODED_TYPES
 from kie_provider.files.media import EXTENSIONS, Media, inspect, require_pillow, size_problem
 from kie_provider.files.metadata.embedding import EmbeddingRefusedError, Provenance, embed
-from kie_provider.files.provenance import Result, RunFacts, SavedFile, input_of, sidecar
+from kie_provider.files.provenance import Result, RunFacts, SavedFile, SavedResult, input_of, sidecar
 from kie_provider.files.thumbnails import shrink
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class ResultSaver:
         if problem := storage.length_problem(path):
             raise KieTargetError(f"target and file_name: {shorten(str(path), 200)} {problem}")
 
-    def save(self, result: Result, run: RunFacts) -> dict[str, Any]:
+    def save(self, result: Result, run: RunFacts) -> SavedResult:
         """Save every file of a result that is not saved yet, and return the result with ``files``.
 
         :param run: the task instance, for the JSON files.
@@ -143,7 +143,7 @@ class ResultSaver:
         kie_task_id, urls = result["kie_task_id"], result["urls"]
         if not urls:
             raise KieResultError("it has no result URL, so there is nothing to save", kie_task_id=kie_task_id)
-        names = self._sidecar_names(result)
+        names = self._sidecar_names(kie_task_id, len(urls))
         if len(set(names)) < len(names):
             pattern = self._options.file_name
             raise KieTargetError(
@@ -170,28 +170,33 @@ class ResultSaver:
         _raise_first_error(kie_task_id, files.values())
         return {**result, "files": [file.to_json() for file in files.values() if isinstance(file, SavedFile)]}
 
-    def could_have_saved(self, result: Result) -> bool:
+    def could_have_saved(self, result: Mapping[str, object]) -> TypeGuard[SavedResult]:
         """Whether the ``files`` of a result, which anybody may have changed, are as :meth:`save` returns them.
 
         The files themselves are not read.
         """
-        urls, files = result.get("urls"), result.get("files")
-        if not (isinstance(urls, list) and isinstance(files, list) and 0 < len(urls) == len(files)):
+        kie_task_id, urls, files = result.get("kie_task_id"), result.get("urls"), result.get("files")
+        if not (
+            isinstance(kie_task_id, str)
+            and isinstance(urls, list)
+            and isinstance(files, list)
+            and 0 < len(urls) == len(files)
+        ):
             return False
-        named = zip(map(SavedFile.from_json, files), self._sidecar_names(result), strict=True)
+        named = zip(map(SavedFile.from_json, files), self._sidecar_names(kie_task_id, len(urls)), strict=True)
         return all(file is not None and file == self._as_named(file, name) for file, name in named)
 
-    def saved(self, result: Result) -> dict[str, Any] | None:
+    def saved(self, result: Result) -> SavedResult | None:
         """Return the result with ``files`` if each of them exists with its sidecar and has the right hash; else None.
 
         :raises KieError: the storage failed.
         """
-        files = [self._saved_before(result, index, name) for index, name in enumerate(self._sidecar_names(result))]
+        names = self._sidecar_names(result["kie_task_id"], len(result["urls"]))
+        files = [self._saved_before(result, index, name) for index, name in enumerate(names)]
         return None if None in files else {**result, "files": [file.to_json() for file in files if file]}
 
-    def _sidecar_names(self, result: Result) -> list[str]:
-        pattern, kie_task_id = self._options.file_name, result["kie_task_id"]
-        return [naming.sidecar_name(pattern, kie_task_id, index) for index in range(len(result["urls"]))]
+    def _sidecar_names(self, kie_task_id: str, count: int) -> list[str]:
+        return [naming.sidecar_name(self._options.file_name, kie_task_id, index) for index in range(count)]
 
     def _must_be_image(self, result: Result) -> bool:
         return self._images_only or str(result.get("model")).startswith("flux-2/")

@@ -152,11 +152,13 @@ class Flux2BatchOperator(SavingOperator):
         self._run: BatchRun | None = None  # set while the operator is running
         parameters.check_constants(self)
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> dict[str, object]:
         """Check the whole list, then submit, wait and save until every image is saved."""
         return self._finish(context, self._open(context).execute())
 
-    def execute_complete(self, context: Context, event: Any, journal: Sequence[int] | None = None) -> dict[str, Any]:
+    def execute_complete(
+        self, context: Context, event: object, journal: Sequence[int] | None = None
+    ) -> dict[str, object]:
         """Save what has ended, submit more, and wait again if necessary.
 
         :param journal: position of the journal when the task was deferred; None: not known.
@@ -168,7 +170,7 @@ class Flux2BatchOperator(SavingOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after the deferral, also when the trigger timed out or crashed."""
 
-        def without_event(error: Exception) -> dict[str, Any]:
+        def without_event(error: Exception) -> dict[str, object]:
             return self._finish(context, self._open(context).resume(error))
 
         return resume(self, next_method, next_kwargs, context, without_event)
@@ -184,6 +186,6 @@ class Flux2BatchOperator(SavingOperator):
         self._run = BatchRun(self, context)
         return self._run
 
-    def _finish(self, context: Context, result: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self, context: Context, result: dict[str, object]) -> dict[str, object]:
         set_asset_extra(self, context, result)
         return result

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
     from kie_provider.client.polling import Callback, Waiting
+    from kie_provider.client.records import ResultDict
     from kie_provider.files.inputs import InputImage
+    from kie_provider.files.provenance import SavedResult
     from kie_provider.submission.inputs import TaskRequest
     from kie_provider.submission.single import SingleSubmission
 
@@ -216,11 +218,11 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
         self.kie_conn_id = kie_conn_id
         parameters.check_constants(self)
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> ResultDict | SavedResult:
         """Create the task unless an earlier try has, wait for it, and save the image."""
         return self._generate(context, lambda: read_request(self), lambda: find_images(self))
 
-    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: object) -> ResultDict | SavedResult:
         """Save the image and return the result that the trigger's event carries, or raise its error."""
         from kie_provider.triggers.kie import is_call, read_event
 
@@ -234,7 +236,7 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after the deferral; a trigger that timed out or crashed gets one poll and, if need be, a successor."""
 
-        def without_event(error: Exception) -> dict[str, Any]:
+        def without_event(error: Exception) -> ResultDict | SavedResult:
             submission = self._open_submission(context)
             with submission.failures():
                 submission.kie_task_id = pull_xcom(context["ti"], KIE_TASK_ID_KEY)
@@ -254,7 +256,7 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
         read: Callable[[], TaskRequest],
         find: Callable[[], Sequence[InputImage]],
         on_recorded: Callable[[], object] | None = None,
-    ) -> dict[str, Any]:
+    ) -> ResultDict | SavedResult:
         """Create the task unless an earlier try has, wait for it, and save the image.
 
         The parameters are those of :meth:`~kie_provider.submission.single.SingleSubmission.create`.
@@ -288,7 +290,7 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
         context: Context,
         callback: Callback | None = None,
         trigger_error: Exception | None = None,
-    ) -> dict[str, Any]:
+    ) -> ResultDict | SavedResult:
         raise_for_problems(parameters.problems(self), "nothing more was sent.")
         waiting = self._wait_of_try(context, callback)
         record = poll_or_defer(context["ti"], self.kie_conn_id, kie_task_id, waiting, trigger_error)
@@ -298,12 +300,12 @@ class Flux2GenerateImageOperator(SubmittingOperator, SavingOperator):
     def _saves(self) -> bool:
         return not is_blank(self.target)
 
-    def _finish(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+    def _finish(self, result: ResultDict, context: Context) -> ResultDict | SavedResult:
         self._result = result
         log_success(self.log, require_image(result))
         if self._saves:
             with KieHook(self.kie_conn_id) as hook:
-                result = self._save(result, self.saver(hook, images_only=True), context)
+                return self._save(result, self.saver(hook, images_only=True), context)
         return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
@@ -20,7 +20,8 @@ from kie_provider.parameters import DEFAULT_FILE_NAME
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
-    from kie_provider.client.records import TaskRecord
+    from kie_provider.client.records import ResultDict, TaskRecord
+    from kie_provider.files.provenance import Result, SavedResult
     from kie_provider.files.saving import ResultSaver
 
 DEFAULT_MAX_BYTES = 2**30
@@ -58,7 +59,7 @@ class SavingOperator(BaseOperator):
         self.redact_prompt = redact_prompt
         self.max_bytes = max_bytes
         self.max_pixels = max_pixels
-        self._result: Mapping[str, Any] = {}
+        self._result: Result | ResultDict | None = None
 
     def _charged(self) -> float | None:
         """Return the credits that the result has cost; None: not known, or no result yet."""
@@ -84,13 +85,14 @@ class SavingOperator(BaseOperator):
         )
         return ResultSaver(options, hook, price_table(), images_only=images_only)
 
-    def _save(self, result: Mapping[str, Any], saver: ResultSaver, context: Context) -> dict[str, Any]:
+    def _save(self, result: Result, saver: ResultSaver, context: Context) -> SavedResult:
         """Save the files of a result, tell the assets among the outlets, and return the result with ``files``."""
         from kie_provider.files.provenance import RunFacts
 
         self._result = result
         saved = saver.save(result, RunFacts.of(context["ti"]))
-        set_asset_extra(self, context, {name: saved[name] for name in ("kie_task_id", "model", "files")})
+        extra = {"kie_task_id": saved["kie_task_id"], "model": saved.get("model"), "files": saved["files"]}
+        set_asset_extra(self, context, extra)
         return saved
 
 
@@ -133,7 +135,7 @@ class KieSaveResultOperator(SavingOperator):
     def __init__(
         self,
         *,
-        result: str | Mapping[str, Any],
+        result: str | Mapping[str, object],
         target: str | ObjectStoragePath,
         file_name: str = DEFAULT_FILE_NAME,
         overwrite: bool = False,
@@ -159,17 +161,17 @@ class KieSaveResultOperator(SavingOperator):
         self.result = result
         self.kie_conn_id = kie_conn_id
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> SavedResult:
         """Save every file that is not there yet."""
         with failures(self.log, self._facts), KieHook(self.kie_conn_id) as hook:
             saver = self.saver(hook)
             return self._save(_read_result(self.result, hook), saver, context)
 
     def _facts(self) -> FailureContext:
-        return FailureContext(self.kie_conn_id, self._result.get("kie_task_id"), self._charged())
+        return FailureContext(self.kie_conn_id, self._result and self._result["kie_task_id"], self._charged())
 
 
-def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:
+def _read_result(value: object, hook: KieHook) -> Result:
     """Return a result dict; a Kie task id is looked up, and text may be a dict that a template has rendered.
 
     :raises KieValidationError: it is neither.
@@ -178,10 +180,11 @@ def _read_result(value: Any, hook: KieHook) -> Mapping[str, Any]:
     value = from_text(value)
     if isinstance(value, str) and re.fullmatch("[A-Za-z0-9_-]{1,200}", value.strip()) and not is_blank(value):
         return _finished(hook.get_task(value.strip())).to_result()
-    urls = value.get("urls") if isinstance(value, Mapping) else None
-    if not isinstance(urls, Sequence) or isinstance(urls, str) or not isinstance(value.get("kie_task_id"), str):
+    given = value if isinstance(value, Mapping) else {}
+    urls = given.get("urls")
+    if not isinstance(urls, Sequence) or isinstance(urls, str) or not isinstance(given.get("kie_task_id"), str):
         raise_for_problems([f"result: must be a Kie task id or a result dict, {got(value)}"])
-    return dict(value)
+    return cast("Result", dict(given))
 
 
 def _finished(record: TaskRecord) -> TaskRecord:

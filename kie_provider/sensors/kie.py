@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from kie_provider.client.polling import Callback, Waiting
+    from kie_provider.client.records import ResultDict
 
 
 class KieTaskSensor(BaseSensorOperator):
@@ -105,7 +106,7 @@ class KieTaskSensor(BaseSensorOperator):
             result = self._poke(self._waiting or self._wait_of_pokes(context))
         return PokeReturnValue(is_done=result is not None, xcom_value=result)
 
-    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: object) -> ResultDict:
         """Return the result that the trigger's event carries, or raise its error."""
         from kie_provider.triggers.kie import is_call, read_event
 
@@ -117,7 +118,7 @@ class KieTaskSensor(BaseSensorOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after the deferral; a trigger that timed out or crashed gets one poll and, if need be, a successor."""
 
-        def without_event(error: Exception) -> dict[str, Any]:
+        def without_event(error: Exception) -> ResultDict:
             with self._failures():
                 return self._poll_or_defer(context, trigger_error=error)
 
@@ -128,7 +129,7 @@ class KieTaskSensor(BaseSensorOperator):
         """Log that the Kie task keeps running."""
         log_on_kill(self.log, still_billed_message(self.kie_task_id))
 
-    def _poke(self, waiting: Waiting) -> dict[str, Any] | None:
+    def _poke(self, waiting: Waiting) -> ResultDict | None:
         """Poll once and return the result dict, or None while the task is running.
 
         :raises KieError: the wait is over without a result.
@@ -154,7 +155,7 @@ class KieTaskSensor(BaseSensorOperator):
 
     def _poll_or_defer(
         self, context: Context, callback: Callback | None = None, trigger_error: Exception | None = None
-    ) -> dict[str, Any]:
+    ) -> ResultDict:
         """Return the result, if it is there; else wait for it in the triggerer.
 
         :param callback: what is known of Kie's callback.
@@ -177,7 +178,7 @@ class KieTaskSensor(BaseSensorOperator):
             raise KieValidationError(f"kie_task_id: cannot be the id of a Kie task, got {shorten(kie_task_id)}")
         return kie_task_id
 
-    def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self, result: ResultDict) -> ResultDict:
         if self._requires_image:
             require_image(result)
         log_success(self.log, result)

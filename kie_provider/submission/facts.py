@@ -45,7 +45,7 @@ def success_key(try_number: int) -> str:
     return f"kie.{try_number}.ok"
 
 
-# FailureContext as they are written
+# Facts as they are written
 
 
 def success_fact(try_number: int) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _fact(key: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return dict(storable({"key": key, "v": FORMAT, **content}))
 
 
-# FailureContext as they are read: ValueError says what is wrong with one
+# Facts as they are read: ValueError says what is wrong with one
 
 
 def read_intent(value: Any, try_number: int, number: int) -> Intent:

@@ -19,10 +19,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -37,7 +37,7 @@ from kie_provider.submission.reading import (
     TryFacts,
 )
 from kie_provider.submission.record import Intent, SubmissionRecord, Summary, merge
-from kie_provider.submission.store import is_replaced, open_store
+from kie_provider.submission.store import is_replaced, open_store, retrying, write_until_acknowledged
 from kie_provider.submission.success import record_success
 
 if TYPE_CHECKING:
@@ -45,14 +45,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 #: A try that is rescheduled writes a summary only after this many submissions.
 WORTH_A_SUMMARY = 20
-#: Attempts at a read, or at writing an intent; Airflow's client itself retries each for about 15 seconds.
-ATTEMPTS = 3
-#: Seconds between attempts to record an answer: from the first, doubled each time, up to the second.
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
 #: Fields of an intent that are compared when it is read back.
 _READ_BACK = ("key", "fingerprint", "at")
 #: Attempts, and seconds between them, to read facts that were there before the task was deferred.
@@ -206,7 +200,7 @@ class Journal:
             self.begun_at, self.estimate = found.beginning.begun_at, found.beginning.estimate
 
     def _ask(self, key: str) -> Any:
-        return self._retrying(partial(self._store.get, key))
+        return retrying(partial(self._store.get, key), self._stopping)
 
     # Writing
 
@@ -253,7 +247,7 @@ class Journal:
         self._unwritten[record.answer_key] = (facts.read_answer(record, not_sent), not_sent)
         self._learn(facts.read_answer(record, not_sent))
         self._last = record.number
-        self._retrying(partial(self._store.set, record.key, fact))
+        retrying(partial(self._store.set, record.key, fact), self._stopping)
         with held():
             stored = self._store.get(record.key)
         if not isinstance(stored, Mapping) or any(stored.get(name) != fact[name] for name in _READ_BACK):
@@ -289,7 +283,7 @@ class Journal:
 
         :raises Exception: it cannot be written; a later reading finds it out again.
         """
-        self._retrying(partial(self._store.set, record.settled_key, kie_task_id))
+        retrying(partial(self._store.set, record.settled_key, kie_task_id), self._stopping)
         settled = facts.read_settled(record, kie_task_id)
         self._learn(settled)
         return settled
@@ -344,30 +338,18 @@ class Journal:
     def _answer(self, record: SubmissionRecord, fact: dict[str, Any], alarm: Alarm) -> None:
         self._learn(record)
         self._unwritten[record.answer_key] = (record, fact)
-        if self._write_until_acknowledged(record, fact, alarm):
+        try:
+            is_written = write_until_acknowledged(
+                self._store, record.answer_key, fact, _answer_text(record), alarm, self._stopping
+            )
+        except Exception as error:
+            if is_replaced(error):
+                raise AirflowFailException(_replaced_message(record)) from None
+            raise
+        if is_written:
             del self._unwritten[record.answer_key]
         if self._last - self._summarized >= SUBMISSIONS_PER_SUMMARY:
             self.summarize()
-
-    def _write_until_acknowledged(self, record: SubmissionRecord, fact: dict[str, Any], alarm: Alarm) -> bool:
-        """Write an answer; False: the process must end before it could be written.
-
-        Airflow itself ends a try that has had no API server for about a minute, so there is no other limit here.
-        """
-        pause, is_last = FIRST_PAUSE, False
-        while True:
-            try:
-                self._store.set(record.answer_key, fact)
-            except Exception as error:  # noqa: BLE001
-                if is_replaced(error):
-                    raise AirflowFailException(_replaced_message(record)) from None
-                log.warning("Airflow could not store %s (%s)", _answer_text(record), error)
-            else:
-                return True
-            if is_last or self._stopping.wait(pause):
-                return False
-            is_last = alarm.has_rung
-            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _add_summary(self, summary: Summary) -> None:
         self._pending.extend(facts.summary_facts(self.try_number, self._summaries + 1, summary))
@@ -378,24 +360,9 @@ class Journal:
         """Write the summaries that are not acknowledged yet, always with the same values."""
         while self._pending:
             key, fact, _ = self._pending[0]
-            self._retrying(partial(self._store.set, key, fact))
+            retrying(partial(self._store.set, key, fact), self._stopping)
             self._pending.popleft()
             self._summaries += 1
-
-    def _retrying(self, call: Callable[[], T]) -> T:
-        """Call Airflow, and retry if that may help. ``execution_timeout`` takes effect only between attempts."""
-        attempt, pause = 1, FIRST_PAUSE
-        while True:
-            try:
-                with held():
-                    return call()
-            except Exception as error:
-                if attempt >= ATTEMPTS or is_replaced(error):
-                    raise
-                log.warning("Airflow did not answer (%s); retrying", error)
-            if self._stopping.wait(pause):
-                raise InterruptedError("the task is being killed")
-            attempt, pause = attempt + 1, 2 * pause
 
 
 def open_journal(operator: Any, context: Context) -> Journal:

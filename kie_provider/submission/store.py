@@ -1,15 +1,32 @@
-"""Where facts are stored: in Airflow's task state store, or in XComs of the try if Airflow has none."""
+"""Where facts are stored: in Airflow's task state store, or in XComs of the try if Airflow has none.
+
+Airflow's API server can be away for a while, so reads and writes are repeated.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kie_provider.compat import task_state_store
+from kie_provider.execution_timeout import held
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from kie_provider.execution_timeout import Alarm
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Attempts at a read, or at writing an intent; Airflow's client itself retries each for about 15 seconds.
+ATTEMPTS = 3
+#: Seconds between attempts to record an answer: from the first, doubled each time, up to the second.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 10.0
 
 
 class Store(Protocol):
@@ -37,6 +54,53 @@ def is_replaced(error: Exception) -> bool:
     """Whether Airflow says that this try no longer exists: HTTP 404 from its execution API."""
     detail = getattr(getattr(error, "error", None), "detail", None)
     return isinstance(detail, Mapping) and detail.get("status_code") == 404
+
+
+def retrying(call: Callable[[], T], stopping: threading.Event) -> T:
+    """Call Airflow, and retry if that may help. ``execution_timeout`` takes effect only between attempts.
+
+    :param stopping: is set when the process is about to be killed.
+    """
+    attempt, pause = 1, FIRST_PAUSE
+    while True:
+        try:
+            with held():
+                return call()
+        except Exception as error:
+            if attempt >= ATTEMPTS or is_replaced(error):
+                raise
+            log.warning("Airflow did not answer (%s); retrying", error)
+        if stopping.wait(pause):
+            raise InterruptedError("the task is being killed")
+        attempt, pause = attempt + 1, 2 * pause
+
+
+def write_until_acknowledged(
+    store: Store, key: str, value: object, what: str, alarm: Alarm, stopping: threading.Event
+) -> bool:
+    """Write a value; False: the process must end before it could be written.
+
+    Airflow itself ends a try that has had no API server for about a minute, so there is no other limit here.
+
+    :param what: the value in words, for the log.
+    :param alarm: of ``execution_timeout``, which is held meanwhile.
+    :param stopping: is set when the process is about to be killed.
+    :raises Exception: Airflow says that this try no longer exists.
+    """
+    pause, is_last = FIRST_PAUSE, False
+    while True:
+        try:
+            store.set(key, value)
+        except Exception as error:
+            if is_replaced(error):
+                raise
+            log.warning("Airflow could not store %s (%s)", what, error)
+        else:
+            return True
+        if is_last or stopping.wait(pause):
+            return False
+        is_last = alarm.has_rung
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 class _TaskStateStore:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from airflow.triggers.base import TriggerEvent
 
-from kie_provider.client.errors import KieError, KieServerError, error_from_dict
+from kie_provider.client.errors import ErrorDict, KieError, KieServerError, error_from_dict
 from kie_provider.client.plain import counted
 from kie_provider.failures import tasks_still_billed_message
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
@@ -20,6 +20,16 @@ PARALLEL_POLLS = 10
 #: The trigger fires when this share of the tasks has ended, but not before this many seconds.
 RESUME_SHARE = 0.25
 RESUME_SECONDS = 60.0
+
+
+class EndedEvent(TypedDict):
+    """Some Kie tasks have ended; others may still be running."""
+
+    status: Literal["ended"]
+    ended: int
+    running: int
+    #: Of the first wait that ended with one.
+    error: ErrorDict | None
 
 
 class KieBatchTrigger(KieTrigger):
@@ -66,7 +76,7 @@ class KieBatchTrigger(KieTrigger):
         """Say what it means to stop waiting."""
         return tasks_still_billed_message(len(self.kie_task_ids))
 
-    async def _watch(self) -> dict[str, Any]:
+    async def _watch(self) -> EndedEvent:
         gate = asyncio.Semaphore(PARALLEL_POLLS)
         started_at = time.monotonic()
         await self.delay_first_poll()
@@ -105,7 +115,7 @@ def should_resume(ended: int, total: int, seconds: float) -> bool:
     return ended == total or (seconds >= RESUME_SECONDS and ended >= total * RESUME_SHARE)
 
 
-def ended_event(ended: int, running: int, errors: Sequence[KieError]) -> dict[str, Any]:
+def ended_event(ended: int, running: int, errors: Sequence[KieError]) -> EndedEvent:
     """Return the event: the number of tasks that have ended and that have not, and the first error."""
     return {
         "status": "ended",
@@ -115,7 +125,7 @@ def ended_event(ended: int, running: int, errors: Sequence[KieError]) -> dict[st
     }
 
 
-def read_error(event: Any) -> KieError:
+def read_error(event: object) -> KieError:
     """Return the error of an event, in case the worker finds that nothing has ended."""
     error = event.get("error") if isinstance(event, Mapping) else None
     if isinstance(error, Mapping):

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from kie_provider.client.errors import KieError, error_from_dict
+from kie_provider.client.errors import ErrorDict, KieError, error_from_dict
 from kie_provider.failures import log_on_kill, still_billed_message
 from kie_provider.hooks.kie import DEFAULT_POLL_INTERVAL, KieHook
 
 if TYPE_CHECKING:
     from kie_provider.client.polling import Callback
-    from kie_provider.client.records import TaskRecord
+    from kie_provider.client.records import ResultDict, TaskRecord
 
 
 #: Seconds that every trigger runs before it can fire. The triggerer can begin before the scheduler has learnt that the
@@ -28,6 +28,20 @@ LATE_CALLBACK_SECONDS = 15.0
 RESUMED = ("scheduled", "queued", "running", "success")
 #: Airflow is given so many seconds to say which.
 STATE_SECONDS = 3.0
+
+
+class SuccessEvent(TypedDict):
+    """The Kie task has succeeded."""
+
+    status: Literal["success"]
+    result: ResultDict
+
+
+class ErrorEvent(TypedDict):
+    """The wait ended with an error."""
+
+    status: Literal["error"]
+    error: ErrorDict
 
 
 class KieTrigger(BaseTrigger):
@@ -102,7 +116,7 @@ class KieTaskTrigger(KieTrigger):
         """Say what it means to stop waiting."""
         return still_billed_message(self.kie_task_id)
 
-    async def _wait(self) -> dict[str, Any]:
+    async def _wait(self) -> SuccessEvent | ErrorEvent:
         await self.delay_first_poll()
         hook = KieHook(self.kie_conn_id)
         try:
@@ -146,7 +160,7 @@ class KieTaskTrigger(KieTrigger):
         return any(state in RESUMED for by_task in states.values() for state in by_task.values())
 
 
-def is_call(event: Any) -> bool:
+def is_call(event: object) -> bool:
     """Whether an event says that Kie has called back. It says nothing else: Kie is asked what came of the task."""
     return isinstance(event, Mapping) and event.get("status") == "called"
 
@@ -156,17 +170,17 @@ def _ended_before(record: TaskRecord, seconds: float) -> bool:
     return record.completed_at is not None and time.time() - record.completed_at.timestamp() > seconds
 
 
-def success_event(record: TaskRecord) -> dict[str, Any]:
+def success_event(record: TaskRecord) -> SuccessEvent:
     """Return the event of a successful task."""
     return {"status": "success", "result": record.to_result()}
 
 
-def error_event(error: KieError) -> dict[str, Any]:
+def error_event(error: KieError) -> ErrorEvent:
     """Return the event of a wait that ended with an error."""
     return {"status": "error", "error": error.to_dict()}
 
 
-def read_event(event: Any, kie_task_id: str) -> dict[str, Any]:
+def read_event(event: object, kie_task_id: str) -> ResultDict:
     """Return the result dict of an event that says that ``kie_task_id`` succeeded.
 
     Only the two forms above are accepted: anything else is an error, never a success.
@@ -176,22 +190,22 @@ def read_event(event: Any, kie_task_id: str) -> dict[str, Any]:
     if isinstance(event, Mapping):
         result, error = event.get("result"), event.get("error")
         if event.get("status") == "success" and _is_result(result, kie_task_id):
-            return dict(result)  # type: ignore[arg-type]
+            return result
         if event.get("status") == "error" and _is_error(error, kie_task_id):
             try:
-                raise error_from_dict(error)  # type: ignore[arg-type]
+                raise error_from_dict(error)
             except ValueError:
                 pass
     raise KieError(f"the trigger sent an event that is not one of ours: {event!r:.200}", kie_task_id=kie_task_id)
 
 
-def _is_error(error: Any, kie_task_id: str) -> bool:
+def _is_error(error: object, kie_task_id: str) -> TypeGuard[Mapping[str, object]]:
     return isinstance(error, Mapping) and error.get("kie_task_id") in (None, kie_task_id)
 
 
-def _is_result(result: Any, kie_task_id: str) -> bool:
+def _is_result(result: object, kie_task_id: str) -> TypeGuard[ResultDict]:
     return (
-        isinstance(result, Mapping)
+        isinstance(result, dict)
         and result.get("kie_task_id") == kie_task_id
         and result.get("state") == "success"
         and isinstance(result.get("urls"), list)

@@ -560,8 +560,8 @@ LOST_ID = {"execution_timeout": timedelta(seconds=1)}
 class TestStoreFails:
     @pytest.fixture(autouse=True)
     def _quick(self, monkeypatch):
-        monkeypatch.setattr("kie_provider.submission.journal.FIRST_PAUSE", 0.05)
-        monkeypatch.setattr("kie_provider.submission.journal.LONGEST_PAUSE", 0.2)
+        monkeypatch.setattr("kie_provider.submission.store.FIRST_PAUSE", 0.05)
+        monkeypatch.setattr("kie_provider.submission.store.LONGEST_PAUSE", 0.2)
 
     @pytest.mark.parametrize("status", [404, 500])
     def test_at_the_intent_nothing_is_sent(self, status, kie_emulator, at_kie):
