@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kie_provider.emulator import KieEmulator
+from tests.support.airflow_stack import AirflowStack
 from tests.support.early_callbacks import EarlyCaller, add_connection
+from tests.support.postgres import postgres_if_wanted, programs
 
 if TYPE_CHECKING:
-    from tests.support.airflow_stack import AirflowStack
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.e2e
 
 DAG_ID, RUNS, MAPPED = "called_back", 2, 20
 
 
+@pytest.fixture(scope="module")
+def stack() -> Iterator[AirflowStack]:
+    """An Airflow on PostgreSQL where it is installed: SQLite lets one write at a time, which is not what is tried."""
+    with (
+        postgres_if_wanted("postgresql" if programs() else "sqlite") as database,
+        AirflowStack(Path(__file__).parent / "dags", database=database) as stack,
+    ):
+        yield stack
+
+
 @pytest.mark.timeout(300)
-def test_a_callback_in_the_second_of_the_deferral_fails_no_task(airflow_stack: AirflowStack) -> None:
-    # A key of its own: it stands in the connection that the test adds to the database of all tests here.
-    with KieEmulator(api_key="key-of-callbacks", generating_seconds=2.0) as kie:
-        add_connection(airflow_stack, kie, "kie_early", callback_base_url=airflow_stack.url)
-        caller = EarlyCaller(airflow_stack, kie, DAG_ID)
+def test_a_callback_in_the_second_of_the_deferral_fails_no_task(stack: AirflowStack) -> None:
+    with KieEmulator(generating_seconds=2.0) as kie:
+        add_connection(stack, kie, "kie_early", callback_base_url=stack.url)
+        caller = EarlyCaller(stack, kie, DAG_ID)
         with caller.calling():
-            runs = [airflow_stack.trigger_dag(DAG_ID, {"conn_id": "kie_early"}) for _ in range(RUNS)]
-            states = [airflow_stack.wait_for_run(DAG_ID, run_id, 240) for run_id in runs]
-        tasks = [task for run_id in runs for task in airflow_stack.task_instances(DAG_ID, run_id)]
+            runs = [stack.trigger_dag(DAG_ID, {"conn_id": "kie_early"}) for _ in range(RUNS)]
+            states = [stack.wait_for_run(DAG_ID, run_id, 240) for run_id in runs]
+        tasks = [task for run_id in runs for task in stack.task_instances(DAG_ID, run_id)]
 
     assert states == ["success"] * RUNS
     assert [task["try_number"] for task in tasks] == [1] * RUNS * MAPPED

@@ -394,8 +394,8 @@ def batch_called_back_after_the_worker_was_killed(trial: Trial) -> None:
 
 
 def start_with_callbacks(trial: Trial, dag_id: str = "chaos_generate") -> None:
-    """Start the run, and have Kie call back."""
-    change_connection(trial, callback_base_url=trial.arena.airflow.url)
+    """Start the run, and have Kie call back, through the gate: a callback writes as well."""
+    change_connection(trial, callback_base_url=trial.arena.gate.url)
     trial.start(dag_id)
 
 
