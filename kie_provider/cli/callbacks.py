@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kie_provider.client import webhook
 from kie_provider.client.endpoint import without_userinfo
 from kie_provider.client.errors import KieConnectionError
-from kie_provider.hooks.kie import KieHook
+from kie_provider.hooks.connection import no_connection, read_endpoint_outside_tasks
 
 if TYPE_CHECKING:
     import requests
@@ -73,7 +73,9 @@ def _endpoint(conn_id: str) -> Endpoint:
 
     :raises KieConnectionError: there is no such connection, a field of it is not valid, or it has no callbacks.
     """
-    endpoint = KieHook(conn_id).get_conn().endpoint
+    endpoint = read_endpoint_outside_tasks(conn_id)
+    if endpoint is None:
+        raise no_connection(conn_id)
     if not endpoint.callback_base_url:
         raise KieConnectionError(
             f"connection {conn_id!r}: callback_base_url: neither it nor [kie] callback_base_url is set, so no task "

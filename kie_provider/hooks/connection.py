@@ -39,7 +39,28 @@ def read_endpoint(conn_id: str) -> Endpoint:
         with held():
             connection = BaseHook.get_connection(conn_id)
     except AirflowNotFoundException:
-        raise _not_found(conn_id) from None
+        raise no_connection(conn_id) from None
+    return endpoint_from_connection(connection)
+
+
+def read_endpoint_outside_tasks(conn_id: str) -> Endpoint | None:
+    """Read an Airflow connection in the API server, or in a command of ``airflow``; None: there is no such connection.
+
+    ``BaseHook.get_connection`` is for tasks: in a command, and in the API server of Airflow 3.1, it does not find what
+    is in the database.
+
+    :raises KieConnectionError: a field of it is not valid.
+    """
+    from airflow.models.connection import Connection
+    from airflow.utils.session import create_session
+    from sqlalchemy import text
+
+    try:
+        connection = Connection.get_connection_from_secrets(conn_id)
+    except AirflowNotFoundException:
+        with create_session() as session:  # Airflow says the same while its database is away
+            session.execute(text("SELECT 1"))
+        return None
     return endpoint_from_connection(connection)
 
 
@@ -104,7 +125,8 @@ def _base_url(value: object, schema: str | None = None, port: int | None = None)
     return host
 
 
-def _not_found(conn_id: str) -> KieConnectionError:
+def no_connection(conn_id: str) -> KieConnectionError:
+    """Return the error that there is no such Airflow connection; it says how to make one."""
     missing = f"there is no Airflow connection {shorten(conn_id)}"
     if not re.fullmatch(r"[\w.@:+-]{1,60}", conn_id):
         return KieConnectionError(missing)
@@ -144,6 +166,6 @@ async def aread_endpoint(conn_id: str, refused: Endpoint | None = None) -> Endpo
             try:
                 connection = await aget_connection(conn_id)
             except AirflowNotFoundException:
-                raise _not_found(conn_id) from None
+                raise no_connection(conn_id) from None
             shared.endpoint, shared.read_at = endpoint_from_connection(connection), time.monotonic()
         return shared.endpoint

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
@@ -32,8 +31,7 @@ from kie_provider.client.webhook import (
     parse_reference,
     verify,
 )
-from kie_provider.hooks.connection import SHARED_SECONDS, endpoint_from_connection
-from kie_provider.hooks.kie import KieHook
+from kie_provider.hooks.connection import SHARED_SECONDS, read_endpoint_outside_tasks
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +113,7 @@ class _Connections:
 
 def _read_connection(conn_id: str) -> Endpoint | None:
     try:
-        return endpoint_from_connection(KieHook.get_connection(conn_id))
-    except AirflowNotFoundException:
-        return None
+        return read_endpoint_outside_tasks(conn_id)
     except KieConnectionError as error:
         log.warning("Kie's callbacks are refused: %s", error)
         return None

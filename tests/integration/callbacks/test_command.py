@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 from airflow.providers_manager import ProvidersManager
@@ -37,13 +39,39 @@ def run(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.skipif(not hasattr(ProvidersManager, "cli_command_functions"), reason="Airflow 3.1 asks no provider")
+asks_providers = pytest.mark.skipif(
+    not hasattr(ProvidersManager, "cli_command_functions"), reason="Airflow 3.1 asks no provider for commands"
+)
+
+
+@asks_providers
 def test_airflow_knows_the_command():
     from airflow.cli.cli_parser import get_parser
 
     args = get_parser().parse_args(["kie", "callbacks", "test", "--conn-id", "mine"])
     assert args.conn_id == "mine"
     assert args.func.__name__ == "test"
+
+
+@asks_providers
+def test_it_finds_a_connection_in_the_database():
+    """Elsewhere than in tasks and the API server, hooks do not."""
+    from airflow.models.connection import Connection
+    from airflow.utils.session import create_session
+
+    with ScriptedServer(reply(OURS)) as server:
+        extra = json.dumps({"callback_base_url": server.url})
+        with create_session() as session:
+            session.add(Connection(conn_id="kie_stored", conn_type="kie", password=API_KEY, extra=extra))
+        try:
+            command = [sys.executable, "-m", "airflow", "kie", "callbacks", "test", "--conn-id", "kie_stored"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        finally:
+            with create_session() as session:
+                session.query(Connection).filter_by(conn_id="kie_stored").delete()
+    assert (done.returncode, len(server.requests)) == (0, 1), done.stderr
+    assert "HTTP 200: The receiver took it" in done.stdout
+    assert API_KEY not in done.stdout + done.stderr
 
 
 def test_a_receiver_that_is_reached(run, receiver, caplog):

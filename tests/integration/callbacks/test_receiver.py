@@ -432,18 +432,38 @@ def test_a_database_that_is_away_is_our_fault(receiver, wait, monkeypatch, caplo
     assert answer(receiver.call(task.reference(), task.kie_task_id)) == SUCCESS  # as Kie repeats it
 
 
+def test_while_the_database_is_away_no_connection_is_taken_for_unknown(receiver, wait, monkeypatch):
+    """Airflow finds no connection then, and does not say why."""
+    from airflow.models.connection import Connection
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException
+    from sqlalchemy.exc import OperationalError
+
+    def not_found(conn_id):
+        raise AirflowNotFoundException(conn_id)
+
+    def away(*args, **kwargs):
+        raise OperationalError("SELECT 1", {}, Exception("connection refused"))
+
+    task = wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "get_connection_from_secrets", not_found)
+        patch.setattr("airflow.utils.session.create_session", away)
+        assert receiver.call(task.reference(), task.kie_task_id).status_code == 500
+    assert answer(receiver.call(task.reference(), task.kie_task_id)) == SUCCESS
+
+
 @pytest.fixture
 def looked_up(monkeypatch):
     """The connections that were read, as a secrets backend sees them."""
-    from kie_provider.hooks.kie import KieHook
+    from airflow.models.connection import Connection
 
-    names, real = [], KieHook.get_connection
+    names, real = [], Connection.get_connection_from_secrets
 
-    def get_connection(conn_id):
+    def get_connection_from_secrets(conn_id):
         names.append(conn_id)
         return real(conn_id)
 
-    monkeypatch.setattr(KieHook, "get_connection", get_connection)
+    monkeypatch.setattr(Connection, "get_connection_from_secrets", get_connection_from_secrets)
     return names
 
 
