@@ -217,7 +217,7 @@ def _figure(picture: Picture, here: str, *, names_run: bool) -> str:
         "Prompt": tile.prompt,
         "State": tile.note,
         "Model": tile.model,
-        "FailureContext": SEPARATOR.join(tile.facts()),
+        "Facts": SEPARATOR.join(tile.facts()),
         "Kie task": picture.kie_task_id,
         "DAG": output.dag_id,
         "Run": output.run_id,

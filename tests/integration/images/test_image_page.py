@@ -88,6 +88,8 @@ class TestPages:
             assert f"image [{index}]" in shown[index]
             assert "flux-2/pro-text-to-image" in shown[index]
             assert re.search(r"\d+ × \d+", shown[index])
+            labels = re.findall("<dt>(.*?)</dt>", shown[index])
+            assert labels == ["Prompt", "Model", "Facts", "Kie task", "DAG", "Run", "Task", "File"]
         dag_id, run_id = gallery.runs["mapped"]
         log = urljoin(answer.url, html.unescape(re.search(r'<a href="([^"]*)" data-outer', shown[3])[1]))
         assert log == f"{gallery.site.url}/dags/{dag_id}/runs/{quote(run_id, safe='')}/tasks/image/mapped/3"
