@@ -1,8 +1,8 @@
 """Callbacks for submissions: the URL that each is sent with, and what a call to it settles.
 
-A receiver writes down which Kie task calls back (:mod:`kie_provider.client.webhook` says under which key). That is
-hearsay: whoever knows the URL can call it. So a submission whose answer was lost takes over the Kie task only if Kie's
-own record of it tells the same URL, or, if Kie tells none, the same model and input.
+A receiver records which Kie task calls back (:mod:`kie_provider.client.webhook` says under which key). That proves
+nothing: whoever knows the URL can call it. A submission whose answer was lost therefore takes over the Kie task only if
+Kie's own record of it has the same URL or, if it has none, the same model and input.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class CallbackUrls:
 
     def __init__(self, endpoint: Endpoint, conn_id: str, ti_id: str) -> None:
         self._base_url = endpoint.callback_base_url if ti_id else ""
+        if self._base_url:
+            for warning in webhook.warnings_about(endpoint):
+                log.warning(warning)
         self._endpoint = endpoint
         self._conn_id = conn_id
         self._ti_id = ti_id
@@ -55,7 +58,7 @@ class CallbackUrls:
 def adopt(journal: Journal, hook: KieHook) -> None:
     """Settle the unknown submissions for which Kie has called back.
 
-    One of which Kie cannot be asked now stays unknown for the time being.
+    If Kie cannot be asked about one now, it stays unknown for the time being.
     """
     for record in journal.records:
         if record.state != "unknown" or not (kie_task_id := journal.called_back(record)):
@@ -67,7 +70,7 @@ def adopt(journal: Journal, hook: KieHook) -> None:
             continue
         if _is_ours(task, record, journal):
             journal.settle(record, kie_task_id)
-            log.info("Kie has called back for Kie task %s, whose id was not known: going on with it", kie_task_id)
+            log.info("Kie has called back for Kie task %s, whose id was not known: continuing with it", kie_task_id)
         else:
             log.warning("A callback names Kie task %s, which was not submitted here: ignored", kie_task_id)
 
@@ -84,7 +87,10 @@ def _is_ours(task: TaskRecord, record: SubmissionRecord, journal: Journal) -> bo
     if task.callback_url:
         reference = webhook.parse_reference(task.callback_url.rpartition(webhook.CALLBACKS)[2])
         return reference is not None and reference.nonce == record.nonce
-    request = TaskRequest(journal.request_of(record))
+    body = journal.request_of(record)
+    if not body:  # its intent was removed, so nobody knows what was asked for
+        return False
+    request = TaskRequest(body)
     # The journal knows files by their content, and Kie by their URLs.
     left_out = {"input_urls"} if request.files else set()
     asked, made = ({n: v for n, v in each.items() if n not in left_out} for each in (request.body["input"], task.input))

@@ -8,6 +8,7 @@ import time
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from kie_provider.client.errors import KieSubmitUnknownError
 from kie_provider.client.webhook import callback_fact, callback_key, parse_reference
 from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateImageOperator
@@ -224,6 +225,29 @@ def test_where_kie_tells_no_url_model_and_input_decide(ti, kie_emulator, prompt)
         assert execute(create(), ti) == kie_task_id
     else:
         comes_back(create(), ti)
+
+
+def test_a_submission_whose_intent_was_removed_is_not_compared(ti, kie_emulator, monkeypatch):
+    """Nobody knows what it asked for; the task that was submitted in its place counts."""
+    monkeypatch.setenv("AIRFLOW__KIE__CALLBACK_PATIENCE", "0")
+    kie_emulator.fault(LOST)
+    with pytest.raises(KieSubmitUnknownError):
+        execute(create(on_unknown_submit="resubmit"), ti)
+    ti.next_try()
+    second = execute(create(on_unknown_submit="resubmit"), ti)
+    call_back(ti, paid(kie_emulator)[0])
+    del ti["kie.1.1"]
+    record = {"taskId": paid(kie_emulator)[0], "model": MODEL, "state": "generating", "param": "{}"}
+    kie_emulator.fault({"on": "recordInfo", "do": "swap", "json": {"code": 200, "data": record}})
+    ti.next_try()
+    assert execute(create(on_unknown_submit="resubmit"), ti) == second
+
+
+def test_an_address_over_http_is_named(ti, kie_emulator, monkeypatch, caplog):
+    extra = {**kie_emulator.connection["extra"], "callback_base_url": "http://airflow.example.com"}
+    monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps({**kie_emulator.connection, "extra": extra}))
+    execute(create(), ti)
+    assert "callback_base_url http://airflow.example.com is http, not https" in caplog.text
 
 
 def test_files_are_known_by_other_names_at_kie(ti, kie_emulator, tmp_path):
