@@ -50,7 +50,7 @@ def rate_limit_storage() -> str:
 def callback_patience() -> float:
     """Return for how many seconds an unknown submission waits for Kie's callback; default 1200.
 
-    :raises AirflowFailException: it is no such number.
+    :raises AirflowFailException: it is not a number in that range.
     """
     given = conf.get(SECTION, "callback_patience", fallback="") or "1200"
     try:
@@ -68,7 +68,7 @@ def callback_patience() -> float:
 def callback_base_url() -> str:
     """Return where Kie reaches the API server, for connections that do not say it; empty: nowhere.
 
-    :raises KieConnectionError: it is no base URL.
+    :raises KieConnectionError: it is not a base URL.
     """
     url = str(conf.get(SECTION, "callback_base_url", fallback="") or "").strip()
     try:

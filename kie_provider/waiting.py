@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from kie_provider.client.polling import Callback, Done, PollAgain, Waiting
     from kie_provider.client.records import ResultDict, TaskRecord
-    from kie_provider.submission.record import SubmissionRecord
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ DEFERRAL_MARGIN = 60.0
 MAX_TRIGGER_RESTARTS = 3
 #: Seconds until a refused createTask is sent again, unless Kie says when: the length of its rate limit window.
 RATE_LIMIT_SECONDS = 10.0
-#: A task whose createTask was not answered looks this often whether Kie has called back.
+#: Seconds between two checks whether Kie has called back for a createTask that was not answered.
 CALLBACK_SECONDS = 60.0
 _RESTARTS_KEY = "kie_trigger_restarts"
 
@@ -47,23 +46,33 @@ def poll_or_defer(
     kie_task_id: str,
     waiting: Waiting,
     trigger_error: Exception | None = None,
+    *,
+    is_own: bool = True,
 ) -> TaskRecord:
     """Poll a Kie task: return its record if it has succeeded, defer if it is still running.
 
     :param waiting: has a deadline.
     :param trigger_error: why the trigger ended without an event, if it did.
+    :param is_own: this task instance created the Kie task, so ``waiting`` says whether Kie calls back. If another one
+        did, Kie does so where callbacks are on, and its callback is to wake this task instance.
     :raises TaskDeferred: it is still running.
     :raises KieError: the wait is over without a result.
     """
     from kie_provider.client.polling import PollAgain
+    from kie_provider.client.webhook import waiting_key
     from kie_provider.triggers.kie import KieTaskTrigger
 
     assert waiting.deadline is not None  # noqa: S101  # every wait in the triggerer has one
     if waiting.callback == "came":
         log.info("Kie has called back for Kie task %s", kie_task_id)
-    verdict = poll(kie_conn_id, kie_task_id, waiting)
-    if not isinstance(verdict, PollAgain):
-        return verdict.record
+    callback = waiting.callback
+    with KieHook(kie_conn_id) as hook:
+        verdict = poll(hook, kie_task_id, waiting)
+        if not isinstance(verdict, PollAgain):
+            return verdict.record
+        if not is_own and callback is None and hook.get_conn().endpoint.callback_base_url:
+            push_xcom(ti, waiting_key(kie_task_id), value=True)
+            callback = "expected"
     log.info("Kie task %s: %s", kie_task_id, verdict.reason)
     if trigger_error is not None:
         count_trigger_restart(ti, trigger_error)
@@ -73,21 +82,20 @@ def poll_or_defer(
             kie_task_id=kie_task_id,
             poll_interval=waiting.poll_interval,
             deadline=waiting.deadline,
-            callback=waiting.callback,
+            callback=callback,
         ),
         waiting.deadline,
     )
 
 
-def poll(kie_conn_id: str, kie_task_id: str, waiting: Waiting) -> Done | PollAgain:
+def poll(hook: KieHook, kie_task_id: str, waiting: Waiting) -> Done | PollAgain:
     """Poll a Kie task once.
 
     :raises KieError: the wait is over without a result.
     """
     from kie_provider.client.polling import Raise, judge
 
-    with KieHook(kie_conn_id) as hook:
-        verdict = judge(hook.poll(kie_task_id), waiting, time.time())
+    verdict = judge(hook.poll(kie_task_id), waiting, time.time())
     if isinstance(verdict, Raise):
         raise verdict.error
     return verdict
@@ -122,17 +130,6 @@ def wait_of_try(
         key_was_refreshed=True,  # the worker reads the connection first, so a refused key is final at once
         callback=callback,
     )
-
-
-def expect_callback(ti: RuntimeTaskInstanceProtocol, kie_conn_id: str, kie_task_id: str) -> Callback | None:
-    """Let Kie's callback for a Kie task of another task instance wake this one; None: callbacks are off."""
-    from kie_provider.client.webhook import waiting_key
-
-    with KieHook(kie_conn_id) as hook:
-        if not hook.get_conn().endpoint.callback_base_url:
-            return None
-    push_xcom(ti, waiting_key(kie_task_id), value=True)
-    return "expected"
 
 
 def deferral(trigger: BaseTrigger, deadline: float, kwargs: dict[str, object] | None = None) -> TaskDeferred:
@@ -178,30 +175,31 @@ def reschedule(error: KieRateLimitError, *, is_durable: bool) -> NoReturn:
 
     if not is_durable:
         raise error
-    from airflow.sdk.exceptions import AirflowRescheduleException
-
     delay = jitter(RATE_LIMIT_SECONDS, at_least=error.retry_after)
     log.warning("%s; rescheduled in %.0f seconds, without using up a try", error, delay)
-    raise AirflowRescheduleException(  # type: ignore[no-untyped-call]
-        pendulum.now("UTC").add(seconds=delay)
-    ) from None
+    _reschedule_in(delay)
 
 
-def await_callback(record: SubmissionRecord) -> NoReturn:
-    """Give the worker back and be run again in a minute: Kie may have called back for an unknown submission by then.
+def await_callback(sent_at: float) -> NoReturn:
+    """Reschedule the task by a minute: Kie may have called back for an unknown submission by then.
 
+    :param sent_at: epoch seconds of its intent.
     :raises AirflowRescheduleException: always; it uses up no try, and needs Airflow 3.3.
     """
-    from airflow.sdk.exceptions import AirflowRescheduleException
-
     log.warning(
-        "createTask was sent at %s and its answer was lost. Kie knows where to call back, so this task waits for that "
-        "and looks again in %.0f seconds, without using up a try",
-        pendulum.from_timestamp(record.at).to_iso8601_string(),
+        "createTask was sent at %s and its answer was lost. Kie knows where to call back, so this task waits for that: "
+        "rescheduled in %.0f seconds, without using up a try",
+        pendulum.from_timestamp(sent_at).to_iso8601_string(),
         CALLBACK_SECONDS,
     )
+    _reschedule_in(CALLBACK_SECONDS)
+
+
+def _reschedule_in(seconds: float) -> NoReturn:
+    from airflow.sdk.exceptions import AirflowRescheduleException
+
     raise AirflowRescheduleException(  # type: ignore[no-untyped-call]
-        pendulum.now("UTC").add(seconds=CALLBACK_SECONDS)
+        pendulum.now("UTC").add(seconds=seconds)
     ) from None
 
 

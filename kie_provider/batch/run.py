@@ -194,7 +194,7 @@ class BatchRun:
         return self._finish(plan)
 
     def _await_callbacks(self, plan: Plan) -> None:
-        """Come back later if Kie may still call back for an item whose submission is unknown.
+        """Reschedule the task if Kie may still call back for an item whose submission is unknown.
 
         :raises AirflowRescheduleException: it may.
         """
@@ -202,7 +202,7 @@ class BatchRun:
         awaited = [record for record in unknown if may_still_be_called(record, callback_patience())]
         if awaited and self._journal.is_durable:
             self._journal.summarize(at_least=WORTH_A_SUMMARY)
-            await_callback(awaited[0])
+            await_callback(awaited[0].at)
 
     def _finish(self, plan: Plan) -> dict[str, object]:
         report = plan.report

@@ -98,7 +98,7 @@ class Endpoint:
 def check_callback_base_url(url: str) -> str:
     """Return a base URL for callbacks, without a slash at its end.
 
-    :raises KieConnectionError: it is none.
+    :raises KieConnectionError: it is not one.
     """
     if not _is_base_url(url) or re.search(r"/kie/callbacks(/|$)", url):
         raise KieConnectionError(

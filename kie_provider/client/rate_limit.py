@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Length of Kie's window for new tasks, in seconds.
 WINDOW_SECONDS = 10
-#: It counts a task when its request arrives, and requests travel unequally fast; so a slot is free this many seconds
-#: later. Each request that Kie refuses although it had a slot adds as much again, up to ten times.
+#: Kie counts a task when its request arrives, and requests travel unequally fast; so a slot is free this many seconds
+#: after the window. Each request that Kie refuses although it had a slot adds as much again, up to ten times in all.
 MARGIN = 0.03
 _MOST_MARGINS = 10
 #: Number of requests whose time until they could leave is remembered; a tenth of them counts as outliers.

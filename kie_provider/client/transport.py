@@ -38,7 +38,7 @@ CONNECT_TIMEOUT = 10.0
 HEADERS = {"User-Agent": f"airflow-provider-kie/{__version__}", "Accept-Encoding": "identity"}
 #: An answer of Kie's API has a few kilobytes.
 LARGEST_ANSWER = 4 * 2**20
-#: An input image that is uploaded gets one more second for each of so many bytes.
+#: Bytes per second: uploading an input image gets one more second for each.
 SLOWEST_UPLOAD = 16 * 1024
 #: More polls than this at the same moment wait for a free socket of the pool.
 POOL_SIZE = 512

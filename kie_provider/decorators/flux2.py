@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Flux2DecoratedOperator(DecoratedOperator, Flux2GenerateImageOperator):
     """Calls a function for the prompt, then does what :class:`Flux2GenerateImageOperator` does.
 
-    A try that finds a Kie task of an earlier one goes on with it, and does not call the function again: another prompt,
-    as an LLM would give, could not be submitted anyway.
+    A try that finds a Kie task of an earlier one continues with it, and does not call the function again: another
+    prompt, as an LLM would give, could not be submitted anyway.
     """
 
     custom_operator_name = "@task.flux2"

@@ -21,10 +21,9 @@ from kie_provider import parameters
 from kie_provider.client.errors import KieError, KieTaskTimeoutError, KieValidationError
 from kie_provider.client.plain import counted, got, is_blank, is_kie_task_id, shorten
 from kie_provider.failures import FailureContext, failures, log_on_kill, sensor_failure, still_billed_message
-from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
+from kie_provider.hooks.kie import DEFAULT_CONN_ID, DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, KieHook
 from kie_provider.links import KieImagesLink, KieLogsLink, KieResultLink
 from kie_provider.waiting import (
-    expect_callback,
     log_success,
     poll,
     poll_or_defer,
@@ -98,7 +97,7 @@ class KieTaskSensor(BaseSensorOperator):
                     reason = f"{self._reason} after {counted(self.timeout, 'second')} of this wait"
                     raise KieTaskTimeoutError(reason, kie_task_id=self.kie_task_id) from None
         with self._failures():
-            return self._poll_or_defer(context, expect_callback(context["ti"], self.kie_conn_id, self._valid_id()))
+            return self._poll_or_defer(context)
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Poll once."""
@@ -136,7 +135,8 @@ class KieTaskSensor(BaseSensorOperator):
         """
         from kie_provider.client.polling import PollAgain
 
-        verdict = poll(self.kie_conn_id, self._valid_id(), waiting)
+        with KieHook(self.kie_conn_id) as hook:
+            verdict = poll(hook, self._valid_id(), waiting)
         if not isinstance(verdict, PollAgain):
             return self._finish(verdict.record.to_result())
         self.log.info("Kie task %s: %s", self.kie_task_id, verdict.reason)
@@ -163,7 +163,7 @@ class KieTaskSensor(BaseSensorOperator):
         """
         ti = context["ti"]
         waiting = wait_of_try(ti, self.poke_interval, try_seconds(self.timeout, self.execution_timeout), callback)
-        record = poll_or_defer(ti, self.kie_conn_id, self._valid_id(), waiting, trigger_error)
+        record = poll_or_defer(ti, self.kie_conn_id, self._valid_id(), waiting, trigger_error, is_own=False)
         return self._finish(record.to_result())
 
     def _valid_id(self) -> str:

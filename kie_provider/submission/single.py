@@ -103,13 +103,12 @@ class SingleSubmission:
         self._journal.read()
         with KieHook(self._conn_id) as hook:
             adopt(self._journal, hook)
-        request = self._recorded_request() if on_recorded else None
-        if request and on_recorded:
-            on_recorded()
-        else:
-            request = self._valid_request(read_request)
-        step = self._next_step(request)
-        with KieHook(self._conn_id) as hook:
+            request = self._recorded_request() if on_recorded else None
+            if request and on_recorded:
+                on_recorded()
+            else:
+                request = self._valid_request(read_request)
+            step = self._next_step(request)
             if isinstance(step, Unknown):
                 raise KieSubmitUnknownError(
                     f"try {step.record.try_number} sent createTask at {iso(step.record.at)} and died before it "
@@ -140,12 +139,12 @@ class SingleSubmission:
         return step
 
     def _await_callback(self, record: SubmissionRecord | None) -> None:
-        """Come back later if Kie may still call back for an unknown submission.
+        """Reschedule the task if Kie may still call back for an unknown submission.
 
         :raises AirflowRescheduleException: it may.
         """
         if record and self._journal.is_durable and may_still_be_called(record, callback_patience()):
-            await_callback(record)
+            await_callback(record.at)
 
     def _valid_request(self, read_request: Callable[[], TaskRequest]) -> TaskRequest:
         """Return the request that the fields ask for; on a retry with invalid fields, the one that was submitted.

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 #: worker's process has ended; if the trigger has fired by then, the task is queued again, and the scheduler takes the
 #: late news for the end of the new process and marks the task failed. Tests lower it.
 FIRST_POLL_AFTER = 3.0
-#: A callback that has not come so many seconds after the task has ended is missed.
+#: Seconds after the end of a task; a callback that has not come by then is missed.
 LATE_CALLBACK_SECONDS = 15.0
-#: States of a task that was woken; one that was marked, cleared or killed has others.
+#: States of a task instance that was woken; one that was marked, cleared or killed has others.
 RESUMED = ("scheduled", "queued", "running", "success")
-#: Airflow is given so many seconds to say which.
+#: Seconds that Airflow gets to tell the state.
 STATE_SECONDS = 3.0
 
 
@@ -135,12 +135,12 @@ class KieTaskTrigger(KieTrigger):
         return success_event(record)
 
     async def on_kill(self) -> None:
-        """Say in the task's log that the Kie task goes on, unless a callback has woken the Airflow task."""
+        """Log that the Kie task keeps running, unless a callback has woken the Airflow task."""
         if self.callback is None or not await self._is_resumed():
             await super().on_kill()
 
     async def _is_resumed(self) -> bool:
-        """Whether the Airflow task is not deferred any more and goes on; False: nobody can say so in time."""
+        """Whether the Airflow task was resumed; False also if Airflow does not tell in time."""
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
         ti: Any = self.task_instance
@@ -155,18 +155,18 @@ class KieTaskTrigger(KieTrigger):
                 ),
                 STATE_SECONDS,
             )
-        except Exception:  # noqa: BLE001  # whatever it is: what is said then is true all the same
+        except Exception:  # noqa: BLE001  # the message is true in any case
             return False
         return any(state in RESUMED for by_task in states.values() for state in by_task.values())
 
 
 def is_call(event: object) -> bool:
-    """Whether an event says that Kie has called back. It says nothing else: Kie is asked what came of the task."""
+    """Whether an event says that Kie has called back. It says no more: the worker polls the task."""
     return isinstance(event, Mapping) and event.get("status") == "called"
 
 
 def _ended_before(record: TaskRecord, seconds: float) -> bool:
-    """Whether a task has ended more than so many seconds ago."""
+    """Whether a task ended more than this many seconds ago."""
     return record.completed_at is not None and time.time() - record.completed_at.timestamp() > seconds
 
 
