@@ -135,7 +135,7 @@ class _PngPixels:
 
     def __init__(self, header: bytes, max_pixels: int) -> None:
         if len(header) != 13:
-            raise KieFileError("it is a broken PNG file (its header has {len(header)} bytes, not 13)")
+            raise KieFileError(f"it is a broken PNG file (its header has {len(header)} bytes, not 13)")
         self.width, self.height, bits, self._colours, compression, filters, interlace = struct.unpack(
             ">IIBBBBB", header
         )

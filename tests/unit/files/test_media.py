@@ -163,6 +163,7 @@ class TestBrokenPictures:
             (png(2, 2, 8, 0, b"\0ab\0cd", before=chunk(b"ABCD")), "unknown chunk b'ABCD'"),
             (png(2, 2, 8, 0, b"", after=chunk(b"tEXt") + chunk(b"IDAT", zlib.compress(b"\0ab\0cd"))), "0 of 6 bytes"),
             (b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT") + chunk(b"IEND"), "its header is missing"),
+            (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", b"short") + chunk(b"IEND"), "its header has 5 bytes, not 13"),
             (png(2, 2, 8, 0, b"").replace(zlib.compress(b""), b"nonsense"), "wrong checksum"),
             (b"\x89PNG\r\n\x1a\n" + png(2, 2, 8, 0, b"")[8:33] + chunk(b"IDAT", b"x") + chunk(b"IEND"), "broken PNG"),
         ],
