@@ -140,7 +140,7 @@ class BatchRun:
         credits_in_all, words = estimate((request.kind for request in requests), price_table())
         log.info("%s, %s credits by the price table: %s", counted(len(items), "image"), _credits(credits_in_all), words)
         if not journal.has_begun:
-            plan.manifest_writer()()  # before anything is ordered: a later try that misses it is on another disk
+            plan.manifest_writer()()  # before anything is submitted: a later try that misses it is on another disk
             journal.begin(kept, claimed, estimate=credits_in_all)
         return plan
 

@@ -255,7 +255,7 @@ SCENARIOS = (
         "batch_called_back_after_the_worker_was_killed",
         "The worker is killed when Kie has accepted four createTasks of a batch of eight, before their answers arrive, "
         "and Kie calls back.",
-        "The retry orders the rest, takes over the four that the callbacks name, and saves all eight images.",
+        "The retry submits the rest, takes over the four that the callbacks name, and saves all eight images.",
         charged=8,
         found_in=(STORE, LOG),
         says="Kie has called back for Kie task",
