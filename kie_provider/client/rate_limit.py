@@ -130,13 +130,19 @@ class LocalWindow:
     def take(self) -> Slot | float:
         """Take a slot for one new task, or return the seconds until one can be taken."""
         with self._lock:
-            if seconds := self._seconds():
-                return seconds
-            slot = Slot(self.pace, self._free_at)
-            if len(self._slots) == self.limit:
-                self._slots.remove(self._oldest)
-            self._slots.append(slot)
-            return slot
+            return self._seconds() or self._next_slot()
+
+    def reserve(self) -> Slot:
+        """Take the next slot, whenever it gets free: its request is held back until then."""
+        with self._lock:
+            return self._next_slot()
+
+    def _next_slot(self) -> Slot:
+        slot = Slot(self.pace, self._free_at)
+        if len(self._slots) == self.limit:
+            self._slots.remove(self._oldest)
+        self._slots.append(slot)
+        return slot
 
     @property
     def _lasts(self) -> float:
@@ -201,6 +207,8 @@ class SharedWindow:
                     # One that has got free since then is there now: the next one may take seconds.
                     seconds = 0.0 if free else min(max(reset_at - time.time(), 0.0), float(WINDOW_SECONDS))
                     return seconds + self._margin
+                # Not to be asked for again: the storage has counted it.
+                return self._local.reserve()
             except Exception as error:  # noqa: BLE001  # every storage has errors of its own; no image waits for them
                 self._away_until = time.monotonic() + _RECOVERY_SECONDS
                 log.warning(

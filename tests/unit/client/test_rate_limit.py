@@ -177,6 +177,30 @@ def test_a_slot_that_gets_free_while_the_storage_is_asked_is_not_waited_for():
     assert window.take() < 1
 
 
+def test_a_slot_that_the_storage_has_granted_is_not_lost(clock):
+    """A request that leaves meanwhile can show that slots are taken too early."""
+    window = SharedWindow(6, "account", "memory://")
+    for _ in range(6):
+        slot = window.take()
+        clock.now += 0.4  # the machine is slow
+        slot.leave()
+    clock.now = 1010 + MARGIN
+    hit = window._limiter.hit
+
+    def faster_meanwhile(*args):
+        granted = hit(*args)
+        for _ in range(40):
+            window._local.pace.took(0.0)
+        return granted
+
+    window._limiter.hit = faster_meanwhile
+    window._limiter.storage.reset()  # it counts with a clock of its own
+    slot = window.take()
+    assert isinstance(slot, Slot)
+    slot.leave()
+    assert clock.now == pytest.approx(1010.4 + MARGIN)  # held back all the same
+
+
 SECRETS = ["redis//:secret@host", "redis:/:secret@host", ":secret@host", "redis:secret@x://host", "//:secret@host://x"]
 
 
