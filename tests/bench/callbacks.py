@@ -22,7 +22,7 @@ from tests.bench.waiting_server import ANSWER_SECONDS
 from tests.support.airflow_rest import epoch
 from tests.support.airflow_stack import AirflowStack
 from tests.support.early_callbacks import EarlyCaller, add_connection
-from tests.support.postgres import postgres_if_wanted, programs
+from tests.support.postgres import postgres_if_installed
 from tests.support.servers import self_signed_certificate
 
 WAYS = (True, False)  # with callbacks, and without
@@ -78,7 +78,7 @@ def run(quick: bool) -> Report:
     with ExitStack() as stack:
         kies = [stack.enter_context(KieEmulator(generating_seconds=seconds)) for seconds in GENERATING_SECONDS]
         early = stack.enter_context(KieEmulator(generating_seconds=2.0, create_limit=1000))
-        database = stack.enter_context(postgres_if_wanted("postgresql" if programs() else "sqlite"))
+        database = stack.enter_context(postgres_if_installed())
         env = {"AIRFLOW__CORE__PARALLELISM": str(PARALLELISM)}
         here = stack.enter_context(AirflowStack(DAGS, env=env, database=database))
         version = here.api("GET", "/version")["version"]

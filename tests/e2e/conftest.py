@@ -12,7 +12,7 @@ import pytest
 
 from kie_provider.emulator import KieEmulator
 from tests.support.airflow_stack import AirflowStack
-from tests.support.postgres import postgres_if_wanted
+from tests.support.postgres import postgres_if_installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def airflow_stack(kie_emulator_server: KieEmulator, tmp_path_factory: pytest.Tem
             "AIRFLOW_CONN_KIE_DEFAULT": json.dumps(kie_emulator_server.connection),
             "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "True",  # a DAG that is unpaused runs as it says
         }
-        with postgres_if_wanted() as database, AirflowStack(dags, env=env, database=database) as stack:
+        with postgres_if_installed() as database, AirflowStack(dags, env=env, database=database) as stack:
             yield stack
     finally:
         signal.signal(signal.SIGTERM, before)

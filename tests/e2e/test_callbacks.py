@@ -10,7 +10,7 @@ import pytest
 from kie_provider.emulator import KieEmulator
 from tests.support.airflow_stack import AirflowStack
 from tests.support.early_callbacks import EarlyCaller, add_connection
-from tests.support.postgres import postgres_if_wanted, programs
+from tests.support.postgres import postgres_if_installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,11 +22,9 @@ DAG_ID, RUNS, MAPPED = "called_back", 2, 20
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[AirflowStack]:
-    """An Airflow on PostgreSQL where it is installed: SQLite lets one write at a time, which is not what is tried."""
-    with (
-        postgres_if_wanted("postgresql" if programs() else "sqlite") as database,
-        AirflowStack(Path(__file__).parent / "dags", database=database) as stack,
-    ):
+    """An Airflow without anything that runs beside these tests."""
+    dags = Path(__file__).parent / "dags"
+    with postgres_if_installed() as database, AirflowStack(dags, database=database) as stack:
         yield stack
 
 

@@ -336,10 +336,13 @@ class AirflowStack(AirflowRest):
         while not condition():
             self.check_processes()
             if time.monotonic() > deadline:
-                logs = "\n".join(child.tail(15) for child in self._children.values())
                 text = problem if isinstance(problem, str) else problem()
-                raise AirflowStackError(f"{text} (waited {timeout:.0f} s)\n{logs}")
+                raise AirflowStackError(f"{text} (waited {timeout:.0f} s)\n{self.tails()}")
             time.sleep(pause)
+
+    def tails(self) -> str:
+        """The last lines of every process."""
+        return "\n".join(child.tail(15) for child in self._children.values())
 
     def check_processes(self) -> None:
         """Raise when a process has ended that nobody has asked to end."""

@@ -131,19 +131,16 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres_if_wanted(default: str = "sqlite") -> Iterator[Database | None]:
-    """Run one for the block if ``TEST_DATABASE=postgresql`` asks for it; else None.
-
-    :param default: in place of that variable. Not PostgreSQL for tests: with dozens of tasks at once, two cores miss
-        heartbeats on it that they keep on SQLite.
-    """
-    wanted = os.environ.get("TEST_DATABASE", default)
+def postgres_if_installed() -> Iterator[Database | None]:
+    """Run one for the block; None if there is none on this machine, or if ``TEST_DATABASE`` says ``sqlite``."""
+    installed = "postgresql" if programs() else "sqlite"
+    wanted = os.environ.get("TEST_DATABASE", installed)
     if wanted not in ("postgresql", "sqlite"):
         raise RuntimeError(f"TEST_DATABASE: must be postgresql or sqlite, got {wanted!r}")
     if wanted == "sqlite":
         yield None
         return
-    if programs() is None:
+    if wanted != installed:
         raise RuntimeError("TEST_DATABASE=postgresql: PostgreSQL is not installed")
     folder = Path(tempfile.mkdtemp(prefix="airflow-postgres-"))
     folder.chmod(0o711)  # the server's user has to get through

@@ -21,7 +21,7 @@ import psutil
 from kie_provider.emulator import KieEmulator
 from tests.support.airflow_stack import AirflowApiError, AirflowStack, AirflowStackError
 from tests.support.gate import Caught, Gate, Hold, Rule, Try
-from tests.support.postgres import postgres_if_wanted
+from tests.support.postgres import postgres_if_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -75,7 +75,7 @@ class Arena:
 
     def _build(self, cleanup: contextlib.ExitStack) -> None:
         """Start everything; it ends in reverse."""
-        database = cleanup.enter_context(postgres_if_wanted())
+        database = cleanup.enter_context(postgres_if_installed())
         self.gate = Gate(lambda: self.airflow.url, self._look_up, one_at_a_time=database is None)
         cleanup.enter_context(self.gate)
         through_the_gate = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.gate.url}/execution/"}

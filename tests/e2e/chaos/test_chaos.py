@@ -31,7 +31,10 @@ def verdicts() -> Iterator[dict[str, Verdict]]:
     before = signal.signal(signal.SIGTERM, _interrupt)  # else a SIGTERM would leave Airflow behind
     try:
         with Arena() as arena:
-            yield {verdict.name: verdict for verdict in try_out_all(arena, SHORT)}
+            verdicts = {verdict.name: verdict for verdict in try_out_all(arena, SHORT)}
+            if any(verdict.problems for verdict in verdicts.values()):
+                print(arena.airflow.tails())  # pytest shows it with the first that failed
+            yield verdicts
     finally:
         signal.signal(signal.SIGTERM, before)
 
