@@ -7,7 +7,7 @@ function goes and its newer branch stays.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection, Context
 
 
-def connection_form() -> dict[str, Any]:
+def connection_form() -> dict[str, object]:
     """Return what ``get_ui_field_behaviour`` of a hook returns. Until 3.2, which reads the provider info instead."""
     from kie_provider.get_provider_info import UI_FIELD_BEHAVIOUR
 
     return {name.replace("-", "_"): value for name, value in UI_FIELD_BEHAVIOUR.items()}
 
 
-def connection_form_widgets() -> dict[str, Any]:
+def connection_form_widgets() -> dict[str, object]:
     """Return what ``get_connection_form_widgets`` of a hook returns. Until 3.2, which reads the provider info instead.
 
     Airflow 3.1 brings wtforms only with the FAB provider; without it the form has the standard fields, and the extras
@@ -57,7 +57,7 @@ def deferral_errors() -> tuple[type[Exception], type[Exception]]:
     return TaskDeferralError, TaskDeferralTimeout
 
 
-def task_state_store(context: Context) -> Any:
+def task_state_store(context: Context) -> object:
     """Return Airflow's store of the running task instance; None if there is none. Until 3.3, which brought it."""
     return context.get("task_state_store")
 

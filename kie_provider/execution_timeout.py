@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def held() -> Iterator[Alarm]:
         signal.raise_signal(signal.SIGALRM)
 
 
-def run(work: Callable[[Alarm], Coroutine[Any, Any, T]]) -> T:
+def run(work: Callable[[Alarm], Coroutine[object, object, T]]) -> T:
     """Run a coroutine in this thread until it has ended; ``execution_timeout`` cancels it.
 
     Raised in the middle of an event loop, the time-out could be swallowed by whatever callback it hits. So it is held

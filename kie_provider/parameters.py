@@ -24,7 +24,7 @@ UNKNOWN_SUBMIT_CHOICES = ("fail", "resubmit")
 _DURATION = r"(?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)"
 
 
-def problems(operator: Any) -> list[str]:
+def problems(operator: object) -> list[str]:
     """Check the rendered parameters of an operator, and replace text by the number that it stands for.
 
     :return: for every invalid parameter its name, its value, and what is allowed.
@@ -61,12 +61,12 @@ def check_constants(operator: Any) -> None:
         )
 
 
-def _is_filled_in_later(value: Any) -> bool:
+def _is_filled_in_later(value: object) -> bool:
     """Whether this is a template, or a reference to what another task returns."""
     return hasattr(value, "resolve") or (isinstance(value, str) and re.search(r"\{[{%#]", value) is not None)
 
 
-def _seconds(value: Any) -> float:
+def _seconds(value: object) -> float:
     """Return the seconds of a number, a timedelta, or the text of either; NaN for anything else."""
     if isinstance(value, timedelta):
         return value.total_seconds()
@@ -76,7 +76,7 @@ def _seconds(value: Any) -> float:
     return _number(value)
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, str | numbers.Real):
         return math.nan
     try:
@@ -86,21 +86,21 @@ def _number(value: Any) -> float:
     return int(number) if number.is_integer() else number
 
 
-def _poll_interval(value: Any) -> float:
+def _poll_interval(value: object) -> float:
     seconds, shortest = _seconds(value), SHORTEST_POLL_INTERVAL
     if shortest <= seconds <= LONGEST_WAIT:
         return seconds
     raise _refused(f"must be a number of seconds or a timedelta, at least {shortest:g}", value)
 
 
-def _timeout(value: Any) -> float:
+def _timeout(value: object) -> float:
     seconds = _seconds(value)
     if 0 <= seconds <= LONGEST_WAIT:
         return seconds
     raise _refused(f"must be a number of seconds or a timedelta, from 0 to {LONGEST_WAIT:.0f} (a year)", value)
 
 
-def _credits(value: Any) -> float | None:
+def _credits(value: object) -> float | None:
     if is_blank(value):
         return None
     number = _number(value)
@@ -109,30 +109,30 @@ def _credits(value: Any) -> float | None:
     raise _refused("must be a number of credits, at least 0, or None", value)
 
 
-def _share(value: Any) -> float:
+def _share(value: object) -> float:
     number = _number(value)
     if 0 < number <= 1:
         return number
     raise _refused("must be a share above 0, up to 1", value)
 
 
-def _flag(value: Any) -> bool:
+def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise _refused("must be True or False", value)
 
 
-def _unknown_submit(value: Any) -> Any:
+def _unknown_submit(value: object) -> object:
     if value in UNKNOWN_SUBMIT_CHOICES:
         return value
     raise _refused(f"must be {' or '.join(map(repr, UNKNOWN_SUBMIT_CHOICES))}", value)
 
 
-def _refused(allowed: str, value: Any) -> ValueError:
+def _refused(allowed: str, value: object) -> ValueError:
     return ValueError(f"{allowed}, {got(value) if isinstance(value, str) else f'got {shorten(value)}'}")
 
 
-_READERS: Mapping[str, Callable[[Any], Any]] = {
+_READERS: Mapping[str, Callable[[object], object]] = {
     "poll_interval": _poll_interval,
     "poke_interval": _poll_interval,
     "timeout": _timeout,

@@ -149,7 +149,7 @@ def deferral(trigger: BaseTrigger, deadline: float, kwargs: dict[str, object] | 
 def resume(
     operator: BaseOperator,
     next_method: str,
-    next_kwargs: dict[str, Any] | None,
+    next_kwargs: dict[str, object] | None,
     context: Context,
     without_event: Callable[[Exception], object],
 ) -> object:

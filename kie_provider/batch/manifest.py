@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kie_provider.client.plain import counted
 from kie_provider.files import storage
@@ -40,7 +40,7 @@ def manifest_path(folder: ObjectStoragePath, run: RunFacts) -> ObjectStoragePath
     return folder / f"{readable}-{unique}.json"
 
 
-def read(path: ObjectStoragePath) -> dict[str, Any]:
+def read(path: ObjectStoragePath) -> dict[str, object]:
     """Return the content of a manifest. One that is missing or invalid has none."""
     try:
         content = json.loads(storage.read_bytes(path, _LARGEST) or b"{}")
@@ -49,13 +49,13 @@ def read(path: ObjectStoragePath) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def items_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def items_of(content: Mapping[str, object]) -> list[dict[str, object]]:
     """Return the entries of a manifest; that of a saved item is its result dict."""
     items = content.get("items")
     return [plain(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def problem(content: Mapping[str, Any], told: Mapping[str, Any]) -> str | None:
+def problem(content: Mapping[str, object], told: Mapping[str, object]) -> str | None:
     """Say why this is not the manifest that a batch has told of, nor a later one; None: it may be.
 
     :param told: ``try_number`` of the batch and how many images it has ``saved``, as far as that is known.
@@ -72,17 +72,17 @@ def problem(content: Mapping[str, Any], told: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _number(content: Mapping[str, Any], name: str) -> int:
+def _number(content: Mapping[str, object], name: str) -> int:
     number = content.get(name)
     return number if isinstance(number, int) else 0
 
 
-def is_saved(item: Mapping[str, Any]) -> bool:
+def is_saved(item: Mapping[str, object]) -> bool:
     """Whether this entry of a manifest is a result dict."""
     return item.get("outcome") == "saved" and isinstance(item.get("kie_task_id"), str)
 
 
-def write(path: ObjectStoragePath, content: Mapping[str, Any]) -> None:
+def write(path: ObjectStoragePath, content: Mapping[str, object]) -> None:
     """Write the manifest.
 
     :raises KieTargetError: it cannot be written there.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from kie_provider.client.errors import KieValidationError
 from kie_provider.client.plain import from_text, got, is_blank
@@ -18,7 +17,7 @@ ITEM_FIELDS = (*IMAGE_FIELDS, "file_name")
 _LEFT_OUT_IF_BLANK = ("model", "aspect_ratio", "resolution")
 
 
-def read_prompts(value: Any, defaults: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+def read_prompts(value: object, defaults: Mapping[str, object]) -> tuple[list[dict[str, object]], list[str]]:
     """Return the fields of every item, and the problems of the list as a whole. The items are not checked.
 
     :param value: a list of prompts, or of dicts with a prompt and other fields; or its text, from a template.
@@ -31,7 +30,7 @@ def read_prompts(value: Any, defaults: Mapping[str, Any]) -> tuple[list[dict[str
     return items, [] if items else ["prompts: is empty; give at least one"]
 
 
-def _given(item: Mapping[str, Any]) -> dict[str, Any]:
+def _given(item: Mapping[str, object]) -> dict[str, object]:
     """Return the fields of an item without blank ones that have a default."""
     return {name: value for name, value in item.items() if name not in _LEFT_OUT_IF_BLANK or not is_blank(value)}
 
@@ -47,7 +46,7 @@ def duplicate_problems(fingerprints: Sequence[str]) -> list[str]:
 
 
 def read_requests(
-    items: Sequence[Mapping[str, Any]], callback_url: str | None = None
+    items: Sequence[Mapping[str, object]], callback_url: str | None = None
 ) -> tuple[list[TaskRequest], list[str]]:
     """Check all items and their input images; each image is opened once.
 
@@ -57,7 +56,7 @@ def read_requests(
     """
     seen: dict[str, tuple[Sequence[InputImage], list[str]]] = {}
 
-    def read_images(value: Any) -> tuple[Sequence[InputImage], list[str]]:
+    def read_images(value: object) -> tuple[Sequence[InputImage], list[str]]:
         key = str(value)
         if key not in seen:
             seen[key] = read_input_images(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kie_provider.batch import manifest
 from kie_provider.batch.items import OUTCOMES, Item
@@ -52,11 +52,11 @@ class Report:
         """What the saved images have cost."""
         return self.prices.total_of(item.result for item in self.items if item.result is not None)
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, object]:
         """Return the counts and the credits."""
         return {"images": len(self.items), **self.counts(), "credits": self.credits}
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> dict[str, object]:
         """Return what XCom shows while the batch runs, and in the end."""
         return {**self.progress(), "manifest": str(self.manifest), "try_number": self.run.try_number}
 
@@ -84,7 +84,7 @@ class Report:
         """Return a path relative to the target."""
         return path.removeprefix(str(self.target)).lstrip("/")
 
-    def manifest_content(self, estimate: float | None) -> dict[str, Any]:
+    def manifest_content(self, estimate: float | None) -> dict[str, object]:
         """Return the content of the manifest.
 
         :param estimate: credits that the whole batch should cost.
@@ -97,13 +97,13 @@ class Report:
             "airflow": asdict(self.run),
         }
 
-    def _prompt(self, item: Item) -> Any:
+    def _prompt(self, item: Item) -> object:
         prompt = item.fields.get("prompt")
         return prompt_sha256(prompt) if self.redact_prompt else prompt
 
-    def _manifest_entry(self, item: Item) -> dict[str, Any]:
+    def _manifest_entry(self, item: Item) -> dict[str, object]:
         """Return the manifest's entry of an item; that of a saved one is the result dict."""
-        facts: dict[str, Any] = {"item": item.index, "outcome": item.outcome}
+        facts: dict[str, object] = {"item": item.index, "outcome": item.outcome}
         if self.redact_prompt:
             facts["prompt_sha256"] = self._prompt(item)
         if item.result is not None:

@@ -271,7 +271,7 @@ class BatchRun:
         return items, [*problems, *name_problems]
 
     def _new_plan(
-        self, items: list[Item], claimed: Sequence[SubmissionRecord | None], hook: KieHook, told: Mapping[str, Any]
+        self, items: list[Item], claimed: Sequence[SubmissionRecord | None], hook: KieHook, told: Mapping[str, object]
     ) -> Plan:
         """Return what there is to do.
 
@@ -301,7 +301,7 @@ class BatchRun:
         self._recall(self._plan, claimed, told)
         return self._plan
 
-    def _recall(self, plan: Plan, claimed: Sequence[SubmissionRecord | None], told: Mapping[str, Any]) -> None:
+    def _recall(self, plan: Plan, claimed: Sequence[SubmissionRecord | None], told: Mapping[str, object]) -> None:
         """Take over what the journal and the manifest say about the items."""
         content = manifest.read(plan.report.manifest)
         if told.get("try_number") and (problem := manifest.problem(content, told)):

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kie_provider.client import protocol, retry, transport
 from kie_provider.client.download import DEAD_LINK, DownloadedFile, download
@@ -46,7 +46,7 @@ class KieClient:
     def create_task(
         self,
         model: str,
-        task_input: Mapping[str, Any],
+        task_input: Mapping[str, object],
         callback_url: str | None = None,
         before_sending: Callable[[], object] | None = None,
     ) -> str:
@@ -66,7 +66,7 @@ class KieClient:
                 delay = patience.delay_after(error)
             self._sleep(delay)
 
-    def create_task_once(self, body: Mapping[str, Any], before_sending: Callable[[], object] | None = None) -> str:
+    def create_task_once(self, body: Mapping[str, object], before_sending: Callable[[], object] | None = None) -> str:
         """Send createTask once and return the id of the billed task.
 
         :param body: of :func:`~kie_provider.client.protocol.create_task_body`.

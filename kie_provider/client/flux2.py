@@ -42,7 +42,7 @@ class Flux2Input:
     def parse(
         cls,
         model: Any,
-        fields: Mapping[str, Any],
+        fields: Mapping[str, object],
         *,
         images_field: str = "input_urls",
         allowed: Sequence[str] = (),
@@ -115,12 +115,12 @@ class Flux2Input:
         raise_for_problems(problems)
         return cls(model, str(prompt), aspect_ratio, resolution, tuple(input_urls), nsfw_checker)
 
-    def to_payload(self) -> dict[str, Any]:
+    def to_payload(self) -> dict[str, object]:
         """Return createTask's ``input`` object.
 
         The three required fields are always there: the server does not apply the defaults its documentation names.
         """
-        payload: dict[str, Any] = {
+        payload: dict[str, object] = {
             "prompt": self.prompt,
             "aspect_ratio": self.aspect_ratio,
             "resolution": self.resolution,
@@ -135,18 +135,18 @@ class Flux2Input:
 _FLUX2_FIELDS = ("prompt", "aspect_ratio", "resolution", "input_urls", "nsfw_checker")
 
 
-def _or_default(value: Any, default: Any) -> Any:
+def _or_default(value: object, default: Any) -> Any:
     return default if is_blank(value) else value
 
 
-def _boolean(value: Any) -> Any:
+def _boolean(value: object) -> Any:
     if is_blank(value):
         return None
     words = {"true": True, "false": False}
     return words.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
-def _url_list(value: Any) -> list[Any]:
+def _url_list(value: object) -> list[Any]:
     """Return the URLs as a list; one URL, or a list that a template turned into text, is accepted too."""
     if is_blank(value):
         return []
@@ -159,12 +159,12 @@ def upload_reference(sha256: str) -> str:
     return f"sha256:{sha256}"
 
 
-def is_upload_reference(url: Any) -> bool:
+def is_upload_reference(url: object) -> bool:
     """Whether this came from :func:`upload_reference`."""
     return isinstance(url, str) and bool(re.fullmatch("sha256:[0-9a-f]{64}", url))
 
 
-def _image_problems(field_name: str, urls: list[Any], model: Any, *, takes_images: bool | None) -> list[str]:
+def _image_problems(field_name: str, urls: list[object], model: object, *, takes_images: bool | None) -> list[str]:
     if takes_images is False and urls:
         twin = str(model).replace("text-to-image", "image-to-image")
         return [f"{field_name}: {model} takes no images; use {twin}"]

@@ -7,13 +7,13 @@ import contextlib
 import json
 import math
 import re
-from typing import Any, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
 
-def from_text(value: object) -> Any:  # whatever the text holds
+def from_text(value: object) -> object:  # whatever the text holds
     """Return the list or object that a template has turned into text; anything else as it is."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         with contextlib.suppress(ValueError, RecursionError):

@@ -46,7 +46,7 @@ class Request:
     method: str
     path: str
     query: Mapping[str, str] | None = None
-    json_body: Mapping[str, Any] | None = None
+    json_body: Mapping[str, object] | None = None
     form: Mapping[str, str] | None = None
     file: tuple[str, bytes] | None = None
     to_upload_host: bool = False
@@ -71,7 +71,9 @@ class Answer:
     api_key: str = field(default="", repr=False)
 
 
-def create_task_body(model: str, task_input: Mapping[str, Any], callback_url: str | None = None) -> dict[str, Any]:
+def create_task_body(
+    model: str, task_input: Mapping[str, object], callback_url: str | None = None
+) -> dict[str, object]:
     """Return the body of createTask.
 
     :raises KieValidationError: an argument cannot be sent; the message names all that cannot.
@@ -85,20 +87,20 @@ def create_task_body(model: str, task_input: Mapping[str, Any], callback_url: st
         why = "" if is_blank(task_input) else f" ({error})"
         problems.append(f"input: must be a JSON object, {got(task_input)}{why}")
     raise_for_problems([*problems, *callback_url_problems(callback_url)])
-    body: dict[str, Any] = {"model": model.strip(), "input": task_input}
+    body: dict[str, object] = {"model": model.strip(), "input": task_input}
     if not is_blank(callback_url):
         body["callBackUrl"] = callback_url
     return body
 
 
-def callback_url_problems(callback_url: Any) -> list[str]:
+def callback_url_problems(callback_url: object) -> list[str]:
     """Say what is wrong with the URL that Kie is to call; a blank one means none."""
     if is_blank(callback_url) or is_http_url(callback_url):
         return []
     return [f"callback_url: must be an http(s) URL that Kie can reach, got {shorten(callback_url)}"]
 
 
-def create_task(body: Mapping[str, Any]) -> Request:
+def create_task(body: Mapping[str, object]) -> Request:
     """Request a new, billed task.
 
     :param body: of :func:`create_task_body`.
@@ -221,14 +223,14 @@ def _running(kie_task_id: str, kie_state: str) -> TaskRecord:
     return TaskRecord(kie_task_id, TaskState.RUNNING, kie_state)
 
 
-def _redacted_record(data: Mapping[str, Any], kie_task_id: str, answer: Answer) -> TaskRecord:
+def _redacted_record(data: Mapping[str, object], kie_task_id: str, answer: Answer) -> TaskRecord:
     """Return a record without the key in it, also where texts were encoded twice."""
     record = TaskRecord.from_data(data, kie_task_id)
     texts = ("kie_state", "model", "input", "urls", "result", "fail_code", "fail_message")
     return replace(record, **{name: redact(getattr(record, name), answer.api_key) for name in texts})
 
 
-def _read_record(answer: Answer, kie_task_id: str) -> Mapping[str, Any]:
+def _read_record(answer: Answer, kie_task_id: str) -> Mapping[str, object]:
     """Return the ``data`` of a recordInfo answer, with the key where the server has put it.
 
     :raises KieServerError: it is about another task: a cache may have ignored the query.
@@ -290,7 +292,7 @@ def read_upload(answer: Answer) -> str:
     return str(redact(url, answer.api_key))
 
 
-def _plain_object(value: Any) -> dict[str, Any]:
+def _plain_object(value: object) -> dict[str, object]:
     """Return ``value`` as plain JSON: Airflow renders mapped XComs as sequences of its own, and text stays text."""
     plain = json.loads(json.dumps(from_text(value), allow_nan=False, default=_plain_item))
     if not isinstance(plain, dict):
@@ -298,7 +300,7 @@ def _plain_object(value: Any) -> dict[str, Any]:
     return plain
 
 
-def _plain_item(value: Any) -> Any:
+def _plain_item(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
@@ -306,7 +308,7 @@ def _plain_item(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def _read_envelope(answer: Answer) -> Any:
+def _read_envelope(answer: Answer) -> object:
     """Return ``data`` of a successful answer.
 
     Kie sends most errors with HTTP 200, so ``code`` decides wherever the body has one; the HTTP status decides for
@@ -361,6 +363,6 @@ def _excerpt(answer: Answer) -> str:
     return repr(f"{text[:120]}..." if len(text) > 120 else text)
 
 
-def _shown(value: Any, answer: Answer) -> str:
+def _shown(value: object, answer: Answer) -> str:
     """Return a value from an answer for an error message."""
     return shorten(redact(value, answer.api_key))

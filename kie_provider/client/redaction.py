@@ -25,7 +25,7 @@ _LOGGERS = (
 )
 
 
-def redact(value: Any, api_key: str) -> Any:
+def redact(value: object, api_key: str) -> Any:
     """Return text, or JSON with all texts in it, with ``***`` in place of the key; JSON nested 100 deep is cut.
 
     The key is found as it is and as JSON, URLs and HTML escape it, also where texts are encoded several times.
@@ -33,7 +33,7 @@ def redact(value: Any, api_key: str) -> Any:
     return _redact(value, _spellings(api_key) if api_key else None, _DEEPEST)
 
 
-def _redact(value: Any, pattern: re.Pattern[str] | None, depth: int) -> Any:
+def _redact(value: object, pattern: re.Pattern[str] | None, depth: int) -> object:
     if isinstance(value, str):
         return pattern.sub("***", value) if pattern else value
     if not isinstance(value, Mapping | list | tuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from kie_provider.client.plain import is_http_url
 
@@ -23,7 +22,7 @@ _LOOSE = (
 _NO_RESULT = re.compile(r"(input|param|request|reference|call_?back|source|origin|stream)", re.IGNORECASE)
 
 
-def decoded(value: object) -> Any:  # whatever JSON the text holds
+def decoded(value: object) -> object:  # whatever JSON the text holds
     """Return the JSON in a text, however often it was encoded; any other value, or text, as it is."""
     for _ in range(_ENCODINGS):
         if not isinstance(value, str) or not value.lstrip().startswith(("{", "[", '"', "null")):

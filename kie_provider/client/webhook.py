@@ -13,7 +13,6 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
 from urllib.parse import quote, unquote
 
 from kie_provider.client.endpoint import Endpoint, is_private_host
@@ -149,7 +148,7 @@ def callback_key(nonce: str) -> str:
     return f"kie.callback.{nonce}"
 
 
-def callback_fact(nonce: str, kie_task_id: str, now: float) -> dict[str, Any]:
+def callback_fact(nonce: str, kie_task_id: str, now: float) -> dict[str, object]:
     """Return what the receiver writes there, in the form of the journal's facts. It is said, not proven.
 
     :param now: epoch seconds.

@@ -9,7 +9,6 @@ null after a failure.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from kie_provider.emulator.settings import Settings
 from kie_provider.emulator.tasks import Task, record
@@ -23,7 +22,7 @@ _FIELDS = {
 }
 
 
-def body(task: Task, settings: Settings, base_url: str) -> dict[str, Any]:
+def body(task: Task, settings: Settings, base_url: str) -> dict[str, object]:
     """Return the body for a task that has ended."""
     # Not at the very second of its end: by rounding, the task could still be in the state before.
     data = {"creditsConsumed": 0.0, **record(task, settings, math.inf, base_url)}

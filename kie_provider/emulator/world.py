@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from aiohttp import web
 
@@ -28,7 +28,7 @@ class RecordedRequest(TypedDict):
     path: str
     query: dict[str, str]
     headers: dict[str, str | None]
-    json: Any  # whatever the client has sent
+    json: object  # whatever the client has sent
     fault: str | None
 
 
@@ -42,7 +42,7 @@ class RecordedCallback(TypedDict):
     taskId: str
     url: str
     headers: dict[str, str]
-    json: dict[str, Any]  # Kie's JSON
+    json: dict[str, object]  # Kie's JSON
     fault: str | None
     http_status: int | None
     error: str | None

@@ -93,7 +93,7 @@ def endpoint_from_connection(connection: Connection) -> Endpoint:
         raise KieConnectionError(f"connection {connection.conn_id!r}: {error.message}") from None
 
 
-def _extra(connection: Connection) -> Mapping[str, Any]:
+def _extra(connection: Connection) -> Mapping[str, object]:
     # Not extra_dejson: it masks secrets with a blocking call, which must not happen on the triggerer's event loop.
     try:
         extra = json.loads(connection.extra or "{}")

@@ -77,7 +77,7 @@ class KieHook(BaseHook):
         self._endpoint = endpoint
         return KieClient(endpoint)
 
-    def create_task(self, model: str, input: Mapping[str, Any], callback_url: str | None = None) -> str:  # noqa: A002
+    def create_task(self, model: str, input: Mapping[str, object], callback_url: str | None = None) -> str:  # noqa: A002
         """Create a task, which Kie bills when it succeeds, and return its Kie task id.
 
         Never sent twice when the first one may have arrived. Waits for a slot in the account's window of new tasks, as
@@ -218,7 +218,7 @@ class KieHook(BaseHook):
         *,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         deadline: float | None = None,
-        gate: AbstractAsyncContextManager[Any] | None = None,
+        gate: AbstractAsyncContextManager[object] | None = None,
         callback: Callback | None = None,
     ) -> TaskRecord:
         """Wait on the event loop until the task has succeeded; otherwise as :meth:`wait`.
@@ -249,7 +249,7 @@ class KieHook(BaseHook):
 
     @contextlib.asynccontextmanager
     async def polling(
-        self, gate: AbstractAsyncContextManager[Any] | None = None
+        self, gate: AbstractAsyncContextManager[object] | None = None
     ) -> AsyncIterator[Callable[[str], TaskPoll]]:
         """Lease the pooled session of this event loop, for polls of Kie tasks.
 
@@ -311,7 +311,7 @@ class TaskPoll:
     """Polls one Kie task on the event loop; what it is called with is described at ``client.polling.Poll``."""
 
     def __init__(
-        self, hook: KieHook, shared: SharedSession, kie_task_id: str, gate: AbstractAsyncContextManager[Any] | None
+        self, hook: KieHook, shared: SharedSession, kie_task_id: str, gate: AbstractAsyncContextManager[object] | None
     ) -> None:
         from kie_provider.client.protocol import get_task, read_poll
         from kie_provider.client.transport import RepeatedGet

@@ -109,7 +109,7 @@ class KieContactSheetOperator(BaseOperator):
         return dict(sheet)
 
 
-def _read_results(value: Any) -> Any:
+def _read_results(value: object) -> Any:
     """Return results, also those that a template has made text.
 
     :raises AirflowFailException: they are no results.
@@ -127,7 +127,7 @@ def _is_batch(results: Any) -> bool:
     return isinstance(results, Mapping) and "manifest" in results and "urls" not in results
 
 
-def _read_prompts(value: Any) -> Any:
+def _read_prompts(value: object) -> Any:
     """Return prompts, also a list that a template has made text; a prompt may be text that looks like an object."""
     prompts = from_text(value)
     if is_blank(prompts):

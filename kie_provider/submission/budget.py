@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kie_provider.client.errors import KieBudgetError, KieError, KieInsufficientCreditsError
 from kie_provider.client.plain import counted
@@ -79,7 +79,7 @@ def refuse_unpayable(what: str, price: float | None, get_credits: Callable[[], f
         )
 
 
-def estimate(kinds: Iterable[tuple[str, Any]], prices: PriceTable) -> tuple[float | None, str]:
+def estimate(kinds: Iterable[tuple[str, object]], prices: PriceTable) -> tuple[float | None, str]:
     """Return the credits that images cost (None: one is not in the price table), and the calculation as text.
 
     :param kinds: model and resolution of each image.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kie_provider.client import webhook
 from kie_provider.client.errors import KieError
@@ -42,7 +42,7 @@ class CallbackUrls:
         self._conn_id = conn_id
         self._ti_id = ti_id
 
-    def added_to(self, body: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    def added_to(self, body: Mapping[str, object]) -> tuple[Mapping[str, object], str]:
         """Return the body of createTask with a URL of its own, and the nonce of that.
 
         The body stays as it is, and the nonce is empty, if its author has given a URL or callbacks are off.

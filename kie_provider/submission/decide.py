@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kie_provider.client.plain import storable
 from kie_provider.submission.record import SubmissionRecord
@@ -153,13 +152,13 @@ def of_this_try(records: Sequence[SubmissionRecord], count: int) -> list[Submiss
     return claimed
 
 
-def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_fields(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """Return the names of the fields in which two bodies of createTask differ."""
     before, now = _flat(before), _flat(storable(now))
     return sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
 
 
-def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(request: Mapping[str, object]) -> dict[str, object]:
     task_input = request.get("input")
     rest = {name: value for name, value in request.items() if name != "input"}
     return rest | (dict(task_input) if isinstance(task_input, Mapping) else {"input": task_input})

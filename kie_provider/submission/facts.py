@@ -22,7 +22,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, TypeGuard
 
 import pendulum
 
@@ -30,9 +30,92 @@ from kie_provider.client.errors import KieValidationError
 from kie_provider.client.plain import is_kie_task_id, storable
 from kie_provider.submission.record import MAX_REASON, NOTHING, Intent, State, SubmissionRecord, Summary, iso
 
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
 FORMAT = 1
 #: Airflow advises against values over 64 kB.
 MAX_SUMMARY_BYTES = 48_000
+
+
+class Fact(TypedDict):
+    """What every fact but ``settled`` has: its own key, and the version of its form. Times are ISO 8601, in UTC."""
+
+    key: str
+    v: int
+
+
+class SuccessFact(Fact):
+    """``kie.T.ok``."""
+
+    at: str
+
+
+class IntentFact(Fact):
+    """``kie.T.N``.
+
+    ``host`` and ``conn_id`` say where createTask is sent, ``request`` what; ``summaries`` is how many the try had
+    written by then, and ``nonce`` part of the callback URL.
+    """
+
+    item: int
+    fingerprint: str
+    request: Mapping[str, object]
+    at: str
+    max_tries: int | None
+    conn_id: str
+    host: str
+    summaries: int
+    nonce: NotRequired[str]
+
+
+class Refusal(TypedDict):
+    """Why nothing was created; ``is_final``: it would be refused again."""
+
+    code: object
+    message: str
+    is_final: bool
+
+
+class AnswerFact(Fact):
+    """``kie.T.N.answer``: either the id or the refusal."""
+
+    at: str
+    kie_task_id: NotRequired[str]
+    refused: NotRequired[Refusal]
+
+
+#: One submission in a summary.
+Line = TypedDict(
+    "Line",
+    {
+        "try": int,
+        "number": int,
+        "item": int,
+        "max_tries": "int | None",
+        "state": str,
+        "fingerprint": str,
+        "at": str,
+        "kie_task_id": "NotRequired[str]",
+        "reason": "NotRequired[str]",
+        "may_succeed_anew": "NotRequired[bool]",
+        "nonce": "NotRequired[str]",
+    },
+)
+
+
+class SummaryFact(Fact):
+    """``kie.T.sum.P``: of the beginning (``part`` of ``parts``), or of the submissions ``first`` to ``last``."""
+
+    max_tries: int | None
+    submissions: list[Line]
+    part: NotRequired[int]
+    parts: NotRequired[int]
+    at: NotRequired[str]
+    estimate: NotRequired[float | None]
+    first: NotRequired[int]
+    last: NotRequired[int]
+    complete: NotRequired[bool]
 
 
 def summary_key(try_number: int, number: int) -> str:
@@ -48,48 +131,50 @@ def success_key(try_number: int) -> str:
 # Facts as they are written
 
 
-def success_fact(try_number: int) -> dict[str, Any]:
+def success_fact(try_number: int) -> SuccessFact:
     """Return the fact that a try has succeeded."""
-    return _fact(success_key(try_number), {"at": iso(time.time())})
+    return SuccessFact(key=success_key(try_number), v=FORMAT, at=iso(time.time()))
 
 
-def intent_fact(intent: Intent) -> dict[str, Any]:
+def intent_fact(intent: Intent) -> IntentFact:
     """Return the intent as it is written."""
     record = intent.record
-    return _fact(
-        record.key,
-        {
-            "item": record.item,
-            "fingerprint": record.fingerprint,
-            "request": intent.request,
-            "at": iso(record.at),
-            "max_tries": record.max_tries,
-            "conn_id": intent.conn_id,
-            "host": intent.host,
-            "summaries": intent.summaries,
-            **({"nonce": record.nonce} if record.nonce else {}),
-        },
+    fact = IntentFact(
+        key=record.key,
+        v=FORMAT,
+        item=record.item,
+        fingerprint=record.fingerprint,
+        request=intent.request,
+        at=iso(record.at),
+        max_tries=record.max_tries,
+        conn_id=intent.conn_id,
+        host=intent.host,
+        summaries=intent.summaries,
     )
+    if record.nonce:
+        fact["nonce"] = record.nonce
+    return storable(fact)
 
 
-def created_fact(record: SubmissionRecord, kie_task_id: str) -> dict[str, Any]:
+def created_fact(record: SubmissionRecord, kie_task_id: str) -> AnswerFact:
     """Return the answer that a Kie task was created."""
-    return _fact(record.answer_key, {"kie_task_id": kie_task_id, "at": iso(time.time())})
+    at = iso(time.time())
+    return storable(AnswerFact(key=record.answer_key, v=FORMAT, kie_task_id=kie_task_id, at=at))
 
 
-def refused_fact(record: SubmissionRecord, error: Exception) -> dict[str, Any]:
+def refused_fact(record: SubmissionRecord, error: Exception) -> AnswerFact:
     """Return the answer that nothing was created."""
-    refused = {
-        "code": getattr(error, "code", None),
-        "message": str(getattr(error, "message", error))[:MAX_REASON],
+    refused = Refusal(
+        code=getattr(error, "code", None),
+        message=str(getattr(error, "message", error))[:MAX_REASON],
         # It would be refused again, unless a gateway has refused it, which a person can correct.
-        "is_final": isinstance(error, KieValidationError) and not error.is_from_gateway,
-    }
-    return _fact(record.answer_key, {"refused": refused, "at": iso(time.time())})
+        is_final=isinstance(error, KieValidationError) and not error.is_from_gateway,
+    )
+    return storable(AnswerFact(key=record.answer_key, v=FORMAT, refused=refused, at=iso(time.time())))
 
 
-def summary_facts(try_number: int, number: int, summary: Summary) -> Iterator[tuple[str, dict[str, Any], Summary]]:
-    """Yield a summary as it is written, split over as many keys as it needs: key, fact, and part of the summary.
+def summary_facts(try_number: int, number: int, summary: Summary) -> Iterator[tuple[SummaryFact, Summary]]:
+    """Yield a summary as it is written, split over as many keys as it needs: fact, and part of the summary.
 
     :param number: of its first key.
     """
@@ -107,13 +192,17 @@ def summary_facts(try_number: int, number: int, summary: Summary) -> Iterator[tu
                 summary, records=chunk, first=next_first, last=last, is_complete=summary.is_complete and is_last
             )
             next_first = last + 1
-        key = summary_key(try_number, number + index)
-        content: dict[str, Any] = {"max_tries": part.max_tries}
+        fact = SummaryFact(
+            key=summary_key(try_number, number + index),
+            v=FORMAT,
+            max_tries=part.max_tries,
+            submissions=[_line(record) for record in chunk],
+        )
         if is_beginning:
-            content |= {"part": part.part, "parts": part.parts, "at": iso(part.begun_at), "estimate": part.estimate}
+            fact |= {"part": part.part, "parts": part.parts, "at": iso(part.begun_at), "estimate": part.estimate}
         else:
-            content |= {"first": part.first, "last": part.last, "complete": part.is_complete}
-        yield key, _fact(key, {**content, "submissions": [_line(record) for record in chunk]}), part
+            fact |= {"first": part.first, "last": part.last, "complete": part.is_complete}
+        yield storable(fact), part
 
 
 def _chunks(records: Sequence[SubmissionRecord]) -> Iterator[tuple[SubmissionRecord, ...]]:
@@ -133,8 +222,8 @@ def _is_covered(record: SubmissionRecord, try_number: int, first: int, last: int
     return record.try_number == try_number and first <= record.number <= last
 
 
-def _line(record: SubmissionRecord) -> dict[str, Any]:
-    line: dict[str, Any] = {
+def _line(record: SubmissionRecord) -> Line:
+    line: Line = {
         "try": record.try_number,
         "number": record.number,
         "item": record.item,
@@ -143,23 +232,21 @@ def _line(record: SubmissionRecord) -> dict[str, Any]:
         "fingerprint": record.fingerprint,
         "at": iso(record.at),
     }
-    optional = {
-        "kie_task_id": record.kie_task_id,
-        "reason": record.reason,
-        "may_succeed_anew": record.may_succeed_anew,
-        "nonce": record.nonce,
-    }
-    return line | {name: value for name, value in optional.items() if value}
-
-
-def _fact(key: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(storable({"key": key, "v": FORMAT, **content}))
+    if record.kie_task_id:
+        line["kie_task_id"] = record.kie_task_id
+    if record.reason:
+        line["reason"] = record.reason
+    if record.may_succeed_anew:
+        line["may_succeed_anew"] = True
+    if record.nonce:
+        line["nonce"] = record.nonce
+    return line
 
 
 # Facts as they are read: ValueError says what is wrong with one
 
 
-def read_intent(value: Any, try_number: int, number: int) -> Intent:
+def read_intent(value: object, try_number: int, number: int) -> Intent:
     """Read an intent.
 
     :raises ValueError: it is not valid.
@@ -186,7 +273,7 @@ def read_intent(value: Any, try_number: int, number: int) -> Intent:
     )
 
 
-def read_answer(record: SubmissionRecord, value: Any) -> SubmissionRecord:
+def read_answer(record: SubmissionRecord, value: object) -> SubmissionRecord:
     """Return the record with Kie's answer.
 
     :raises ValueError: it is not valid.
@@ -201,7 +288,7 @@ def read_answer(record: SubmissionRecord, value: Any) -> SubmissionRecord:
     return replace(record, state=state, at=at, reason=_text(refused, "message"))
 
 
-def read_settled(record: SubmissionRecord, value: Any) -> SubmissionRecord:
+def read_settled(record: SubmissionRecord, value: object) -> SubmissionRecord:
     """Return the record as a person has settled it.
 
     :raises ValueError: the value is neither an id nor "nothing".
@@ -213,7 +300,7 @@ def read_settled(record: SubmissionRecord, value: Any) -> SubmissionRecord:
     return replace(record, state="submitted", kie_task_id=_kie_task_id(value.strip()))
 
 
-def read_callback(value: Any) -> str:
+def read_callback(value: object) -> str:
     """Return the Kie task that a callback names.
 
     :raises ValueError: there is none.
@@ -221,7 +308,7 @@ def read_callback(value: Any) -> str:
     return _kie_task_id(_object(value).get("kie_task_id"))
 
 
-def read_summary(value: Any, try_number: int) -> Summary:
+def read_summary(value: object, try_number: int) -> Summary:
     """Read a summary of a try.
 
     :raises ValueError: it is not valid, or lacks a submission that it claims to cover.
@@ -239,7 +326,7 @@ def read_summary(value: Any, try_number: int) -> Summary:
         if any(record.try_number >= try_number for record in records):
             raise ValueError("it knows a submission that was not there yet")
         estimate = fields.get("estimate")
-        if estimate is not None and not _is_number(estimate):
+        if not (estimate is None or _is_number(estimate)):
             raise ValueError("estimate is not a number")
         return Summary(
             records, max_tries, part=part, parts=parts, begun_at=_epoch(_text(fields, "at")), estimate=estimate
@@ -252,7 +339,7 @@ def read_summary(value: Any, try_number: int) -> Summary:
     return Summary(records, max_tries, first=first, last=last, is_complete=fields.get("complete") is True)
 
 
-def _read_line(value: Any) -> SubmissionRecord:
+def _read_line(value: object) -> SubmissionRecord:
     fields = _object(value)
     state = fields.get("state")
     if state not in ("unknown", "submitted", "nothing", "refused", "failed"):
@@ -273,39 +360,39 @@ def _read_line(value: Any) -> SubmissionRecord:
     )
 
 
-def _object(value: Any) -> Mapping[str, Any]:
+def _object(value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise ValueError("it is not an object")  # noqa: TRY004
     return value
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str:
+def _text(fields: Mapping[str, object], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
         raise ValueError(f"{name} is not text")  # noqa: TRY004
     return value
 
 
-def _number(fields: Mapping[str, Any], name: str, at_least: int = 0) -> int:
+def _number(fields: Mapping[str, object], name: str, at_least: int = 0) -> int:
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ValueError(f"{name} is not a whole number of at least {at_least}")
     return value
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _max_tries(fields: Mapping[str, Any]) -> int | None:
+def _max_tries(fields: Mapping[str, object]) -> int | None:
     return None if fields.get("max_tries") is None else _number(fields, "max_tries")
 
 
-def _nonce(fields: Mapping[str, Any]) -> str:
+def _nonce(fields: Mapping[str, object]) -> str:
     return _text(fields, "nonce") if "nonce" in fields else ""
 
 
-def _kie_task_id(value: Any) -> str:
+def _kie_task_id(value: object) -> str:
     if not is_kie_task_id(value):
         raise ValueError("its Kie task id cannot be one")
     return str(value)

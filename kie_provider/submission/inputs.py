@@ -36,7 +36,7 @@ class TaskRequest:
         return fingerprint_of_request(self.body)
 
     @property
-    def kind(self) -> tuple[str, Any]:
+    def kind(self) -> tuple[str, object]:
         """Model and resolution, which determine the price."""
         return self.body["model"], self.body["input"].get("resolution")
 
@@ -46,7 +46,7 @@ class TaskRequest:
         urls = self.body["input"].get("input_urls")
         return [url for url in urls if is_upload_reference(url)] if isinstance(urls, list) else []
 
-    def upload_files(self, hook: KieHook) -> Mapping[str, Any]:
+    def upload_files(self, hook: KieHook) -> Mapping[str, object]:
         """Upload the files, and return the body with their URLs at Kie.
 
         :raises KieValidationError: a file of the body is not among the images.
@@ -71,7 +71,7 @@ class TaskRequest:
 
 
 def market_request(
-    model: str, task_input: Mapping[str, Any], callback_url: str | None, problems: Iterable[str] = ()
+    model: str, task_input: Mapping[str, object], callback_url: str | None, problems: Iterable[str] = ()
 ) -> TaskRequest:
     """Return a request to any model of Kie's market.
 
@@ -83,11 +83,11 @@ def market_request(
 
 
 def flux2_request(
-    fields: Mapping[str, Any],
+    fields: Mapping[str, object],
     callback_url: str | None = None,
     problems: Iterable[str] = (),
     allowed: Sequence[str] = IMAGE_FIELDS,
-    read_images: Callable[[Any], tuple[Sequence[InputImage], list[str]]] = read_input_images,
+    read_images: Callable[[object], tuple[Sequence[InputImage], list[str]]] = read_input_images,
 ) -> TaskRequest:
     """Check all fields of one Flux-2 image, and its input images.
 

@@ -62,7 +62,7 @@ class Journal:
     def __init__(self, context: Context) -> None:
         self._store = open_store(context)
         self._reader = Reader(self._ask)
-        ti: Any = context.get("ti")  # a DAG author's unit test may have none
+        ti: object = context.get("ti")  # a DAG author's unit test may have none
         self.try_number: int = getattr(ti, "try_number", 1)
         self.max_tries: int | None = getattr(ti, "max_tries", None)
         self.ti_id = str(getattr(ti, "id", ""))
@@ -73,8 +73,8 @@ class Journal:
         self._summarized = 0  # number of the last one that a summary covers
         self._summaries = 0
         self._news: dict[tuple[int, int], SubmissionRecord] = {}  # learnt since the last summary
-        self._unwritten: dict[str, tuple[SubmissionRecord, dict[str, Any]]] = {}  # answers that are not
-        self._pending: deque[tuple[str, dict[str, Any], Summary]] = deque()  # summaries that are not acknowledged
+        self._unwritten: dict[str, tuple[SubmissionRecord, facts.AnswerFact]] = {}  # answers that are not
+        self._pending: deque[tuple[facts.SummaryFact, Summary]] = deque()  # summaries that are not acknowledged
         self._stopping = threading.Event()
         self.begun_at = 0.0
         self.estimate: float | None = None
@@ -154,7 +154,7 @@ class Journal:
             f"now there are {self._summaries} and {self._last} in the state store"
         )
 
-    def request_of(self, record: SubmissionRecord) -> Mapping[str, Any]:
+    def request_of(self, record: SubmissionRecord) -> Mapping[str, object]:
         """Return the body of createTask that was submitted; empty if its intent was removed."""
         intent = self.intent_of(record)
         return intent.request if intent else {}
@@ -199,7 +199,7 @@ class Journal:
         if found.beginning:
             self.begun_at, self.estimate = found.beginning.begun_at, found.beginning.estimate
 
-    def _ask(self, key: str) -> Any:
+    def _ask(self, key: str) -> object:
         return retrying(partial(self._store.get, key), self._stopping)
 
     # Writing
@@ -231,7 +231,7 @@ class Journal:
         self.has_begun = True
 
     def intend(
-        self, request: Mapping[str, Any], fingerprint: str, *, item: int, conn_id: str, host: str, nonce: str = ""
+        self, request: Mapping[str, object], fingerprint: str, *, item: int, conn_id: str, host: str, nonce: str = ""
     ) -> SubmissionRecord:
         """Write the intent, the fence before createTask, and read it back. If this raises, createTask must not be sent.
 
@@ -250,7 +250,8 @@ class Journal:
         retrying(partial(self._store.set, record.key, fact), self._stopping)
         with held():
             stored = self._store.get(record.key)
-        if not isinstance(stored, Mapping) or any(stored.get(name) != fact[name] for name in _READ_BACK):
+        written = {name: value for name, value in fact.items() if name in _READ_BACK}
+        if not isinstance(stored, Mapping) or any(stored.get(name) != value for name, value in written.items()):
             raise OutOfStepError(record.key)
         del self._unwritten[record.answer_key]
         self._intents[record.try_number, record.number] = intent
@@ -311,7 +312,7 @@ class Journal:
             self._add_summary(Summary(news, self.max_tries, first=first, last=last, is_complete=is_complete))
             self._write_summaries()
         except Exception as error:
-            covered = self._pending[0][2].first - 1 if self._pending else self._summarized
+            covered = self._pending[0][1].first - 1 if self._pending else self._summarized
             if self._last - covered > MAX_WITHOUT_SUMMARY - SUBMISSIONS_PER_SUMMARY:
                 raise  # the next try does not read that many one by one
             log.warning("A summary of the submissions could not be written: %s", error)
@@ -335,7 +336,7 @@ class Journal:
         self._records[record.try_number, record.number] = record
         self._news[record.try_number, record.number] = record
 
-    def _answer(self, record: SubmissionRecord, fact: dict[str, Any], alarm: Alarm) -> None:
+    def _answer(self, record: SubmissionRecord, fact: facts.AnswerFact, alarm: Alarm) -> None:
         self._learn(record)
         self._unwritten[record.answer_key] = (record, fact)
         try:
@@ -359,8 +360,8 @@ class Journal:
     def _write_summaries(self) -> None:
         """Write the summaries that are not acknowledged yet, always with the same values."""
         while self._pending:
-            key, fact, _ = self._pending[0]
-            retrying(partial(self._store.set, key, fact), self._stopping)
+            fact, _ = self._pending[0]
+            retrying(partial(self._store.set, fact["key"], fact), self._stopping)
             self._pending.popleft()
             self._summaries += 1
 

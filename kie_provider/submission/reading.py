@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from kie_provider.client.errors import KieJournalError
 from kie_provider.client.plain import shorten
@@ -73,7 +73,7 @@ class Reader:
     :param ask: returns the value of a key; None: there is none.
     """
 
-    def __init__(self, ask: Callable[[str], Any]) -> None:
+    def __init__(self, ask: Callable[[str], object]) -> None:
         self._ask = ask
 
     def read_try(self, try_number: int) -> TryFacts | None:
@@ -109,7 +109,7 @@ class Reader:
 
     def has_succeeded(self, try_number: int) -> bool:
         """Whether Airflow has accepted the success of a try."""
-        return self._get_fact(facts.success_key(try_number), dict) is not None
+        return self._get_fact(facts.success_key(try_number), bool) is not None
 
     def _read_summaries(self, try_number: int) -> list[Summary]:
         summaries: list[Summary] = []
@@ -145,7 +145,7 @@ class Reader:
         found = self._ask(record.settled_key)
         return record if found is None else _read(record.settled_key, found, lambda v: facts.read_settled(record, v))
 
-    def _get_fact(self, key: str, read: Callable[[Any], T]) -> T | None:
+    def _get_fact(self, key: str, read: Callable[[object], T]) -> T | None:
         """Read a value that names its own key; None: there is none.
 
         :raises KieJournalError: it is not valid.
@@ -165,7 +165,7 @@ def _last(summaries: Iterable[Summary]) -> int:
     return max((summary.last for summary in summaries), default=0)
 
 
-def _read(key: str, value: Any, read: Callable[[Any], T]) -> T:
+def _read(key: str, value: object, read: Callable[[object], T]) -> T:
     try:
         return read(value)
     except ValueError as error:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import pendulum
 
@@ -95,7 +95,7 @@ class Intent:
     """
 
     record: SubmissionRecord
-    request: Mapping[str, Any]
+    request: Mapping[str, object]
     conn_id: str
     host: str
     summaries: int
@@ -125,13 +125,13 @@ class Summary:
     is_complete: bool = False
 
 
-def fingerprint_of(value: Any) -> str:
+def fingerprint_of(value: object) -> str:
     """Return the hash that identifies a request in the journal."""
     stored = storable(json.loads(json.dumps(value, default=str)))
     return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def fingerprint_of_request(request: Mapping[str, Any]) -> str:
+def fingerprint_of_request(request: Mapping[str, object]) -> str:
     """Return the hash of createTask's body, without the callback URL: that does not change the result."""
     return fingerprint_of({"model": request.get("model"), "input": request.get("input")})
 

@@ -168,7 +168,7 @@ class SingleSubmission:
         body = self._journal.request_of(sent[-1]) if sent else None
         return TaskRequest(body) if body else None
 
-    def _reattach(self, step: Reattach, body: Mapping[str, Any]) -> str:
+    def _reattach(self, step: Reattach, body: Mapping[str, object]) -> str:
         kie_task_id = self.kie_task_id = str(step.record.kie_task_id)
         self._log.info("Continuing with Kie task %s, which an earlier try created", kie_task_id)
         if step.has_changed and (before := self._journal.request_of(step.record)):

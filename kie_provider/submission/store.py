@@ -34,10 +34,10 @@ class Store(Protocol):
 
     is_durable: bool
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> object:
         """Return a value; None: there is none."""
 
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: object) -> None:
         """Write a value."""
 
 
@@ -111,10 +111,10 @@ class _TaskStateStore:
     def __init__(self, store: Any) -> None:
         self._store = store
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> object:
         return self._store.get(key)
 
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: object) -> None:
         self._store.set(key, value, retention=timedelta.max)  # Airflow's NEVER_EXPIRE is this very object
 
 
@@ -126,10 +126,10 @@ class _TryXComs:
     def __init__(self, ti: Any) -> None:
         self._ti = ti
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> object:
         return self._ti.xcom_pull(task_ids=self._ti.task_id, map_indexes=self._ti.map_index, key=key)
 
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: object) -> None:
         self._ti.xcom_push(key, value)
 
 
@@ -139,10 +139,10 @@ class _Memory:
     is_durable = False
 
     def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
+        self._values: dict[str, object] = {}
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> object:
         return self._values.get(key)
 
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: object) -> None:
         self._values[key] = value

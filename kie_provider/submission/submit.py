@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kie_provider.client.errors import KieError, KieRateLimitError, KieSubmitUnknownError
 from kie_provider.client.rate_limit import Slot, SlotWait
@@ -97,7 +97,7 @@ class Submitter:
             await asyncio.sleep(0)
 
     def _send(
-        self, request: TaskRequest, body: Mapping[str, Any], item: int, slot: Slot
+        self, request: TaskRequest, body: Mapping[str, object], item: int, slot: Slot
     ) -> asyncio.Future[SubmissionRecord]:
         """Write the intent and send createTask; the future has the answer, once it is recorded."""
         body, nonce = self._callbacks.added_to(body)
