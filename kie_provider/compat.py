@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Connection, Context
+    from airflow.providers.common.compat.sdk import Connection, Context, ObjectStoragePath
 
 
 def connection_form() -> dict[str, object]:
@@ -60,6 +60,17 @@ def deferral_errors() -> tuple[type[Exception], type[Exception]]:
 def task_state_store(context: Context) -> object:
     """Return Airflow's store of the running task instance; None if there is none. Until 3.3, which brought it."""
     return context.get("task_state_store")
+
+
+def path_conn_id(path: ObjectStoragePath) -> str | None:
+    """Return the connection id in a path. Until 3.2: before, it is among the path's storage options only."""
+    conn_id: str | None = getattr(path, "conn_id", None) or path.storage_options.get("conn_id")
+    return conn_id
+
+
+def run_ids(run_id: str) -> tuple[str, ...]:
+    """Return the run ids that a link may mean. Until 3.2, which encodes the plus sign of a run id in its links."""
+    return (run_id, run_id.replace(" ", "+")) if " " in run_id else (run_id,)
 
 
 async def aget_connection(conn_id: str) -> Connection:

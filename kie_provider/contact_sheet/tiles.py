@@ -140,9 +140,10 @@ _LOCAL = ("file", None)
 
 def _store(path: ObjectStoragePath) -> tuple[str, str | None]:
     """Return what identifies the storage of a path: protocol and connection."""
+    from kie_provider.compat import path_conn_id
     from kie_provider.files import storage
 
-    return _LOCAL if storage.is_local(path) else (path.protocol, storage.conn_id_of(path))
+    return _LOCAL if storage.is_local(path) else (path.protocol, path_conn_id(path))
 
 
 def height_ratio(tiles: Sequence[Tile]) -> float:

@@ -24,6 +24,7 @@ from airflow.providers.common.compat.sdk import (
 
 from kie_provider.client.errors import KieError, KieStorageError, KieTargetError, storage_error
 from kie_provider.client.plain import got, is_blank, shorten
+from kie_provider.compat import path_conn_id
 from kie_provider.execution_timeout import held
 from kie_provider.files.naming import text_problem
 
@@ -73,7 +74,7 @@ def storage_path(field: str, value: object) -> ObjectStoragePath:
     try:
         with held():
             path = ObjectStoragePath(text if scheme else str(Path(text).absolute()))
-            if conn_id := conn_id_of(path):
+            if conn_id := path_conn_id(path):
                 BaseHook.get_connection(conn_id)
             if is_local(path):
                 path = ObjectStoragePath(path.path)
@@ -107,12 +108,6 @@ def _url_problem(text: str) -> str | None:
 def is_local(path: ObjectStoragePath) -> bool:
     """Whether this is a path in the local file system."""
     return path.protocol in ("", "file", "local")
-
-
-def conn_id_of(path: ObjectStoragePath) -> str | None:
-    """Return the connection id in a path; Airflow 3.1 has it among the path's storage options only."""
-    conn_id: str | None = getattr(path, "conn_id", None) or path.storage_options.get("conn_id")
-    return conn_id
 
 
 @contextlib.contextmanager

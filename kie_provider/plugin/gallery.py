@@ -13,6 +13,7 @@ from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_da
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
+from kie_provider.compat import run_ids
 from kie_provider.config import shown_prices
 from kie_provider.files.media import EXTENSIONS
 from kie_provider.plugin import page, query, stored
@@ -62,10 +63,10 @@ def show_run(
     page_number: PageNumber = 1,
 ) -> Response:
     """Show the images of a run, or of one task instance in it."""
-    outputs = query.of_run(dag_id, run_id, task_id, map_index, limit=MOST)
-    if not outputs and " " in run_id:  # Airflow 3.1 does not encode the plus sign in a run id
-        run_id = run_id.replace(" ", "+")
-        outputs = query.of_run(dag_id, run_id, task_id, map_index, limit=MOST)
+    for meant in run_ids(run_id):
+        if outputs := query.of_run(dag_id, meant, task_id, map_index, limit=MOST):
+            run_id = meant
+            break
     pictures = pictures_of(outputs, _manifests.read, shown_prices())
     view = page.View(state=state if state in STATES else "", page=page_number)
     task = None if task_id is None else (task_id, map_index)

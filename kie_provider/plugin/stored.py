@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from kie_provider.client.errors import KieError
+from kie_provider.compat import path_conn_id
 from kie_provider.files import storage
 from kie_provider.files.media import media_type_of
 from kie_provider.plugin.outputs import Key, TaskOutput
@@ -144,7 +145,7 @@ def _locate(text: str, output: TaskOutput) -> ObjectStoragePath:
         return path
     is_plain = posixpath.normpath(path.path) == path.path
     if folder is not None:
-        same_store = (path.protocol, storage.conn_id_of(path)) == (folder.protocol, storage.conn_id_of(folder))
+        same_store = (path.protocol, path_conn_id(path)) == (folder.protocol, path_conn_id(folder))
         is_plain = is_plain and same_store and path.path.startswith(f"{folder.path.rstrip('/')}/")
     if not is_plain:
         raise refused
