@@ -36,8 +36,8 @@ class PrivateAddressError(Exception):
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How slow an answer may be: ``grace`` seconds, and one more for every ``bytes_per_second`` that have arrived."""
+class Deadline:
+    """How long an answer may take: ``grace`` seconds, and one more for every ``bytes_per_second`` that have arrived."""
 
     grace: float
     bytes_per_second: float = math.inf
@@ -46,32 +46,32 @@ class Pace:
 class Exchange:
     """One request and its answer, as the connection under it sees them.
 
-    :param pace: of everything from connecting to the last byte, until :meth:`keep_pace` sets another.
+    :param deadline: for everything from connecting to the last byte, until :meth:`set_deadline` sets another.
     """
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, deadline: Deadline) -> None:
         self.was_sent = False
-        self._idle = pace.grace
-        self.keep_pace(pace)
+        self._longest_pause = deadline.grace
+        self.set_deadline(deadline)
 
-    def keep_pace(self, pace: Pace) -> None:
-        """Measure what arrives from now on by another pace."""
-        self._pace, self._began, self._received = pace, time.monotonic(), 0
+    def set_deadline(self, deadline: Deadline) -> None:
+        """Set another deadline, for what arrives from now on."""
+        self._deadline, self._began, self._received = deadline, time.monotonic(), 0
 
     def received(self, count: int) -> None:
         """Record the number of bytes that have arrived."""
         self._received += count
 
-    def patience(self) -> float:
+    def seconds_left(self) -> float:
         """Return how many seconds the next step may take.
 
-        :raises TimeoutError: none.
+        :raises TimeoutError: the deadline has passed.
         """
         seconds = time.monotonic() - self._began
-        left = self._pace.grace + self._received / self._pace.bytes_per_second - seconds
+        left = self._deadline.grace + self._received / self._deadline.bytes_per_second - seconds
         if left <= 0:
             raise TimeoutError(f"{self._received} bytes in {seconds:.3g} s is too slow")
-        return min(left, self._idle)
+        return min(left, self._longest_pause)
 
 
 class KieAdapter(HTTPAdapter):
@@ -79,18 +79,18 @@ class KieAdapter(HTTPAdapter):
 
     The second ``timeout`` of a request is the deadline of the whole exchange, and the longest pause in it.
 
-    :param body_pace: measures the body of an answer in place of that deadline.
+    :param body_deadline: for the body of an answer, in place of that deadline.
     :param may_be_private: says whether a private address may be talked to, when one is met; None: it may.
     :param before_sending: called with the connection open, just before the first byte of a request leaves.
     """
 
     def __init__(
         self,
-        body_pace: Pace | None = None,
+        body_deadline: Deadline | None = None,
         may_be_private: Callable[[], bool] | None = None,
         before_sending: Callable[[], object] | None = None,
     ) -> None:
-        self._body_pace = body_pace
+        self._body_deadline = body_deadline
         self._may_be_private = may_be_private
         self._before_sending = before_sending
         self._of_thread = threading.local()
@@ -106,13 +106,13 @@ class KieAdapter(HTTPAdapter):
 
         :raises PrivateAddressError: it leads to a private address, and must not.
         """
-        exchange = self._of_thread.exchange = Exchange(Pace(kwargs["timeout"][1]))
+        exchange = self._of_thread.exchange = Exchange(Deadline(kwargs["timeout"][1]))
         # The URL as requests has read and rewritten it. Behind a proxy, nothing more is known of where it leads.
         if is_private_host(str(request.url)):
             self._refuse_private(str(urlsplit(str(request.url)).hostname))
         response = super().send(request, *args, **kwargs)
-        if self._body_pace is not None:
-            exchange.keep_pace(self._body_pace)
+        if self._body_deadline is not None:
+            exchange.set_deadline(self._body_deadline)
         return response
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -147,7 +147,7 @@ class KieAdapter(HTTPAdapter):
             def connect(self) -> None:
                 # A proxy's CONNECT is sent in here, and the TLS handshake: neither carries the request.
                 self._connecting = True
-                self.timeout = min(self.timeout, of_thread.exchange.patience())  # type: ignore[has-type]
+                self.timeout = min(self.timeout, of_thread.exchange.seconds_left())  # type: ignore[has-type]
                 super().connect()  # type: ignore[misc]
                 self._connecting = False
 
@@ -167,7 +167,7 @@ class KieAdapter(HTTPAdapter):
                     self.connect()
                 whole = memoryview(data)
                 for start in range(0, len(whole), _SEND_CHUNK):
-                    self.sock.settimeout(of_thread.exchange.patience())  # type: ignore[attr-defined]
+                    self.sock.settimeout(of_thread.exchange.seconds_left())  # type: ignore[attr-defined]
                     if not self._connecting and not of_thread.exchange.was_sent:
                         if adapter._before_sending is not None:
                             adapter._before_sending()
@@ -198,7 +198,7 @@ class _TimedSocket:
 
 
 class _TimedReader(io.RawIOBase):
-    """Reads from a socket for as long as the exchange has patience."""
+    """Reads from a socket until the deadline of the exchange."""
 
     def __init__(self, sock: Any, exchange: Exchange) -> None:
         self._sock = sock
@@ -209,7 +209,7 @@ class _TimedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(self._exchange.patience())
+        self._sock.settimeout(self._exchange.seconds_left())
         count: int | None = self._raw.readinto(buffer)
         self._exchange.received(count or 0)
         return count

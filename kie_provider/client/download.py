@@ -59,13 +59,13 @@ def download(
     """
     import requests
 
-    from kie_provider.client.adapter import Pace
+    from kie_provider.client.adapter import Deadline
 
     part = path.with_name(f".{path.name}.part")
-    pace = Pace(SLOW_START_SECONDS, SLOWEST_BYTES_PER_SECOND)
+    deadline = Deadline(SLOW_START_SECONDS, SLOWEST_BYTES_PER_SECOND)
     try:
         with (
-            transport.reusable_session(pace, may_be_private) as session,
+            transport.reusable_session(deadline, may_be_private) as session,
             _open(session, url, read_timeout) as response,
         ):
             _check_answer(url, response)

@@ -50,7 +50,7 @@ def lookup_delay(error: KieError, attempt: int) -> float | None:
     """
     if not error.is_transient or attempt >= LOOKUP_ATTEMPTS:
         return None
-    return _polite(error, backoff(attempt), patience=LONGEST_RETRY_AFTER)
+    return _polite(error, backoff(attempt), LONGEST_RETRY_AFTER)
 
 
 def submit_delay(error: KieError, attempt: int, waited: float) -> float | None:
@@ -65,7 +65,7 @@ def submit_delay(error: KieError, attempt: int, waited: float) -> float | None:
         return None
     remaining = SUBMIT_PATIENCE - waited
     # The last wait takes what remains: a longer one would give up before the window has passed.
-    return _polite(error, min(backoff(attempt), remaining), patience=remaining) if remaining > 1 else None
+    return _polite(error, min(backoff(attempt), remaining), remaining) if remaining > 1 else None
 
 
 class SubmitPatience:
@@ -87,10 +87,10 @@ class SubmitPatience:
         return delay
 
 
-def _polite(error: KieError, delay: float, patience: float) -> float | None:
+def _polite(error: KieError, delay: float, longest: float) -> float | None:
     if error.retry_after is not None:
         delay = max(delay, error.retry_after)
-    return delay if delay <= patience else None
+    return delay if delay <= longest else None
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:

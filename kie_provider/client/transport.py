@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import aiohttp
     import requests
 
-    from kie_provider.client.adapter import Pace
+    from kie_provider.client.adapter import Deadline
 
 CONNECT_TIMEOUT = 10.0
 #: Sent with every request. Answers are never asked for in a compressed form, and one that comes so is not read: a few
@@ -81,7 +81,7 @@ def send(session: requests.Session, endpoint: Endpoint, request: Request) -> Ans
 
 
 def reusable_session(
-    body_pace: Pace | None = None,
+    body_deadline: Deadline | None = None,
     may_be_private: Callable[[], bool] | None = None,
     before_sending: Callable[[], object] | None = None,
 ) -> requests.Session:
@@ -89,7 +89,7 @@ def reusable_session(
 
     The second ``timeout`` of a request bounds the whole exchange. Redirects are never followed.
 
-    :param body_pace: how slow the body of an answer may be, in place of that.
+    :param body_deadline: for the body of an answer, in place of that.
     :param may_be_private: whether private addresses may be talked to; asked when one is met. None: they may.
     :param before_sending: called with the connection open, just before the first byte of a request leaves.
     """
@@ -106,7 +106,7 @@ def reusable_session(
     session.headers.update(HEADERS)
     session.cookies.set_policy(_no_cookies())
     for scheme in ("http://", "https://"):
-        session.mount(scheme, KieAdapter(body_pace, may_be_private, before_sending))
+        session.mount(scheme, KieAdapter(body_deadline, may_be_private, before_sending))
     return session
 
 

@@ -92,25 +92,25 @@ class KieHook(BaseHook):
         slot = self._take_slot(None)
         return self.get_conn().create_task(model, input, callback_url, slot.leave)
 
-    def acquire_slot(self, patience: float | None = None) -> None:
+    def acquire_slot(self, timeout: float | None = None) -> None:
         """Wait until one more task may be created: Kie allows an account 20 in ten seconds, and refuses more.
 
         All connections of this process with the same key share a window; with ``[kie] rate_limit_storage``, all workers
         do. :meth:`create_task` calls this itself.
 
-        :param patience: seconds to wait at most; default 12, which is Kie's window and a margin.
+        :param timeout: seconds to wait at most; default 12, which is Kie's window and a margin.
         :raises KieRateLimitError: no slot will be free by then; ``retry_after`` says when one may be.
         :raises KieConnectionError: ``[kie] rate_limit_storage`` cannot be used.
         """
-        self._take_slot(patience).leave()
+        self._take_slot(timeout).leave()
 
-    def _take_slot(self, patience: float | None) -> Slot:
+    def _take_slot(self, timeout: float | None) -> Slot:
         import requests  # noqa: F401  # not between the slot and the request
 
         from kie_provider.client.rate_limit import SlotWait
         from kie_provider.client.retry import SUBMIT_PATIENCE
 
-        wait = SlotWait(self.rate_limit_window, SUBMIT_PATIENCE if patience is None else patience)
+        wait = SlotWait(self.rate_limit_window, SUBMIT_PATIENCE if timeout is None else timeout)
         for seconds in wait:
             time.sleep(seconds)
         return wait.slot

@@ -81,7 +81,7 @@ def test_and_says_when_that_takes_too_long(kie):
         for _ in range(LIMIT):
             hook.acquire_slot()
         with pytest.raises(KieRateLimitError, match="this account may create 5 tasks in 10 seconds, and has") as caught:
-            hook.acquire_slot(patience=1)
+            hook.acquire_slot(timeout=1)
     assert 8 < caught.value.retry_after < 10.1
     assert kie.requests() == []
 
