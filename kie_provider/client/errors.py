@@ -109,10 +109,21 @@ class KieAuthError(KieError):
 
 
 class KieConnectionError(KieAuthError):
-    """The connection itself is missing or unusable: no key, or an invalid field. Nothing was sent."""
+    """The connection itself is not usable: no key, or an invalid field. Nothing was sent."""
 
     summary = "The Kie.ai connection is not usable"
     advice = "Correct it, then clear this task: nothing was sent."
+
+
+class KieConnectionNotFoundError(KieConnectionError):
+    """Airflow does not find the connection. It says so while its database is away, too, so a retry may help."""
+
+    summary = "Airflow does not find the Kie.ai connection"
+    advice = (
+        "If there is one, Airflow's database was away, and a retry continues. Else create it, then clear this task: "
+        "nothing was sent."
+    )
+    is_transient = True
 
 
 class KieInsufficientCreditsError(KieError):
@@ -342,7 +353,13 @@ def storage_error(path: object, error: OSError) -> KieStorageError | KieTargetEr
     return kind(f"{path}: {error.strerror or error} ({type(error).__name__})")
 
 
-_ERROR_CLASSES: list[type[KieError]] = [KieError, *KieError.__subclasses__(), KieConnectionError, KieJournalError]
+_ERROR_CLASSES: list[type[KieError]] = [
+    KieError,
+    *KieError.__subclasses__(),
+    KieConnectionError,
+    KieConnectionNotFoundError,
+    KieJournalError,
+]
 _ERRORS_BY_NAME: Mapping[str, type[KieError]] = {error.__name__: error for error in _ERROR_CLASSES}
 
 

@@ -80,7 +80,9 @@ def storage_path(field: str, value: object) -> ObjectStoragePath:
                 path = ObjectStoragePath(path.path)
             path.fs  # noqa: B018  # looked up now, in the main thread, rather than when the first file is to be stored
     except AirflowNotFoundException:
-        raise KieTargetError(f"{field}: {shown} names a connection that Airflow does not have") from None
+        raise KieStorageError(
+            f"{field}: {shown} names a connection that Airflow does not find: there is none, or its database is away"
+        ) from None
     except (ValueError, ImportError, AttributeError) as error:
         package = PACKAGES.get(scheme)
         advice = f"pip install '{package}'" if package else "check the scheme; known are file, s3, gs, abfs"

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from kie_provider.client.endpoint import Endpoint
-from kie_provider.client.errors import KieConnectionError
+from kie_provider.client.errors import KieConnectionError, KieConnectionNotFoundError
 from kie_provider.client.plain import got, is_blank, shorten
 from kie_provider.compat import aget_connection
 from kie_provider.config import callback_base_url
@@ -31,7 +31,8 @@ SHARED_SECONDS = 60.0
 def read_endpoint(conn_id: str) -> Endpoint:
     """Read an Airflow connection; ``execution_timeout`` is held back meanwhile.
 
-    :raises KieConnectionError: there is no such connection, or a field of it is not valid.
+    :raises KieConnectionNotFoundError: Airflow does not find it: there is none, or its database is away.
+    :raises KieConnectionError: a field of it is not valid.
     """
     if is_blank(conn_id) or not isinstance(conn_id, str):
         raise KieConnectionError(f"kie_conn_id: must be the id of an Airflow connection, {got(conn_id)}")
@@ -125,12 +126,12 @@ def _base_url(value: object, schema: str | None = None, port: int | None = None)
     return host
 
 
-def no_connection(conn_id: str) -> KieConnectionError:
+def no_connection(conn_id: str) -> KieConnectionNotFoundError:
     """Return the error that there is no such Airflow connection; it says how to make one."""
     missing = f"there is no Airflow connection {shorten(conn_id)}"
     if not re.fullmatch(r"[\w.@:+-]{1,60}", conn_id):
-        return KieConnectionError(missing)
-    return KieConnectionError(
+        return KieConnectionNotFoundError(missing)
+    return KieConnectionNotFoundError(
         f"{missing}. Create it in Admin > Connections, or with: "
         f"airflow connections add {conn_id} --conn-type kie --conn-password <API key>"
     )
@@ -156,7 +157,8 @@ async def aread_endpoint(conn_id: str, refused: Endpoint | None = None) -> Endpo
     A thousand triggers that start together, as after a restart of the triggerer, ask Airflow once.
 
     :param refused: an endpoint whose key Kie has refused: it is not returned again, but read anew.
-    :raises KieConnectionError: there is no such connection, or a field of it is not valid.
+    :raises KieConnectionNotFoundError: Airflow does not find it: there is none, or its database is away.
+    :raises KieConnectionError: a field of it is not valid.
     """
     connections = _shared_endpoints.setdefault(asyncio.get_running_loop(), {})
     shared = connections.setdefault(conn_id, _SharedEndpoint())

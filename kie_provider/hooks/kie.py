@@ -63,7 +63,8 @@ class KieHook(BaseHook):
     def get_conn(self) -> KieClient:
         """Return the client for the connection, which is read when first needed.
 
-        :raises KieConnectionError: there is no such connection, or a field of it is not valid.
+        :raises KieConnectionNotFoundError: Airflow does not find it: there is none, or its database is away.
+        :raises KieConnectionError: a field of it is not valid.
         """
         from kie_provider.hooks.connection import read_endpoint
 
@@ -264,7 +265,8 @@ class KieHook(BaseHook):
         """Read the connection again, because Kie has refused its key: it may have been rotated.
 
         :param refused: the endpoint in use then; nothing is read if another one is in use by now.
-        :raises KieConnectionError: there is no such connection any more, or a field of it is not valid.
+        :raises KieConnectionNotFoundError: Airflow does not find it: it was removed, or its database is away.
+        :raises KieConnectionError: a field of it is not valid.
         """
         if self._endpoint is not refused:
             return

@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from kie_provider.client.errors import (
     KieAuthError,
     KieConnectionError,
+    KieConnectionNotFoundError,
     KieError,
     KieInsufficientCreditsError,
     KieNotFoundError,
@@ -64,9 +65,10 @@ def code(code, http_status=200):
 UNKNOWN = ("https://kie.ai/logs", *(["'kie.1.1.settled'", "state store", '"nothing"'] if HAS_STATE_STORE else []))
 CREATE = {
     "no connection": Case(
-        KieConnectionError,
+        KieConnectionNotFoundError,
         ("no Airflow connection 'kie_default'", "airflow connections add kie_default", "--conn-type kie"),
         connection=None,
+        retried=True,
     ),
     "empty key": Case(
         KieConnectionError,

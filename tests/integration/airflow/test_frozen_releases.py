@@ -38,6 +38,7 @@ RELEASES = sorted(folder.name.removeprefix("release-") for folder in freeze.DATA
 #: Every release can wait for a task with these arguments alone.
 REQUIRED = {"kie_conn_id", "kie_task_id"}
 RETRIED = {
+    "KieConnectionNotFoundError",
     "KieFileError",
     "KieMaintenanceError",
     "KieRateLimitError",

@@ -202,7 +202,6 @@ MEDIA = "Kie accepts image/jpeg, image/png, image/webp"
         ({"input_images": [7]}, "input_images[0]: must be a URL, a path or a result with files or urls, got 7"),
         ({"input_images": [{}]}, "input_images[0]: must be a URL, a path or a result with files or urls, got {}"),
         ({"input_images": "gs://bucket/x.png"}, "pip install 'apache-airflow-providers-google'"),
-        ({"input_images": "s3://nobody@bucket/x.png"}, "names a connection that Airflow does not have"),
         ({"input_images": "data:image/png;base64,AAAA"}, "does not exist"),
         (
             {"input_images": "{tmp}/in.png", "input_urls": ["https://example.org/1.png"]},
@@ -254,6 +253,15 @@ def test_an_upload_that_fails_for_the_moment_is_retried(kie_emulator, image, mon
 
     assert (outcome.state, outcome.tries) == ("success", 2)
     assert len(created_bodies(kie_emulator)) == 1
+
+
+def test_a_connection_that_airflow_does_not_find_is_looked_for_again(kie_emulator):
+    outcome = create(input_images="s3://nobody@bucket/x.png")
+
+    assert (outcome.state, outcome.tries) == ("failed", 2)
+    assert isinstance(outcome.error, KieStorageError)
+    assert "names a connection that Airflow does not find" in str(outcome.error)
+    assert kie_emulator.requests() == []
 
 
 def test_a_file_that_changes_meanwhile(kie_emulator, image, monkeypatch):

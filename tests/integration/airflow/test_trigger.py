@@ -83,6 +83,18 @@ async def test_errors_become_events(create, fault, error):
     assert (event["status"], event["error"]["type"]) == ("error", error)
 
 
+async def test_a_connection_that_airflow_does_not_find_for_a_while(create, monkeypatch):
+    """So it says while its database is away."""
+    kie_task_id = create()
+    with monkeypatch.context() as away:
+        away.delenv("AIRFLOW_CONN_KIE_DEFAULT")
+        waiting = asyncio.create_task(fire(trigger_for(kie_task_id)))
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+
+    assert (await waiting)["status"] == "success"
+
+
 async def test_a_hundred_triggers_share_one_session_and_never_block_the_loop(create, monkeypatch):
     made = []
     new_session = transport._new_async_session

@@ -371,7 +371,7 @@ class TestFiles:
     def test_a_store_without_its_connection(self, gallery, named):
         answer = named("s3://no_such_connection@bucket/x.png")
         assert answer.status_code == 404
-        assert "names a connection that Airflow does not have" in words(answer)
+        assert "names a connection that Airflow does not find" in words(answer)
 
     def test_a_custom_xcom_backend(self, gallery, xcom):
         xcom("mapped", "image", 0, lambda result: "s3://bucket/xcom/0123.json")
