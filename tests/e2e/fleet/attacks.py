@@ -94,6 +94,14 @@ class Attack:
 MAY_STOP = frozenset({UNKNOWN})
 
 ATTACKS = (
+    # First, while the workers' own logs are small: the limit is on them, too.
+    Attack(
+        "fill_disk",
+        "For a while the disks of the workers are full.",
+        SAVING_FAILS,
+        dags=("chaos_save",) * 4 + ("chaos_batch",),
+        kie={"generating_seconds": 5.0},
+    ),
     Attack("kill_workers", "Workers, and children of them, are killed at random.", PAYS_ONCE, ends=MAY_STOP),
     Attack(
         "kill_workers_in_createtask",
@@ -178,16 +186,14 @@ ATTACKS = (
         dags=("chaos_rarely_polled",) * 4,
         kie={"generating_seconds": 3600.0},
     ),
-    Attack("freeze_triggerer", "A triggerer stops until the other one has its waits, and wakes up then.", PAYS_ONCE),
-    Attack("kill_triggerers", "Both triggerers are gone for a minute.", PAYS_ONCE),
-    Attack("kill_schedulers", "One scheduler is killed, then the other one too.", PAYS_ONCE),
     Attack(
-        "fill_disk",
-        "For a while the disks of the workers are full.",
-        SAVING_FAILS,
-        dags=("chaos_save",) * 4 + ("chaos_batch",),
-        kie={"generating_seconds": 5.0},
+        "freeze_triggerer",
+        "A triggerer stops until the other one has its waits, and wakes up then.",
+        PAYS_ONCE,
+        kie={"generating_seconds": 120.0},
     ),
+    Attack("kill_triggerers", "Both triggerers are gone for a minute.", PAYS_ONCE, kie={"generating_seconds": 120.0}),
+    Attack("kill_schedulers", "One scheduler is killed, then the other one too.", PAYS_ONCE),
     Attack(
         "large_batch",
         "A batch of 1,000; its worker is killed while it submits and while it saves.",

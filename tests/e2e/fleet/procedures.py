@@ -296,6 +296,7 @@ def freeze_triggerer(load: Load, draw: Random) -> None:
     fleet, name = load.fleet, draw.choice(TRIGGERERS)
     load.start()
     load.wait_for_deferred(0.7)
+    load.skip_time()
     with fleet.frozen(name):
         living = "SELECT id FROM job WHERE job_type = 'TriggererJob' AND state = 'running'"
         theirs = (
@@ -310,6 +311,7 @@ def freeze_triggerer(load: Load, draw: Random) -> None:
 def kill_triggerers(load: Load, draw: Random) -> None:
     load.start()
     load.wait_for_deferred(draw.uniform(0.3, 0.7))
+    load.skip_time()
     load.fleet.kill_all(*TRIGGERERS)
     load.fleet.pause(60)
     load.fleet.restore()
