@@ -190,9 +190,9 @@ ATTACKS = (
         "freeze_triggerer",
         "A triggerer stops until the other one has its waits, and wakes up then.",
         PAYS_ONCE,
-        kie={"generating_seconds": 120.0},
+        kie={"generating_seconds": 45.0},
     ),
-    Attack("kill_triggerers", "Both triggerers are gone for a minute.", PAYS_ONCE, kie={"generating_seconds": 120.0}),
+    Attack("kill_triggerers", "Both triggerers are gone for a minute.", PAYS_ONCE, kie={"generating_seconds": 45.0}),
     Attack("kill_schedulers", "One scheduler is killed, then the other one too.", PAYS_ONCE),
     Attack(
         "large_batch",
