@@ -85,7 +85,7 @@ def make(fleet: Fleet, attacks: Sequence[Attack], seed: int) -> list[Outcome]:
         return [partial(job, what) for what in attacks if what.when == when]
 
     def short_ones() -> list[Outcome]:
-        return fleet.run(jobs("alone"), 1) + fleet.run(jobs("together"), 4)
+        return fleet.run(jobs("alone"), 1) + fleet.run(jobs("together"), 5)
 
     def long_ones() -> list[Outcome]:
         return fleet.run(jobs("throughout"), 2)

@@ -25,7 +25,7 @@ PROMPTS = {
     "chaos_batch": 8,
     "chaos_batch_of_1000": 1000,
 }
-LOAD = ("chaos_mapped_few", "chaos_batch", "chaos_batch", "chaos_save", "chaos_on_worker")
+LOAD = ("chaos_mapped_few", "chaos_batch", "chaos_save", "chaos_on_worker")
 
 PAYS_ONCE = (
     "reliability.md",
@@ -163,6 +163,7 @@ ATTACKS = (
         "Kie calls back twice for each image, over both API servers; the answers to four createTasks are lost.",
         ADOPTED,
         kie={"generating_seconds": 15.0},
+        when="together",
     ),
     Attack(
         "repeat_callback",

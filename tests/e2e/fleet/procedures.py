@@ -132,7 +132,7 @@ def freeze_worker(load: Load, draw: Random) -> None:
 @procedure
 def stop_database(load: Load, draw: Random) -> None:
     load.start()
-    load.wait_until_created(draw.randint(2, 20))
+    load.wait_until_created(draw.randint(2, 12))
     load.fleet.postgres.stop()
     try:
         load.fleet.pause(20)
@@ -322,7 +322,7 @@ def kill_triggerers(load: Load, draw: Random) -> None:
 def kill_schedulers(load: Load, draw: Random) -> None:
     first, second = draw.sample(SCHEDULERS, 2)
     load.start()
-    load.wait_until_created(draw.randint(1, 15))
+    load.wait_until_created(draw.randint(1, 12))
     load.fleet.kill_all(first)
     load.fleet.pause(draw.uniform(2, 8))
     load.fleet.kill_all(second)
