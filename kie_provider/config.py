@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
-from kie_provider.client.endpoint import check_callback_base_url
 from kie_provider.client.errors import KieConnectionError
 
 if TYPE_CHECKING:
@@ -70,6 +69,8 @@ def callback_base_url() -> str:
 
     :raises KieConnectionError: it is not a base URL.
     """
+    from kie_provider.client.endpoint import check_callback_base_url
+
     url = str(conf.get(SECTION, "callback_base_url", fallback="") or "").strip()
     try:
         return url and check_callback_base_url(url)

@@ -6,10 +6,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from kie_provider.execution_timeout import held
-from kie_provider.submission.store import open_store
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+    from kie_provider.submission.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class MapLabel:
             self._show(label)
             try:
                 with held():
-                    open_store(self._context).set(KEY, label)
+                    self._open_store().set(KEY, label)
             except Exception as error:  # noqa: BLE001  # a name is no reason not to make the image
                 log.warning("The task's name %r could not be kept for later tries (%s)", label, error)
 
@@ -44,13 +45,18 @@ class MapLabel:
             return
         try:
             with held():
-                label = open_store(self._context).get(KEY)
+                label = self._open_store().get(KEY)
         except Exception as error:  # noqa: BLE001
             log.warning("The task's name could not be read (%s)", error)
             return
         if isinstance(label, str):
             self._context["kie_map_label"], self._context["map_index_template"] = label, "{{ kie_map_label }}"
             self._show(label)
+
+    def _open_store(self) -> Store:
+        from kie_provider.submission.store import open_store
+
+        return open_store(self._context)
 
     def _render(self) -> str | None:
         """Return what the template renders to; None: there is none, or something is missing that it needs."""
