@@ -64,7 +64,7 @@ else
 endif
 
 coverage: $(READY) ## Unit and integration tests once more, measured; fails below the floor in pyproject.toml
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov tests/unit tests/integration
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov=kie_provider tests/unit tests/integration
 
 chaos: $(READY) ## Kill -9 at random, and count what was paid (CHAOS_ARGS="--trials 100 --seed 1")
 	@$(BIN)/python -m tests.e2e.chaos $(CHAOS_ARGS)

@@ -154,7 +154,6 @@ class TestGenerate:
             f"{tmp_path}/file/below",
             "gs://bucket/x",
             "nosuch://x",
-            "s3://nobody@b/x",
             f"{tmp_path}/a\0",
         ):
             outcome = run_task(generate(target=target, deferrable=deferrable))
@@ -163,6 +162,13 @@ class TestGenerate:
             assert "The results cannot be saved there" in str(outcome.error)
         assert kie_emulator.bill()["tasks"] == []
         assert files(tmp_path) == ["file"]
+
+    def test_a_target_whose_connection_airflow_does_not_find_costs_nothing(self, kie_emulator, deferrable):
+        outcome = run_task(generate(target="s3://nobody@b/x", deferrable=deferrable))
+
+        assert (outcome.state, outcome.tries) == ("failed", 2)
+        assert_tells(outcome.error, KieStorageError)
+        assert kie_emulator.bill()["tasks"] == []
 
 
 @not_durable
