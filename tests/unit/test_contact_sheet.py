@@ -576,10 +576,15 @@ def test_name_is_no_path(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("folder", ["", "  ", "None", "nope://bucket/folder", "s3://gone_conn@bucket/folder"])
+@pytest.mark.parametrize("folder", ["", "  ", "None", "nope://bucket/folder"])
 def test_folder_that_is_none_is_named(folder):
     with pytest.raises(KieTargetError, match="target: "):
         write_contact_sheet([], folder)
+
+
+def test_folder_whose_connection_is_not_found_may_be_found_later():
+    with pytest.raises(KieStorageError, match=r"target: .* names a connection that Airflow does not find"):
+        write_contact_sheet([], "s3://gone_conn@bucket/folder")
 
 
 def test_without_pillow_it_says_what_to_install(tmp_path, monkeypatch):
