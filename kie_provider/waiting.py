@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pendulum
 from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
 
-from kie_provider.client.errors import KieRateLimitError, KieResultError
+from kie_provider.client.errors import KieConnectionNotFoundError, KieRateLimitError, KieResultError
 from kie_provider.client.plain import counted
 from kie_provider.compat import deferral_errors
 from kie_provider.config import shown_prices
@@ -70,7 +71,7 @@ def poll_or_defer(
         verdict = poll(hook, kie_task_id, waiting)
         if not isinstance(verdict, PollAgain):
             return verdict.record
-        if not is_own and callback is None and hook.get_conn().endpoint.callback_base_url:
+        if not is_own and callback is None and _has_callbacks(hook):
             push_xcom(ti, waiting_key(kie_task_id), value=True)
             callback = "expected"
     log.info("Kie task %s: %s", kie_task_id, verdict.reason)
@@ -86,6 +87,13 @@ def poll_or_defer(
         ),
         waiting.deadline,
     )
+
+
+def _has_callbacks(hook: KieHook) -> bool:
+    """Whether Kie calls back for tasks of the connection; False if Airflow does not find it: a later poll may."""
+    with suppress(KieConnectionNotFoundError):
+        return bool(hook.get_conn().endpoint.callback_base_url)
+    return False
 
 
 def poll(hook: KieHook, kie_task_id: str, waiting: Waiting) -> Done | PollAgain:

@@ -191,6 +191,15 @@ def test_generic_sensor_returns_the_object_of_a_text_model_and_the_flux2_sensor_
     assert "it has no image URL" in str(refused.error)
 
 
+def test_a_connection_that_airflow_does_not_find_for_a_while(create, monkeypatch):
+    """The trigger asks again."""
+    sensor = KieTaskSensor(task_id="it", kie_task_id=create(), deferrable=True)
+    monkeypatch.delenv("AIRFLOW_CONN_KIE_DEFAULT")
+
+    with pytest.raises(TaskDeferred):
+        sensor.execute(context_of(FakeTaskInstance()))
+
+
 def test_rotated_key_is_read_again_while_deferred(create, looks):
     """The trigger reads the connection at its start and anew after a 401."""
     kie_task_id = create(LATE, {"on": "recordInfo", "do": "code", "code": 401, "msg": "Unauthorized"})
