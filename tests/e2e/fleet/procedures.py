@@ -30,6 +30,30 @@ def procedure(function: Procedure) -> Procedure:
 
 
 @procedure
+def fill_disk(load: Load, draw: Random) -> None:
+    """No file of a task may become larger than 256 KB: an image is, and its log is not."""
+    processes = [load.fleet.airflow.process(name) for name in WORKERS]
+    pids = [pid for process in processes for pid in process.members() if pid != process.pid]
+    _limit_files(pids, 256 * 1024)
+    try:
+        load.start()
+        failed = lambda: any(number > 1 for trial in load.trials for _, number, _ in trial.task_instances())  # noqa: E731
+        load.fleet.wait(failed, lambda: f"nothing failed: {load}")
+        load.fleet.pause(draw.uniform(0, 5))
+    finally:
+        _limit_files(pids, resource.RLIM_INFINITY)
+    assert "File too large" in "".join(trial.log() for trial in load.trials)
+    load.wait_for_end()
+
+
+def _limit_files(pids: list[int], size: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            process.rlimit(psutil.RLIMIT_FSIZE, (size, process.rlimit(psutil.RLIMIT_FSIZE)[1]))
+
+
+@procedure
 def kill_workers(load: Load, draw: Random) -> None:
     fleet = load.fleet
     load.start()
@@ -329,30 +353,6 @@ def kill_schedulers(load: Load, draw: Random) -> None:
     load.fleet.pause(draw.uniform(2, 8))
     load.fleet.restore()
     load.wait_for_end()
-
-
-@procedure
-def fill_disk(load: Load, draw: Random) -> None:
-    """No file of a task may become larger than 256 KB: an image is, and its log is not."""
-    processes = [load.fleet.airflow.process(name) for name in WORKERS]
-    pids = [pid for process in processes for pid in process.members() if pid != process.pid]
-    _limit_files(pids, 256 * 1024)
-    try:
-        load.start()
-        failed = lambda: any(number > 1 for trial in load.trials for _, number, _ in trial.task_instances())  # noqa: E731
-        load.fleet.wait(failed, lambda: f"nothing failed: {load}")
-        load.fleet.pause(draw.uniform(0, 5))
-    finally:
-        _limit_files(pids, resource.RLIM_INFINITY)
-    assert "File too large" in "".join(trial.log() for trial in load.trials)
-    load.wait_for_end()
-
-
-def _limit_files(pids: list[int], size: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            process.rlimit(psutil.RLIMIT_FSIZE, (size, process.rlimit(psutil.RLIMIT_FSIZE)[1]))
 
 
 @procedure
