@@ -264,6 +264,8 @@ def test_ctrl_c_ends_the_demo_and_all_it_has_started(tmp_path: Path) -> None:
             env={key: value for key, value in os.environ.items() if key != "KIE_API_KEY"},
             stdout=output,
             stderr=subprocess.STDOUT,
+            # What a shell starts in the background ignores Ctrl-C, and so would this.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
         )
     try:
         children: list[psutil.Process] = []
