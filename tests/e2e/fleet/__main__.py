@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             with Fleet(folder) as fleet:
                 print(f"  it works after {time.monotonic() - began:.0f} s", flush=True)
                 chosen = [what for what in ATTACKS if what.name in (options.only or names)]
+                chosen = [what for what in chosen if fleet.has_journal or not what.on_journal]
                 outcomes = make(fleet, chosen, options.seed)
     except KeyboardInterrupt:
         print("Stopped; nothing is left running.")

@@ -76,6 +76,7 @@ class Attack:
     :param kie: settings of the emulator.
     :param when: ``alone``: it takes down a part of the fleet; ``together``: it touches its own runs only, so all of
         this kind are made at once; ``throughout``: it takes long, so it is under way during all others, and is hit.
+    :param on_journal: whether it meets the journal, which there is from Airflow 3.3 on; before, it is not made.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Attack:
     ends: frozenset[str] = frozenset()
     kie: dict[str, Any] = field(default_factory=dict)
     when: Literal["alone", "together", "throughout"] = "alone"
+    on_journal: bool = False
 
     @property
     def prompts(self) -> int:
@@ -137,6 +139,7 @@ ATTACKS = (
         "The database connections of the API servers freeze while batches end submitting; others are opened meanwhile.",
         LATE,
         dags=("chaos_batch",) * 3,
+        on_journal=True,
     ),
     Attack("freeze_worker", "A worker stops for 25 seconds with all its tasks.", FROZEN, ends=MAY_STOP),
     Attack("stop_database", "PostgreSQL is away for 20 seconds.", HALF_A_MINUTE, ends=MAY_STOP),

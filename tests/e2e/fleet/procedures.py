@@ -37,7 +37,8 @@ def fill_disk(load: Load, draw: Random) -> None:
     _limit_files(pids, 256 * 1024)
     try:
         load.start()
-        failed = lambda: any(number > 1 for trial in load.trials for _, number, _ in trial.task_instances())  # noqa: E731
+        found = lambda: [each for trial in load.trials for each in trial.task_instances()]  # noqa: E731
+        failed = lambda: any(state == "failed" or number > 1 for state, number, _ in found())  # noqa: E731
         load.fleet.wait(failed, lambda: f"nothing failed: {load}")
         load.fleet.pause(draw.uniform(0, 5))
     finally:
