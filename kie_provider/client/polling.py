@@ -167,7 +167,7 @@ def _next_interval(waiting: Waiting, elapsed: float) -> float:
 def _judge_error(error: KieError, waiting: Waiting, now: float) -> Verdict:
     interval = waiting.interval or waiting.poll_interval
     reason = f"the last poll failed ({error.summary}: {error.message})"
-    if isinstance(error, KieAuthError) and not waiting.key_was_refreshed:
+    if isinstance(error, KieAuthError) and not error.is_transient and not waiting.key_was_refreshed:
         return PollAgain(0.0, replace(waiting, key_was_refreshed=True), reason, refresh_key=True)
     if isinstance(error, KieNotFoundError):
         since = waiting.started_at if waiting.visible_at is None else waiting.visible_at
