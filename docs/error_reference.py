@@ -42,17 +42,6 @@ _NOT_WHEN_WAITING = (
 )
 
 
-def error_classes() -> list[type[errors.KieError]]:
-    """Return KieError and all its descendants, in the order of the source."""
-    found: list[type[errors.KieError]] = []
-    pending: list[type[errors.KieError]] = [errors.KieError]
-    while pending:
-        error = pending.pop(0)
-        found.append(error)
-        pending = error.__subclasses__() + pending
-    return found
-
-
 def create_ends(error: type[errors.KieError]) -> str:
     """Say how a create operator ends."""
     if error is errors.KieError or issubclass(error, _NOT_WHEN_CREATING):
@@ -85,7 +74,7 @@ class ErrorTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the table."""
         lines = ["| Error | Create operator | Sensor | Saving |", "| --- | --- | --- | --- |"]
-        for error in error_classes():
+        for error in errors.error_classes():
             name = error.__name__
             ends = f"{create_ends(error)} | {sensor_ends(error)} | {saving_ends(error)}"
             lines.append(f"| [{name}](#{name.lower()}) | {ends} |")

@@ -353,14 +353,12 @@ def storage_error(path: object, error: OSError) -> KieStorageError | KieTargetEr
     return kind(f"{path}: {error.strerror or error} ({type(error).__name__})")
 
 
-_ERROR_CLASSES: list[type[KieError]] = [
-    KieError,
-    *KieError.__subclasses__(),
-    KieConnectionError,
-    KieConnectionNotFoundError,
-    KieJournalError,
-]
-_ERRORS_BY_NAME: Mapping[str, type[KieError]] = {error.__name__: error for error in _ERROR_CLASSES}
+def error_classes(error: type[KieError] = KieError) -> list[type[KieError]]:
+    """Return an error class and all its descendants, each before its own."""
+    return [error, *(each for child in error.__subclasses__() for each in error_classes(child))]
+
+
+_ERRORS_BY_NAME: Mapping[str, type[KieError]] = {error.__name__: error for error in error_classes()}
 
 
 def error_from_dict(data: Mapping[str, object]) -> KieError:

@@ -62,7 +62,7 @@ class Journal:
     def __init__(self, context: Context) -> None:
         self._store = open_store(context)
         self._reader = Reader(self._ask)
-        ti: object = context.get("ti")  # a DAG author's unit test may have none
+        ti = context.get("ti")  # a DAG author's unit test may have none
         self.try_number: int = getattr(ti, "try_number", 1)
         self.max_tries: int | None = getattr(ti, "max_tries", None)
         self.ti_id = str(getattr(ti, "id", ""))

@@ -194,7 +194,7 @@ def events() -> dict[str, Any]:
         **common,
     )
     found = {"image": success_event(image), "text": success_event(text)}
-    for error in sorted(errors._ERROR_CLASSES, key=lambda error: error.__name__):
+    for error in sorted(errors.error_classes(), key=lambda error: error.__name__):
         facts = {"code": 500, "http_status": 200, "kie_task_id": KIE_TASK_ID, "retry_after": 1.5}
         found[error.__name__] = error_event(error("Internal Error, Please try again later.", **facts))
     return {"next_method": "execute_complete", "events": found}

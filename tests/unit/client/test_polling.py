@@ -411,7 +411,7 @@ def test_every_wait_keeps_its_promises(script, waiting, seed):
 #: Every class of error there is, with any wish for a pause.
 ANY_ERROR = st.builds(
     lambda error_class, retry_after: error_class("odd", kie_task_id="abc", retry_after=retry_after),
-    st.sampled_from(sorted(errors._ERROR_CLASSES, key=lambda error_class: error_class.__name__)),
+    st.sampled_from(sorted(errors.error_classes(), key=lambda error_class: error_class.__name__)),
     st.none() | st.floats(0, 1e7),
 )
 ANY_RECORD = st.builds(
