@@ -17,6 +17,7 @@ from PIL import Image
 from tests.support.kie import created_bodies, requests_to
 from tests.support.messages import assert_tells
 from tests.support.tries import durable
+from tests.support.waits import wait_until
 
 SLOW = {"on": "createTask", "do": "slow", "delay_seconds": 0.4, "times": None}
 FOXES = [f"a red fox, number {number}" for number in range(12)]
@@ -150,15 +151,17 @@ def test_a_rotated_key_is_read_once_for_all(run, kie, monkeypatch):
         reads.append(threading.current_thread())
         return get_connection(conn_id)
 
-    def rotate():
+    def rotate_when_all_are_submitted():
+        wait_until(lambda: len(kie.bill()["tasks"]) == len(FOXES), timeout=60)
         connection = json.loads(os.environ["AIRFLOW_CONN_KIE_DEFAULT"])
         monkeypatch.setenv("AIRFLOW_CONN_KIE_DEFAULT", json.dumps({**connection, "password": "another-key"}))
         account = kie._server.world.account
         account.settings = dataclasses.replace(account.settings, api_key="another-key")
 
     monkeypatch.setattr(BaseHook, "get_connection", staticmethod(counted))
-    timer = threading.Timer(0.9, rotate)
-    outcome = run(pre_execute=lambda _context: timer.start())
+    rotation = threading.Thread(target=rotate_when_all_are_submitted)
+    outcome = run(pre_execute=lambda _context: rotation.start())
+    rotation.join()
 
     assert outcome.result["saved"] == 12, outcome.error
     assert any(each["headers"]["authorization"] == "invalid" for each in kie.requests())

@@ -116,7 +116,7 @@ def test_full_size_by_keyboard(open_frame, run_tab):
 
     dialog = driver.find_element("css selector", "dialog")
     picture = dialog.find_element("css selector", "img")
-    assert dialog.get_property("open")
+    assert soon(lambda: dialog.get_property("open"))
     assert soon(lambda: picture.get_property("naturalWidth") == 1152)
     assert picture.get_attribute("alt") == "a red fox"
     facts = dialog.find_element("id", "facts").text
@@ -124,10 +124,10 @@ def test_full_size_by_keyboard(open_frame, run_tab):
 
     press(driver, Keys.ARROW_RIGHT)
     assert soon(lambda: picture.get_attribute("alt") == EVIL)
-    assert EVIL in dialog.find_element("id", "facts").text
+    assert soon(lambda: EVIL in dialog.find_element("id", "facts").text)
     press(driver, Keys.ESCAPE)
     assert soon(lambda: not dialog.get_property("open"))
-    assert driver.switch_to.active_element == second
+    assert soon(lambda: driver.switch_to.active_element == second)  # "close" comes behind the closing
 
 
 def test_download_out_of_the_frame(gallery, open_frame, run_tab, downloads):
