@@ -302,10 +302,10 @@ class ResultSaver:
         return str(path)
 
     def _embed(self, result: Result, source: Path, local: Path, media: Media) -> None:
-        prompt = input_of(result).get("prompt")
+        model, prompt = result.get("model"), input_of(result).get("prompt")
         facts = Provenance(
             service="Kie.ai",
-            model=str(result.get("model")),
+            model=model if isinstance(model, str) and model else "unknown model",
             task_id=result["kie_task_id"],
             prompt=prompt if isinstance(prompt, str) and not self._options.redact_prompt else None,
         )

@@ -255,21 +255,36 @@ def test_a_home_folder_and_a_file_url(kie_emulator, tmp_path, monkeypatch):
             assert len(image.read()) == file["bytes"]
 
 
-def test_an_asset_learns_of_the_files(kie_emulator, tmp_path):
+def asset_events(kie_task_id):
     from airflow.models.asset import AssetEvent
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
+    with create_session() as session:
+        extras = [event.extra for event in session.scalars(select(AssetEvent))]
+    return [extra for extra in extras if extra.get("kie_task_id") == kie_task_id]
+
+
+def test_an_asset_learns_of_the_files(kie_emulator, tmp_path):
     asset = Asset(f"images_of_{tmp_path.name}")
     outcome = run_task(generate(target=str(tmp_path), outlets=[asset]))
 
-    with create_session() as session:
-        events = [
-            event.extra
-            for event in session.scalars(select(AssetEvent))
-            if event.extra.get("kie_task_id") == outcome.result["kie_task_id"]
-        ]
+    events = asset_events(outcome.result["kie_task_id"])
     assert events == [{name: outcome.result[name] for name in ("kie_task_id", "model", "files")}]
+
+
+def test_a_result_of_which_only_the_urls_are_known(kie_emulator, tmp_path):
+    made = run_task(generate()).result
+    result = {name: made[name] for name in ("kie_task_id", "urls")}
+    outcome = run_task(
+        lambda **kw: KieSaveResultOperator(
+            result=result, target=str(tmp_path), outlets=[Asset(f"images_of_{tmp_path.name}")], **kw
+        )
+    )
+
+    assert outcome.state == "success", outcome.error
+    events = asset_events(made["kie_task_id"])
+    assert events == [{"kie_task_id": made["kie_task_id"], "model": None, "files": outcome.result["files"]}]
 
 
 def test_an_asset_learns_of_a_whole_sheet(kie_emulator, tmp_path):

@@ -160,6 +160,16 @@ class TestSuccess:
             assert "a red fox" in image.text.values()
         assert b"trainedAlgorithmicMedia" in first
 
+    @pytest.mark.parametrize("model", [None, "", 7])
+    def test_a_result_that_names_no_model(self, save, model):
+        with ScriptedServer(reply(PNG, **IMAGE)) as host:
+            [file] = save(result_of(host.url, model=model), embed_provenance=True)["files"]
+
+        content = Path(file["path"]).read_bytes()
+        assert b"unknown model (Kie.ai)" in content
+        assert b"None" not in content
+        assert json.loads(Path(file["sidecar"]).read_text())["model"] == model
+
 
 class TestSecondTime:
     def test_what_is_there_is_not_downloaded_again(self, save, out):
