@@ -114,7 +114,7 @@ class Arena:
                 if error.status < 500:  # as it answers while it starts or ends
                     raise
             if self.stopping.is_set():
-                raise AirflowStackError("stopped from outside")
+                raise KeyboardInterrupt  # here, too: no job goes on, and none is judged
             if time.monotonic() > deadline:
                 text = problem if isinstance(problem, str) else problem()
                 raise AirflowStackError(f"{text} (waited {timeout:.0f} s)")
