@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 10.0, pause: float = 0.005) -> T:
+def wait_until(condition: Callable[[], T], timeout: float = 30.0, pause: float = 0.005) -> T:
     """Call ``condition`` until it returns something true, and return that; fail after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
@@ -19,7 +19,7 @@ def wait_until(condition: Callable[[], T], timeout: float = 10.0, pause: float =
     return found
 
 
-async def wait_until_async(condition: Callable[[], T], timeout: float = 10.0, pause: float = 0.005) -> T:
+async def wait_until_async(condition: Callable[[], T], timeout: float = 30.0, pause: float = 0.005) -> T:
     """Do the same and let the event loop go on meanwhile."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):

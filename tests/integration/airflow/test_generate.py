@@ -18,9 +18,10 @@ from kie_provider.sensors.flux2 import Flux2TaskSensor
 from kie_provider.triggers.kie import error_event, success_event
 from kie_provider.waiting import MAX_TRIGGER_RESTARTS
 from tests.support.airflow_inprocess import run_task
-from tests.support.kie import INTERNAL, LATE, NO_URLS, REFUSED, STUCK
+from tests.support.kie import INTERNAL, LATE, NO_URLS, REFUSED, STUCK, requests_to
 from tests.support.messages import assert_tells
 from tests.support.task_instances import FakeStore, FakeTaskInstance, context_of
+from tests.support.waits import wait_until
 
 
 class Resumed(FakeTaskInstance):
@@ -156,15 +157,20 @@ class TestDeadline:
 
 
 @contextlib.contextmanager
-def killed_after(seconds, operator):
+def killed_once(condition, operator):
     """Call on_kill as Airflow does: from a signal handler, in the middle of whatever runs."""
+
+    def kill():
+        wait_until(condition)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
     previous = signal.signal(signal.SIGUSR1, lambda *_: operator.on_kill())
-    timer = threading.Timer(seconds, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1))
-    timer.start()
+    killer = threading.Thread(target=kill)
+    killer.start()
     try:
         yield
     finally:
-        timer.join()
+        killer.join()
         signal.signal(signal.SIGUSR1, previous)
 
 
@@ -186,7 +192,7 @@ class TestOnKill:
     def test_says_that_the_answer_is_awaited(self, kie_connection, kie_emulator, log):
         operator = Flux2CreateTaskOperator(task_id="it", prompt="a red fox")
         kie_emulator.fault({"on": "createTask", "do": "slow", "delay_seconds": 0.5})
-        with killed_after(0.2, operator):
+        with killed_once(lambda: requests_to(kie_emulator), operator):
             kie_task_id = operator.execute({})
 
         assert_tells(log(), "createTask was sent", f"Kie task {kie_task_id} was created")
