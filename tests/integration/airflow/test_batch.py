@@ -552,22 +552,26 @@ class TestRetry:
         assert is_lost == (f"the key {key!r}" in str(outcome.errors[-1]))
 
     def test_is_settled_by_one_fact(self, run, kie, tmp_path):
+        keys = {}
         kie.fault({**LOST, "match": {"prompt": "number 3"}})
         kie.fault({**LOST, "match": {"prompt": "number 4"}})
         kie.fault({**INTERNAL, "match": {"prompt": "number 0"}})  # makes it try again
 
         def settle(context):
             if context["ti"].try_number == 2:
-                [known] = [each["taskId"] for each in kie.bill()["tasks"] if "number 3" in str(each)] or [None]
-                context["task_state_store"].set("kie.1.4.settled", known)
-                context["task_state_store"].set("kie.1.5.settled", "nothing")
+                for number in (3, 4):
+                    reason = manifest_in(tmp_path)["items"][number]["reason"]
+                    keys[number] = re.search(r"'(kie\.1\.\d\.settled)'", reason)[1]
+                [known] = [each["taskId"] for each in kie.bill()["tasks"] if "number 3" in str(each)]
+                context["task_state_store"].set(keys[3], known)
+                context["task_state_store"].set(keys[4], "nothing")
 
         outcome = run(pre_execute=settle)
 
         assert (outcome.state, outcome.result["saved"]) == ("success", 6), outcome.errors
         assert len(requests_to(kie)) == 6 + 2
         assert_tells(
-            outcome.error, "prompts[3] 'a red fox, number 3': unknown", "'kie.1.4.settled'", "JSON string", '"nothing"'
+            outcome.error, "prompts[3] 'a red fox, number 3': unknown", repr(keys[3]), "JSON string", '"nothing"'
         )
 
     def test_a_list_that_has_become_bad_says_that_tasks_go_on(self, run, kie):
