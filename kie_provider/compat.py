@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
-
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection, Context, ObjectStoragePath
 
@@ -62,6 +60,14 @@ def task_state_store(context: Context) -> object:
     return context.get("task_state_store")
 
 
+def has_login_cookie() -> bool:
+    """Whether a page in a frame of Airflow's UI is asked for with a login. Until 3.1.1, which reads the UI's cookie."""
+    from airflow import __version__
+    from packaging.version import Version
+
+    return Version(__version__) >= Version("3.1.1")
+
+
 def path_conn_id(path: ObjectStoragePath) -> str | None:
     """Return the connection id in a path. Until 3.2: before, it is among the path's storage options only."""
     conn_id: str | None = getattr(path, "conn_id", None) or path.storage_options.get("conn_id")
@@ -81,7 +87,7 @@ async def aget_connection(conn_id: str) -> Connection:
 
     :raises AirflowNotFoundException: there is no such connection.
     """
-    from airflow.providers.common.compat.sdk import Connection
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, Connection
     from asgiref.sync import sync_to_async
 
     if hasattr(Connection, "aextra_dejson"):

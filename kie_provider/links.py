@@ -9,6 +9,7 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom
 
 from kie_provider.addresses import run_address
 from kie_provider.client.errors import LOGS_PAGE
+from kie_provider.compat import has_login_cookie
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
@@ -29,7 +30,7 @@ class KieImagesLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
         """Return the page's address, relative to where Airflow is served: a worker need not know that."""
-        return run_address(ti_key.dag_id, ti_key.run_id, ti_key.task_id, ti_key.map_index)
+        return run_address(ti_key.dag_id, ti_key.run_id, ti_key.task_id, ti_key.map_index) if has_login_cookie() else ""
 
 
 class KieRunImagesLink(BaseOperatorLink):
@@ -39,7 +40,7 @@ class KieRunImagesLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
         """Return the page's address, relative to where Airflow is served."""
-        return run_address(ti_key.dag_id, ti_key.run_id)
+        return run_address(ti_key.dag_id, ti_key.run_id) if has_login_cookie() else ""
 
 
 class KieLogsLink(BaseOperatorLink):

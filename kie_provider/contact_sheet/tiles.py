@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from kie_provider.client.plain import is_http_url
 from kie_provider.client.prices import PriceTable
+from kie_provider.compat import path_conn_id
 from kie_provider.contact_sheet.results import list_of, number_of, text_of
 from kie_provider.contact_sheet.style import count, dollars
 
@@ -140,7 +141,6 @@ _LOCAL = ("file", None)
 
 def _store(path: ObjectStoragePath) -> tuple[str, str | None]:
     """Return what identifies the storage of a path: protocol and connection."""
-    from kie_provider.compat import path_conn_id
     from kie_provider.files import storage
 
     return _LOCAL if storage.is_local(path) else (path.protocol, path_conn_id(path))

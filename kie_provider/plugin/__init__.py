@@ -11,27 +11,30 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowPlugin
 
 from kie_provider.addresses import IMAGES
+from kie_provider.compat import has_login_cookie
+
+_VIEWS = [
+    {
+        "name": "Kie.ai images",
+        "href": IMAGES,
+        "destination": "nav",
+        "category": "browse",
+        "url_route": "kie-images",
+    },
+    {
+        "name": "Images",
+        "href": f"{IMAGES}dags/{{DAG_ID}}/run?run_id={{RUN_ID}}",
+        "destination": "dag_run",
+        "url_route": "kie-run-images",
+    },
+]
 
 
 class KiePlugin(AirflowPlugin):
     """The page of all images, a tab of each DAG run with its own, and the receiver of callbacks."""
 
     name = "kie"
-    external_views: list[Any] = [  # noqa: RUF012  # as AirflowPlugin declares it
-        {
-            "name": "Kie.ai images",
-            "href": IMAGES,
-            "destination": "nav",
-            "category": "browse",
-            "url_route": "kie-images",
-        },
-        {
-            "name": "Images",
-            "href": f"{IMAGES}dags/{{DAG_ID}}/run?run_id={{RUN_ID}}",
-            "destination": "dag_run",
-            "url_route": "kie-run-images",
-        },
-    ]
+    external_views: list[Any] = _VIEWS if has_login_cookie() else []  # as AirflowPlugin declares it
 
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # imported when it is asked for

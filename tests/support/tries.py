@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 Hook = Callable[..., None]
-
-HAS_STATE_STORE = importlib.util.find_spec("airflow.models.task_state_store") is not None
-durable = pytest.mark.skipif(not HAS_STATE_STORE, reason="nothing outlives a try before Airflow 3.3")
-not_durable = pytest.mark.skipif(HAS_STATE_STORE, reason="the state store of Airflow 3.3 outlives a try")
 
 
 def at_first_try(do: Callable[[Any], None]) -> Hook:

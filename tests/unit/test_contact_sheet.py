@@ -27,6 +27,7 @@ from kie_provider.client.prices import PriceTable
 from kie_provider.contact_sheet import picture as drawing
 from kie_provider.contact_sheet import thumbnails, write_contact_sheet
 from kie_provider.contact_sheet.results import result_dicts
+from tests.support.versions import finds_no_connection
 
 RED, GREEN, BLUE = (200, 30, 30), (30, 200, 30), (30, 30, 200)
 
@@ -582,6 +583,7 @@ def test_folder_that_is_none_is_named(folder):
         write_contact_sheet([], folder)
 
 
+@finds_no_connection
 def test_folder_whose_connection_is_not_found_may_be_found_later():
     with pytest.raises(KieStorageError, match=r"target: .* names a connection that Airflow does not find"):
         write_contact_sheet([], "s3://gone_conn@bucket/folder")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,12 +11,12 @@ from tests.e2e.chaos.arena import Arena
 from tests.e2e.chaos.procedures import PROCEDURES
 from tests.e2e.chaos.scenarios import SCENARIOS, Scenario
 from tests.e2e.chaos.verdict import Verdict, try_out_all
+from tests.support.versions import durable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SHORT = [scenario for scenario in SCENARIOS if not scenario.is_long]
-HAS_STATE_STORE = tuple(map(int, version("apache-airflow-core").split(".")[:2])) >= (3, 3)
 
 
 def test_every_scenario_has_a_procedure_and_the_other_way_round() -> None:
@@ -41,7 +40,7 @@ def verdicts() -> Iterator[dict[str, Verdict]]:
 
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not HAS_STATE_STORE, reason="before Airflow 3.3 nothing outlives a try: there is no state store")
+@durable
 @pytest.mark.parametrize("scenario", SHORT, ids=lambda scenario: scenario.name)
 def test_the_outcome_is_as_promised(scenario: Scenario, verdicts: dict[str, Verdict]) -> None:
     assert not verdicts[scenario.name].problems, "\n".join(verdicts[scenario.name].problems)

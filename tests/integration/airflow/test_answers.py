@@ -21,7 +21,7 @@ from kie_provider.waiting import reschedule
 from tests.support.airflow_inprocess import run_task
 from tests.support.kie import INPUT, MODEL, requests_to
 from tests.support.messages import assert_tells
-from tests.support.tries import durable
+from tests.support.versions import durable
 
 DEFERRABLE = pytest.mark.parametrize("deferrable", [False, True])
 

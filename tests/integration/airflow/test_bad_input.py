@@ -27,7 +27,7 @@ from kie_provider.sensors.flux2 import Flux2TaskSensor
 from tests.support.airflow_inprocess import run_task
 from tests.support.kie import LOST, NO_URLS, requests_to
 from tests.support.messages import assert_tells
-from tests.support.tries import HAS_STATE_STORE
+from tests.support.versions import HAS_STATE_STORE
 
 RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "3:2", "2:3")
 NO_CREDITS = "Credits insufficient : Your current balance isn't enough to run this request. Please top up to continue."

@@ -16,7 +16,8 @@ from kie_provider.client.errors import KieAuthError, KieBatchError, KieInsuffici
 from kie_provider.submission.facts import success_fact, success_key
 from tests.support.kie import INTERNAL, LOST, REFUSED, requests_to
 from tests.support.messages import assert_tells
-from tests.support.tries import HAS_STATE_STORE, at_first_try, cleared, crash, durable, not_durable
+from tests.support.tries import at_first_try, cleared, crash
+from tests.support.versions import HAS_STATE_STORE, durable, not_durable
 
 DEFERRABLE = pytest.mark.parametrize("deferrable", [False, True])
 WEB_PAGE = {"on": "file", "do": "swap", "content_type": "text/html", "body": "<html>expired</html>"}

@@ -14,7 +14,8 @@ from kie_provider.operators.contact_sheet import KieContactSheetOperator
 from tests.support.airflow_inprocess import run_task
 from tests.support.kie import INTERNAL
 from tests.support.messages import assert_tells
-from tests.support.tries import at_first_try, crash, durable
+from tests.support.tries import at_first_try, crash
+from tests.support.versions import durable
 
 SHARED = "a disk that all workers share"
 FOXES = [f"a red fox, number {number}" for number in range(6)]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.support.kie import created_bodies, requests_to
 from tests.support.messages import assert_tells
-from tests.support.tries import durable
+from tests.support.versions import durable
 from tests.support.waits import wait_until
 
 SLOW = {"on": "createTask", "do": "slow", "delay_seconds": 0.4, "times": None}

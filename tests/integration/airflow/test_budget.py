@@ -8,7 +8,7 @@ from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateI
 from tests.support.airflow_inprocess import run_task
 from tests.support.kie import requests_to
 from tests.support.messages import assert_tells
-from tests.support.tries import durable
+from tests.support.versions import durable
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from kie_provider.operators.batch import Flux2BatchOperator
 from kie_provider.operators.flux2 import Flux2GenerateImageOperator
 from kie_provider.operators.results import KieSaveResultOperator
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
-from tests.support.tries import durable
+from tests.support.versions import durable
 
 
 @pytest.fixture

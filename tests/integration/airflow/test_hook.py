@@ -19,6 +19,7 @@ from kie_provider.client.records import TaskState
 from kie_provider.hooks.connection import endpoint_from_connection
 from kie_provider.hooks.kie import KieHook
 from tests.support.servers import ScriptedServer, envelope
+from tests.support.versions import finds_no_connection
 
 FOX = {"prompt": "a red fox", "aspect_ratio": "1:1", "resolution": "1K"}
 MODEL = "flux-2/pro-text-to-image"
@@ -164,6 +165,7 @@ def test_extra_that_is_no_object(extra):
         ("a; b", "there is no Airflow connection 'a; b'"),
     ],
 )
+@finds_no_connection
 def test_what_can_be_no_id_of_a_connection(conn_id, message):
     with pytest.raises(KieConnectionError) as caught:
         KieHook(conn_id).get_conn()

@@ -15,7 +15,7 @@ from kie_provider.operators.flux2 import Flux2CreateTaskOperator, Flux2GenerateI
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 from tests.support.kie import created_bodies, requests_to
 from tests.support.results import picture
-from tests.support.tries import durable
+from tests.support.versions import durable
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from kie_provider.plugin.outputs import TaskOutput
 from kie_provider.plugin.pictures import file_of
 from kie_provider.plugin.stored import NotShownError, blocks, open_file
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
+from tests.support.versions import with_image_page
 
 BUCKET = "pictures"
 
@@ -96,6 +97,7 @@ def test_the_listing_is_what_the_results_say(kie_emulator, s3):
     assert head["ContentType"] == "image/png"
 
 
+@with_image_page
 def test_the_image_page_reads_it(kie_emulator, s3):
     result = run_task(generate()).result
     target = f"s3://aws_test@{BUCKET}/a/it/"

@@ -29,7 +29,8 @@ from tests.support.kie import (
     requests_to,
 )
 from tests.support.messages import assert_tells
-from tests.support.tries import HAS_STATE_STORE, at_first_try, cleared, crash, durable
+from tests.support.tries import at_first_try, cleared, crash
+from tests.support.versions import HAS_STATE_STORE, durable
 
 try:
     from airflow.models.task_state_store import TaskStateStoreModel

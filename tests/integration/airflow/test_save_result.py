@@ -18,7 +18,7 @@ from kie_provider.sensors.flux2 import Flux2TaskSensor
 from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 from tests.support.kie import STUCK
 from tests.support.messages import assert_tells
-from tests.support.tries import durable, not_durable
+from tests.support.versions import durable, not_durable
 
 HTML = {"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>expired</html>"}
 

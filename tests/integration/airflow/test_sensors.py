@@ -25,6 +25,7 @@ from tests.support.airflow_inprocess import new_dag, run_dag, run_task
 from tests.support.kie import LATE, STUCK, requests_to
 from tests.support.messages import assert_tells
 from tests.support.task_instances import FakeTaskInstance, context_of
+from tests.support.versions import finds_no_connection
 
 FAILS = {"on": "createTask", "do": "fail", "failCode": "501", "failMsg": "Internal Error"}
 HTML = {"on": "recordInfo", "do": "answer", "http_status": 502, "content_type": "text/html", "body": "<h1>502</h1>"}
@@ -191,6 +192,7 @@ def test_generic_sensor_returns_the_object_of_a_text_model_and_the_flux2_sensor_
     assert "it has no image URL" in str(refused.error)
 
 
+@finds_no_connection
 def test_a_connection_that_airflow_does_not_find_for_a_while(create, monkeypatch):
     """The trigger asks again."""
     sensor = KieTaskSensor(task_id="it", kie_task_id=create(), deferrable=True)

@@ -17,7 +17,7 @@ from kie_provider.operators.flux2 import Flux2CreateTaskOperator
 from tests.support.kie import INPUT, MODEL, requests_to
 from tests.support.redis import running_redis
 from tests.support.task_instances import FakeStore, FakeTaskInstance, context_of
-from tests.support.tries import durable
+from tests.support.versions import durable
 from tests.support.waits import wait_until
 
 ROOT = Path(__file__).parents[3]

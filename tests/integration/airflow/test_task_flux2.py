@@ -14,7 +14,7 @@ from kie_provider.decorators.flux2 import Flux2DecoratedOperator
 from tests.support.airflow_inprocess import new_dag, run_dag
 from tests.support.kie import INTERNAL, created_bodies
 from tests.support.task_instances import FakeStore, FakeTaskInstance, context_of
-from tests.support.tries import HAS_STATE_STORE, durable
+from tests.support.versions import HAS_STATE_STORE, durable
 
 OPTIONS = {"poll_interval": 0.1, "retry_delay": 0}
 

@@ -15,6 +15,7 @@ from kie_provider.triggers.kie import FIRST_POLL_AFTER, KieTaskTrigger, read_eve
 from tests.support.kie import INTERNAL, NO_URLS, STUCK
 from tests.support.messages import assert_tells
 from tests.support.task_instances import as_in_the_triggerer, fire
+from tests.support.versions import finds_no_connection
 from tests.support.waits import wait_until_async
 
 
@@ -83,6 +84,7 @@ async def test_errors_become_events(create, fault, error):
     assert (event["status"], event["error"]["type"]) == ("error", error)
 
 
+@finds_no_connection
 async def test_a_connection_that_airflow_does_not_find_for_a_while(create, monkeypatch):
     """So it says while its database is away."""
     kie_task_id = create()

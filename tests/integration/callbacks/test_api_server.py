@@ -20,6 +20,7 @@ from kie_provider.client import webhook
 from kie_provider.client.endpoint import Endpoint
 from tests.integration.callbacks.conftest import API_KEY, CONN_ID, HAS_STORE, SECRET, Receiver, Waiting
 from tests.support import image_site, postgres
+from tests.support.waits import wait_until
 
 SUCCESS = {"code": 200, "msg": "success"}
 CONNECTION = {"conn_type": "kie", "password": API_KEY, "extra": {"webhook_secret": SECRET}}
@@ -62,6 +63,8 @@ def test_airflow_shows_no_webhook_secret(site, wait):
         "extra": json.dumps({"callback_base_url": "https://airflow.example", "webhook_secret": SECRET}),
     }
     answers = [site.session.post(address, json=form, headers=headers, timeout=60)]
+    # Airflow 3.1.0 commits after it has answered.
+    wait_until(lambda: site.session.get(f"{address}/kie_shown", headers=headers, timeout=60).ok)
     # What the form sends when only the address was changed.
     form |= {"password": "***", "extra": form["extra"].replace(SECRET, "***").replace("airflow.", "other.")}
     answers += [

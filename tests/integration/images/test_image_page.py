@@ -15,6 +15,9 @@ from PIL import Image
 
 from kie_provider.links import IMAGES_XCOM_KEY
 from tests.support.gallery import EVIL, LARGE, MANY, REFUSED
+from tests.support.versions import with_image_page
+
+pytestmark = with_image_page
 
 ALL = "kie/images/"
 

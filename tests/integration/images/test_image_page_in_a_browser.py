@@ -12,12 +12,16 @@ from selenium.webdriver import ActionChains, Keys
 
 from tests.support import browser
 from tests.support.gallery import EVIL
+from tests.support.versions import with_image_page
 from tests.support.waits import wait_until
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=f"not installed: {browser.missing()}")
+pytestmark = [
+    with_image_page,
+    pytest.mark.skipif(bool(browser.missing()), reason=f"not installed: {browser.missing()}"),
+]
 
 BACKGROUNDS = {"light": "rgb(248, 247, 244)", "dark": "rgb(17, 18, 22)"}
 

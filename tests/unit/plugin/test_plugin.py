@@ -7,8 +7,14 @@ import sys
 from importlib.metadata import entry_points
 from urllib.parse import urlsplit
 
+import pytest
+from airflow.providers.common.compat.sdk import TaskInstanceKey
+
 from kie_provider.addresses import airflow_address, run_address
+from kie_provider.compat import has_login_cookie
+from kie_provider.links import KieImagesLink, KieRunImagesLink
 from kie_provider.plugin import KiePlugin
+from tests.support.versions import with_image_page
 
 
 def test_airflow_finds_it():
@@ -29,6 +35,14 @@ def test_loading_it_imports_nothing_heavy():
     assert len(loaded) <= 4
 
 
+@pytest.mark.skipif(has_login_cookie(), reason="since Airflow 3.1.1 a page in a frame is asked for with a login")
+def test_before_airflow_311_nothing_leads_to_pages_that_would_be_refused():
+    key = TaskInstanceKey(dag_id="d", task_id="t", run_id="r", try_number=1, map_index=-1)
+    assert KiePlugin.external_views == []
+    assert [link.get_link(None, ti_key=key) for link in (KieImagesLink(), KieRunImagesLink())] == ["", ""]
+
+
+@with_image_page
 def test_addresses_are_relative():
     """Airflow may be served below a path."""
     for view in KiePlugin.external_views:
