@@ -366,11 +366,9 @@ class BatchRun:
                 f"this task instance's state store, and clear this task. {advice}"
             )
         if not journal.is_durable and any(each.kie_task_id or each.state == "unknown" for each in journal.records):
-            running = sum(record.state == "submitted" for record in journal.records)
-            return AirflowFailException(
-                f"{sentence(str(error))} No retry: it would pay for all images again. "
-                f"{tasks_still_billed_message(running)}."
-            )
+            running = len(self._plan.running) if self._plan else 0
+            about = f" {tasks_still_billed_message(running)}." if running else ""
+            return AirflowFailException(f"{sentence(str(error))} No retry: it would pay for all images again.{about}")
         if isinstance(error, KieSubmitUnknownError):
             return AirflowFailException(str(error))
         return error if isinstance(error, KieBatchError) and not self._is_final else operator_failure(error)

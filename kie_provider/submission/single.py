@@ -17,6 +17,7 @@ from kie_provider.client.errors import (
     KieJournalError,
     KieNotFoundError,
     KieRateLimitError,
+    KieResultError,
     KieSubmitUnknownError,
     KieTaskFailedError,
     KieValidationError,
@@ -271,13 +272,22 @@ class SingleSubmission:
             if self._journal.is_durable and doubt:
                 error.advice += f" {doubt[-1].settle_advice()}"
             return AirflowFailException(str(error))
-        if isinstance(error, AirflowFailException) or (
-            isinstance(error, KieTaskFailedError) and error.may_succeed_anew
-        ):
+        if isinstance(error, AirflowFailException):
             return error
+        settle_advice = f" {unwritten[-1].settle_advice()}" if unwritten else ""
+        if isinstance(error, KieTaskFailedError):
+            if error.may_succeed_anew:
+                return error
+            error.advice += settle_advice
+            return operator_failure(error)
         if (kie_task_id := self._known_id()) and (unwritten or not self._journal.is_durable):
-            advice = f" {unwritten[-1].settle_advice()}" if unwritten else ""
-            advice = f"No retry: it would not know the Kie task. {still_billed_message(kie_task_id)}.{advice}"
+            has_succeeded = isinstance(error, KieResultError) or self._charged() is not None
+            about = (
+                f"Kie task {kie_task_id} has succeeded and is billed; its files are at {LOGS_PAGE}"
+                if has_succeeded
+                else still_billed_message(kie_task_id)
+            )
+            advice = f"No retry: it would not know the Kie task. {about}.{settle_advice}"
             if isinstance(error, KieError):
                 error.advice = advice
                 return AirflowFailException(str(error))

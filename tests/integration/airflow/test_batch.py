@@ -768,4 +768,5 @@ def test_without_a_journal_nothing_is_ordered_twice(run, kie, deferrable):
 
     assert (outcome.state, outcome.retried) == ("failed", False)
     assert_tells(outcome.error, "No retry")
+    assert "running" not in str(outcome.error)
     assert len(requests_to(kie)) == 6

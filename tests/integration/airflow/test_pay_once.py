@@ -57,6 +57,7 @@ def generate_deferred(**kwargs):
 
 
 OPERATORS = pytest.mark.parametrize("operator", [flux2, generic, generate, generate_deferred])
+NO_IMAGE = {"on": "file", "do": "swap", "content_type": "image/png", "body": "<html>expired</html>"}
 GENERATE = pytest.mark.parametrize("operator", [generate, generate_deferred])
 
 
@@ -700,6 +701,26 @@ class TestBeforeAirflow33:
         kept = f"Kie task {created} keeps running"
         for text in ("Gave up waiting", "No retry: it would not know the Kie task", kept):
             assert text in str(outcome.error)
+
+    @GENERATE
+    def test_a_task_that_has_failed_is_not_said_to_run(self, operator, kie_emulator):
+        kie_emulator.fault(REFUSED)
+
+        outcome = run_task(lambda **kw: operator(pre_execute=without_store, **kw))
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert_tells(outcome.error, "flagged as NSFW", "Change the prompt")
+        assert "billed" not in str(outcome.error)
+
+    @GENERATE
+    @pytest.mark.parametrize("fault", [NO_URLS, NO_IMAGE])
+    def test_a_task_that_has_succeeded_is_not_said_to_run(self, operator, kie_emulator, at_kie, tmp_path, fault):
+        kie_emulator.fault(fault)
+
+        outcome = run_task(lambda **kw: operator(pre_execute=without_store, target=str(tmp_path), **kw))
+
+        assert (outcome.state, outcome.retried) == ("failed", False)
+        assert_tells(outcome.error, "No retry", f"Kie task {at_kie()[0]} has succeeded and is billed")
 
     def test_the_execution_timeout_is_final_once_there_is_a_task(self, kie_emulator, at_kie):
         kie_emulator.fault({"on": "createTask", "do": "slow", "delay_seconds": 1.5})
