@@ -30,10 +30,13 @@ PRICE = 5.0  # credits for one Flux-2 Pro image in 1K
 
 
 def test_every_component_is_healthy(airflow_stack: AirflowStack) -> None:
-    health = airflow_stack.api("GET", "/monitor/health")
+    def states() -> dict[str, str]:
+        health = airflow_stack.api("GET", "/monitor/health")
+        return {name: part["status"] for name, part in health.items() if part}
 
-    states = {name: part["status"] for name, part in health.items() if part}
-    assert states == dict.fromkeys(("metadatabase", "scheduler", "triggerer", "dag_processor"), "healthy")
+    expected = dict.fromkeys(("metadatabase", "scheduler", "triggerer", "dag_processor"), "healthy")
+    # Now and then a heartbeat is late on a busy machine.
+    airflow_stack.wait_until(lambda: states() == expected, 60, lambda: f"not all healthy: {states()}")
 
 
 def test_airflow_lists_the_provider(airflow_stack: AirflowStack) -> None:
