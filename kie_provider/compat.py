@@ -61,7 +61,7 @@ def task_state_store(context: Context) -> object:
 
 
 def has_login_cookie() -> bool:
-    """Whether a page in a frame of Airflow's UI is asked for with a login. Until 3.1.1, which reads the UI's cookie."""
+    """Whether Airflow knows who looks at a page in a frame of its UI. Until 3.1.1, which reads the login cookie."""
     from airflow import __version__
     from packaging.version import Version
 

@@ -35,7 +35,7 @@ def test_loading_it_imports_nothing_heavy():
     assert len(loaded) <= 4
 
 
-@pytest.mark.skipif(has_login_cookie(), reason="since Airflow 3.1.1 a page in a frame is asked for with a login")
+@pytest.mark.skipif(has_login_cookie(), reason="Airflow 3.1.1 and later know who looks at a page in a frame")
 def test_before_airflow_311_nothing_leads_to_pages_that_would_be_refused():
     key = TaskInstanceKey(dag_id="d", task_id="t", run_id="r", try_number=1, map_index=-1)
     assert KiePlugin.external_views == []
